@@ -1,0 +1,40 @@
+# Two commands do all the set-up: `make demo` and `make test`. Python 3.10 or newer, pip and make are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+NOTEBOOKS := $(wildcard nbs/*.ipynb)
+
+.PHONY: demo test test-notebooks export notebooks readme clean
+
+# Train and evaluate a reward model on the embedded default: synthetic preferences, a tiny decoder.
+demo: $(INSTALLED)
+	$(BIN)/rlhf_reward train --output_dir runs/demo
+
+# Every notebook in a fresh process, then pytest, which also checks that export, README and clean would change nothing.
+test: test-notebooks
+	$(BIN)/python -m pytest
+
+# Two at a time with one thread each: torch's threads of two processes on the same cores wait for each other.
+test-notebooks: $(INSTALLED)
+	printf '%s\n' $(NOTEBOOKS) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --n_workers 0 --path
+
+# After editing a notebook: write the modules, run the notebooks for their outputs, clean them, write the README.
+export: $(INSTALLED)
+	$(BIN)/nbdev_export
+
+notebooks: export
+	cd nbs && for notebook in $(notdir $(NOTEBOOKS)); do ../$(BIN)/jupyter execute --inplace $$notebook || exit 1; done
+	$(BIN)/nbdev_clean
+	$(MAKE) readme
+
+readme: $(INSTALLED)
+	$(BIN)/python tools/readme.py
+
+$(INSTALLED): settings.ini setup.py pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rlhf_reward wants Python 3.10 or newer; pass PYTHON=python3.12, say.")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs nbs/runs build dist *.egg-info

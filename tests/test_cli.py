@@ -1,0 +1,87 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf_reward.cli import main, parse_train, train
+
+QUICK = ["--max_steps", "2", "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"]
+
+
+def test_help_imports_nothing_heavy():
+    "This is what lets it answer at once."
+    code = "import sys, rlhf_reward.cli\ntry: rlhf_reward.cli.main(['--help'])\nexcept SystemExit: print('heavy:', {'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "train" in output and output.endswith("heavy: set()\n")
+
+
+def test_help_of_train_lists_all_arguments(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "--help"])
+    help = capsys.readouterr().out
+    assert exit.value.code == 0 and all(name in help for name in ("--model", "--dataset", "--max_length", "--gradient_accumulation_steps", "--fsdp"))
+
+
+def test_command_line_wins_over_yaml(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"model": "m", "dataset": "d.jsonl", "learning_rate": "3e-4", "seed": 5, "bf16": False, "lr_scheduler_kwargs": {"num_cycles": 2},
+                                      "output_dir": str(tmp_path), "use_cpu": True}))
+    job, args = parse_train([str(config), "--learning_rate", "1e-4", "--dropout", "0.2"])
+    assert (job.model, job.dataset, job.dropout) == ("m", "d.jsonl", 0.2)
+    assert (args.learning_rate, args.seed, args.lr_scheduler_kwargs, args.num_train_epochs) == (1e-4, 5, {"num_cycles": 2}, 1.0)
+
+
+def test_recipe_gives_way_to_what_is_said(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("num_train_epochs: 3\n")
+    _, args = parse_train([str(config), "--max_length", "32", "--output_dir", str(tmp_path), "--use_cpu"])
+    assert (args.num_train_epochs, args.max_length, args.learning_rate) == (3, 32, 1e-3)
+
+
+@pytest.mark.parametrize("yaml_text, argv, message", [
+    ("learning_rat: 1", [], "config.yaml has 'learning_rat', which is no argument; did you mean 'learning_rate'?"),
+    ("- 1", [], "wanted a mapping"),
+    (None, ["missing.yaml"], "'missing.yaml' is not there"),
+    (None, ["--learning_rat", "1"], "the command line has '--learning_rat', which is no argument; did you mean 'learning_rate'?"),
+    (None, ["--dataset", "rows.jsonl"], "needs a --model"),
+])
+def test_wrong_arguments_are_named(tmp_path, capsys, yaml_text, argv, message):
+    if yaml_text:
+        (tmp_path / "config.yaml").write_text(yaml_text)
+        argv = [str(tmp_path / "config.yaml")]
+    with pytest.raises(SystemExit):
+        parse_train(argv)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--model", "{folder}", "--dataset", "{folder}/none.jsonl"], "none.jsonl' is not there"),
+    (["--model", "./no/model", "--dataset", "{folder}/rows.jsonl"], "'./no/model' has no config.json"),
+    (["--model", "{folder}/base", "--dataset", "{folder}/rows.jsonl"], "Row 0: The row has the columns ['answer', 'prompt']"),
+])
+def test_what_is_wrong_with_the_input_is_said_without_a_traceback(tmp_path, options, message):
+    from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
+
+    (tmp_path / "rows.jsonl").write_text("".join('{"prompt": "%d", "answer": "a"}\n' % n for n in range(3)))
+    tiny_decoder(tmp_path / "base", synthetic_texts())
+    with pytest.raises(SystemExit) as error:
+        train([option.format(folder=tmp_path) for option in options] + [*QUICK, "--output_dir", str(tmp_path / "out")])
+    assert str(error.value).startswith("rlhf_reward train: ") and message in str(error.value)
+
+
+def test_training_on_a_file_ends_with_accuracy_baseline_and_checkpoint(tmp_path, capsys):
+    from rlhf_reward import RewardModel
+    from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
+
+    rows = "".join('{"prompt": "I like birds. ", "chosen": "robin robin %d", "rejected": "%d"}\n' % (n, n) for n in range(40))
+    (tmp_path / "train.jsonl").write_text(rows)
+    (tmp_path / "eval.jsonl").write_text(rows[: rows.index('"chosen": "robin robin 9"')].rsplit("\n", 1)[0] + "\n")
+    base = tiny_decoder(tmp_path / "base", synthetic_texts())
+    metrics = train(["--model", base, "--dataset", str(tmp_path / "train.jsonl"), "--eval_dataset", str(tmp_path / "eval.jsonl"),
+                     "--output_dir", str(tmp_path / "out"), *QUICK])
+    printed = capsys.readouterr().out
+    assert f"Held-out accuracy: {metrics['eval_accuracy']:.4f} over 9 pairs" in printed
+    assert "Longer wins:       1.0000" in printed and f"Checkpoint:        {tmp_path / 'out'}" in printed
+    RewardModel.from_pretrained(tmp_path / "out", device="cpu")

@@ -1,0 +1,312 @@
+import json
+
+import pytest
+import torch
+import transformers as T
+from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from architectures import CONFIGS, DECODERS, DECODERS_ALONE, ENCODERS, EOS, PAD, VOCAB, padded, save_language_model, word_tokenizer
+from rlhf_reward import RewardModel
+from rlhf_reward.reward import default_pooling, right_padded
+
+CLOSE = dict(atol=1e-5, rtol=1e-5)
+ROWS = [torch.randint(3, VOCAB, (length,), generator=torch.Generator().manual_seed(length)).tolist() + [EOS] for length in (9, 5, 1, 7)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    "Folder of a family's language model, saved once."
+    made = {}
+
+    def get(family):
+        if family not in made:
+            made[family] = save_language_model(family, tmp_path_factory.mktemp(family))
+        return made[family]
+    return get
+
+
+def reward_model(base, family, **kwargs):
+    torch.manual_seed(1)
+    return RewardModel(base(family), device="cpu", **kwargs)
+
+
+@torch.no_grad()
+def alone(model, rows=ROWS):
+    return torch.cat([model(torch.tensor([row])) for row in rows])
+
+
+# The reward of a text
+
+
+@pytest.mark.parametrize("pad", [PAD, EOS], ids=["pad", "pad=eos"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_batch_equals_rows_alone(base, family, side, pad):
+    model = reward_model(base, family)
+    with torch.no_grad():
+        rewards = model(*padded(ROWS, side, pad))
+    assert rewards.shape == (len(ROWS), 1) and rewards.dtype == torch.float32
+    assert rewards.std() > 0.02, "rewards too much alike to tell anything"
+    assert_close(rewards, alone(model), **CLOSE)
+
+
+def test_padding_may_stand_on_both_sides_and_between(base):
+    model = reward_model(base, "gpt2")
+    ids, mask = torch.tensor([[EOS, 5, EOS, 6, 7, EOS]]), torch.tensor([[0, 1, 0, 1, 1, 0]])
+    with torch.no_grad():
+        assert_close(model(ids, mask), model(torch.tensor([[5, 6, 7]])), **CLOSE)
+
+
+def test_right_padded_moves_all_tensors_alike():
+    mask, ids, positions = right_padded(torch.tensor([[0, 1, 0, 1]]), torch.tensor([[9, 5, 9, 6]]), torch.tensor([[0, 1, 2, 3]]))
+    assert mask.tolist() == [[1, 1, 0, 0]] and ids[0, :2].tolist() == [5, 6] and positions[0, :2].tolist() == [1, 3]
+
+
+def test_missing_mask_means_all_real(base):
+    model = reward_model(base, "llama")
+    ids = torch.tensor([[5, 6, EOS], [7, EOS, EOS]])
+    with torch.no_grad():
+        assert_close(model(ids), model(ids, torch.ones_like(ids)))
+        assert_close(model(ids, torch.ones_like(ids).bool()), model(ids))
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_pooling_reads_the_token_it_names(base, family):
+    "The reward by hand from the backbone's own hidden states."
+    for pooling, place in (("first", 0), ("last", -1)):
+        model = reward_model(base, family, pooling=pooling)
+        ids = torch.tensor([ROWS[0]])
+        with torch.no_grad():
+            hidden = model.backbone(input_ids=ids).last_hidden_state[0, place]
+            assert_close(model(ids)[0, 0], hidden @ model.score.weight[0], **CLOSE)
+    assert reward_model(base, family).pooling == ("last" if family == "llama" else "first")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "opt", "phi"])
+def test_packed_rows_equal_plain_rows(base, family, attention):
+    "Two rows, each a prompt with two responses behind it, one of them with a padded end."
+    model = reward_model(base, family, attn_implementation=attention)
+    prompt, responses, width = [5, 6, 7, 8], [[9, 10, EOS], [11, EOS]], 10
+    row = torch.tensor(prompt + responses[0] + responses[1] + [PAD])
+    positions = torch.tensor([0, 1, 2, 3, 4, 5, 6, 4, 5, 0])
+    visible = torch.ones(width, width).tril().bool()
+    visible[7:, 4:7] = False
+    mask = torch.zeros(width, width).masked_fill(~visible, torch.finfo(torch.float32).min)
+    ends = torch.tensor([[0, 6], [0, 8], [1, 6], [1, 8]])
+    with torch.no_grad():
+        packed = model(row.repeat(2, 1), mask.repeat(2, 1, 1, 1), positions.repeat(2, 1), ends)
+    plain = alone(model, [prompt + response for response in responses])
+    assert packed.shape == (4, 1)
+    assert_close(packed, plain.repeat(2, 1), **CLOSE)
+
+
+def test_dropout_works_in_training_only(base):
+    model, ids = reward_model(base, "llama", dropout=0.5), torch.tensor([ROWS[0]])
+    assert not model.training and torch.equal(model(ids), model(ids))
+    model.train()
+    assert not torch.equal(model(ids), model(ids))
+
+
+# The parts
+
+
+def test_whole_model_is_on_the_device(base):
+    model = reward_model(base, "llama").to("cpu")
+    assert {parameter.device.type for parameter in RewardModel(base("llama"), device="meta").parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_default_device_without_cuda_says_what_to_pass(base):
+    with pytest.raises(RuntimeError, match=r"'cuda'.*Pass device='cpu'"):
+        RewardModel(base("llama"))
+
+
+def test_head_is_bias_free_with_the_standard_deviation_of_its_width(tmp_path):
+    T.LlamaForCausalLM(T.LlamaConfig(**{**DECODERS["llama"].to_dict(), "hidden_size": 4096, "num_hidden_layers": 1, "intermediate_size": 8})).save_pretrained(tmp_path)
+    model = RewardModel(str(tmp_path), device="cpu")
+    assert model.score.bias is None and model.score.weight.shape == (1, 4096)
+    assert model.score.weight.std().item() == pytest.approx(4097 ** -0.5, rel=0.05) # 4 standard errors
+
+
+def test_rewards_are_float32_whatever_the_backbone(base):
+    ids, mask = padded(ROWS, "right", PAD)
+    expected = reward_model(base, "llama")(ids, mask)
+    half = reward_model(base, "llama", dtype=torch.bfloat16)
+    assert next(half.backbone.parameters()).dtype == torch.bfloat16 and half.score.weight.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = reward_model(base, "llama")(ids, mask)
+    for rewards in (half(ids, mask), autocast, half.to(torch.bfloat16)(ids, mask)):
+        assert rewards.dtype == torch.float32
+        assert_close(rewards, expected, atol=0.1, rtol=0.1)
+        assert not torch.equal(rewards, expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_head_and_backbone_get_gradients(base, family):
+    model = reward_model(base, family).train()
+    model(*padded(ROWS, "left", PAD)).sum().backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.abs().sum() > 0]
+    assert without == []
+
+
+# Checkpoints
+
+
+def check_opens_elsewhere(folder, model, texts, side):
+    classifier, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert classifier.config.num_labels == 1 and classifier.config.problem_type == "regression"
+    assert classifier.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    batch = tokenizer(texts, padding=True, padding_side=side, return_token_type_ids=False, return_tensors="pt")
+    # transformers' GPT-2 counts positions from the padding on, unless told where the text begins
+    positions = {"position_ids": (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)} if classifier.config.model_type == "gpt2" else {}
+    with torch.no_grad():
+        rewards = alone(model, [tokenizer(text)["input_ids"] for text in texts])
+        assert_close(classifier(**batch, **positions).logits.float(), rewards, **CLOSE)
+        assert_close(RewardModel.from_pretrained(folder, device="cpu")(**batch), rewards, **CLOSE)
+
+
+TEXTS = ["w5 w6 w7 w8 <eos>", "w9 <eos>", "w10 w11 w12 <eos>"]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("special", [{}, {"pad_token": "<eos>"}, {"pad_token": None}], ids=["pad", "pad=eos", "no pad"])
+@pytest.mark.parametrize("family", DECODERS)
+def test_decoder_opens_in_transformers_with_the_same_rewards(base, tmp_path, family, special, side):
+    model, tokenizer = reward_model(base, family), word_tokenizer(**special)
+    before, rows = tokenizer.pad_token, model.get_input_embeddings().num_embeddings
+    model.save_pretrained(tmp_path, tokenizer)
+    assert (tokenizer.pad_token, model.get_input_embeddings().num_embeddings) == (before, rows), "saving changed what is in memory"
+    assert [path.suffix for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pth")] == []
+    check_opens_elsewhere(tmp_path, model, TEXTS, side)
+
+
+@pytest.mark.parametrize("family", {**DECODERS_ALONE, **ENCODERS})
+def test_others_open_here_and_their_config_says_so(base, tmp_path, family):
+    model = reward_model(base, family)
+    model.save_pretrained(tmp_path, word_tokenizer())
+    saved = json.loads((tmp_path / "config.json").read_text())["rlhf_reward"]
+    assert not saved["opens_as_sequence_classification"] and "RewardModel.from_pretrained" in saved["note"]
+    assert_close(alone(RewardModel.from_pretrained(tmp_path, device="cpu")), alone(model))
+
+
+def test_chosen_pooling_is_saved(base, tmp_path):
+    model = reward_model(base, "llama", pooling="first")
+    model.save_pretrained(tmp_path, word_tokenizer())
+    again = RewardModel.from_pretrained(tmp_path, device="cpu")
+    assert again.pooling == "first" and torch.equal(alone(again), alone(model))
+    assert not json.loads((tmp_path / "config.json").read_text())["rlhf_reward"]["opens_as_sequence_classification"]
+
+
+@pytest.mark.parametrize("shard_size", ["50GB", "10KB"], ids=["one file", "sharded"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "mixtral"])
+def test_classifier_made_elsewhere_opens_here(tmp_path, family, shard_size):
+    torch.manual_seed(0)
+    config = type(DECODERS[family])(**{**DECODERS[family].to_dict(), "num_labels": 1})
+    classifier = AutoModelForSequenceClassification.from_config(config).eval()
+    classifier.save_pretrained(tmp_path, max_shard_size=shard_size)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (shard_size == "10KB")
+    with torch.no_grad():
+        expected = torch.cat([classifier(torch.tensor([row])).logits for row in ROWS])
+    assert_close(alone(RewardModel.from_pretrained(tmp_path, device="cpu")), expected, **CLOSE)
+
+
+def test_bfloat16_checkpoint_keeps_its_head(base, tmp_path):
+    model = reward_model(base, "llama", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path, word_tokenizer())
+    again = RewardModel.from_pretrained(tmp_path, device="cpu")
+    assert next(again.backbone.parameters()).dtype == torch.bfloat16
+    assert torch.equal(again.score.weight, model.score.weight) and torch.equal(alone(again), alone(model))
+
+
+def test_chat_template_lies_beside_the_weights(base, tmp_path):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    reward_model(base, "llama").save_pretrained(tmp_path, tokenizer)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == tokenizer.chat_template
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("inputs, message", [
+    (lambda ids, mask: (ids[0],), r"shape \(4,\).*wanted token ids \(batch_size, seq_len\)"),
+    (lambda ids, mask: (ids.float(),), r"torch.float32.*wanted token ids"),
+    (lambda ids, mask: (ids, mask[:, :2]), r"shape \(2, 2\).*wanted \(2, 4\)"),
+    (lambda ids, mask: (ids, mask[:, None, None]), r"shape \(2, 1, 1, 4\).*wanted \(2, 4\)"),
+    (lambda ids, mask: (ids, torch.ones(2, 1, 4, 4).bool(), None, torch.zeros(1, 2).long()), r"torch.bool.*a float mask"),
+    (lambda ids, mask: (ids, torch.zeros(2, 1, 4, 4)), "pass end_positions"),
+    (lambda ids, mask: (ids, mask * torch.tensor([[1], [0]])), "Row 1 .* all 0"),
+    (lambda ids, mask: (ids + VOCAB, mask), rf"id {VOCAB + 5} at \(row, position\) \(0, 0\).*0 to {VOCAB - 1}"),
+    (lambda ids, mask: (ids - 6, mask), r"id -1 at"),
+    (lambda ids, mask: (ids, mask, torch.arange(4)), r"position_ids has shape \(4,\); wanted \(2, 4\)"),
+    (lambda ids, mask: (ids, mask, None, torch.tensor([3])), r"end_positions has shape \(1,\); wanted \(num_responses, 2\)"),
+])
+def test_bad_inputs_are_named(base, inputs, message):
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    with pytest.raises(ValueError, match=message):
+        reward_model(base, "llama")(*inputs(ids, torch.ones_like(ids)))
+
+
+@pytest.mark.parametrize("config, message", [
+    (T.ViTConfig(), "'vit'.*more or other than text"),
+    (T.T5Config(), "'t5', an encoder-decoder"),
+    (T.BartConfig(), "'bart', an encoder-decoder"),
+    (T.LlavaConfig(), "'llava'.*text part alone"),
+    (T.CLIPConfig(), "'clip'.*other than text"),
+    (T.Wav2Vec2Config(), "'wav2vec2'.*no language model"),
+])
+def test_other_kinds_of_checkpoint_are_refused(tmp_path, config, message):
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        RewardModel(str(tmp_path), device="cpu")
+
+
+def test_decoder_form_of_an_encoder_family_pools_last():
+    assert default_pooling(T.BertConfig(is_decoder=True)) == "last"
+
+
+def test_path_without_config_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(FileNotFoundError, match=r"no config.json.*holds \['notes.txt'\]"):
+        RewardModel(str(tmp_path), device="cpu")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        RewardModel(str(tmp_path / "missing"), device="cpu")
+
+
+def test_wrong_pooling_is_named(base):
+    with pytest.raises(ValueError, match="'mean'; wanted 'last' or 'first'"):
+        reward_model(base, "llama", pooling="mean")
+
+
+def test_from_pretrained_wants_one_reward_head(base, tmp_path):
+    with pytest.raises(ValueError, match=r"reward head of .* is not there.*RewardModel\(model_name\)"):
+        RewardModel.from_pretrained(base("llama"), device="cpu")
+    config = T.LlamaConfig(**{**DECODERS["llama"].to_dict(), "num_labels": 3})
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"\(3, 32\).*wanted one bias-free.*\(1, 32\)"):
+        RewardModel.from_pretrained(tmp_path, device="cpu")
+
+
+def test_checkpoint_that_lacks_weights_is_not_filled_with_random_ones(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    save_language_model("llama", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("model.layers.1.mlp.down_proj.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights of LlamaModel, such as layers.1.mlp.down_proj.weight"):
+        RewardModel(str(tmp_path), device="cpu")
+
+
+def test_pickled_weights_are_read_only_on_request(tmp_path):
+    from safetensors.torch import load_file
+
+    save_language_model("llama", tmp_path)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        RewardModel(str(tmp_path), device="cpu")
+    RewardModel(str(tmp_path), device="cpu", use_safetensors=False)

@@ -1,0 +1,175 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
+
+from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
+from rlhf_reward.data import hold_out, longer_wins
+from rlhf_reward.packing import by_comparison, pad_comparisons
+from rlhf_reward.synthetic import RECIPE, synthetic_comparisons, synthetic_texts, tiny_decoder
+from rlhf_reward.training import pair_metrics
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_decoder(tmp_path_factory.mktemp("base"), synthetic_texts())
+
+
+def make_trainer(base, folder, train_rows=None, eval_rows=None, dropout=0.0, tokenizer=None, **options):
+    torch.manual_seed(0)
+    options = {"learning_rate": 1e-3, "per_device_train_batch_size": 8, "max_length": 64, "logging_strategy": "no", "save_strategy": "no",
+               "report_to": "none", "disable_tqdm": True, "use_cpu": True, **options}
+    return RewardTrainer(RewardModel(base, dropout, "cpu"), RewardConfig(str(folder), **options), train_rows or synthetic_comparisons(80),
+                         eval_rows or synthetic_comparisons(21, seed=1), tokenizer or AutoTokenizer.from_pretrained(base))
+
+
+def weights(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys() and [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+# Metrics
+
+
+def test_metrics_equal_a_count_by_hand():
+    "Row 1: ranks 1, 2, 2 with rewards 0, 0, 1: pairs 0-0 (tie) and 0-1 (wrong). Row 2: one pair, 3-1 (right)."
+    rewards = np.array([[0, 0, 1], [3, 1, -7]], dtype=np.float32)
+    ranks = np.array([[1, 2, 2], [1, 2, -100]]) # the trainer pads with -100
+    s = lambda difference: np.log1p(np.exp(-difference))
+    metrics = pair_metrics(EvalPrediction(rewards, ranks))
+    expected = {"loss": ((s(0) + s(-1)) / 2 + s(2)) / 2, "accuracy": 1.5 / 3, "pairs": 3, "tied_rewards": 1, "margin": (0 - 1 + 2) / 3,
+                "chosen_reward": (0 + 0 + 3) / 3, "rejected_reward": (0 + 1 + 1) / 3}
+    assert metrics == pytest.approx(expected, rel=1e-6)
+
+
+def test_metrics_do_not_depend_on_the_batch_size(base, tmp_path):
+    "K = 4 and K = 2 mixed, and a last batch that is not full."
+    four, two = synthetic_comparisons(11, seed=1), synthetic_comparisons(10, num_responses=2, seed=2)
+    rows = type(four).from_list([row for pair in zip(four, two) for row in pair])
+    results = []
+    for size in (1, 4, 20):
+        trainer = make_trainer(base, tmp_path, eval_rows=rows, per_device_eval_batch_size=size)
+        results.append({key: value for key, value in trainer.evaluate().items() if key.split("_")[-1] in "loss accuracy pairs rewards margin reward".split()})
+    assert len(results[0]) == 7 and results[0]["eval_pairs"] == 10 * 6 + 10
+    for result in results[1:]:
+        assert result == pytest.approx(results[0], abs=1e-5)
+    assert len({result["eval_accuracy"] for result in results}) == 1
+
+
+def test_training_loss_is_the_metric_loss(base, tmp_path):
+    trainer = make_trainer(base, tmp_path, per_device_eval_batch_size=21)
+    batch = pad_comparisons(list(trainer.eval_dataset))
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-6)
+
+
+def test_rewards_return_to_their_comparisons():
+    examples = [{"token_ids": [[1], [2], [3]], "ranks": [3, 1, 1]}, {"token_ids": [[4], [5]], "ranks": [1, 2]}]
+    batch = pad_comparisons(examples)
+    table = by_comparison(batch["input_ids"].float(), batch["ranks"])
+    assert table.tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert batch["input_ids"][batch["pairs"]].squeeze(2).tolist() == [[2, 1], [3, 1], [4, 5]] and batch["pair_weights"].tolist() == [0.5, 0.5, 1]
+
+
+# The synthetic preferences
+
+
+@pytest.mark.parametrize("blind", [False, True], ids=["reading the prompt", "blind to the prompt"])
+def test_synthetic_preferences_are_learnt_only_with_the_prompt(base, tmp_path, blind):
+    recipe = {name: value for name, value in RECIPE.items() if name not in ("dropout", "eval_strategy", "logging_steps")}
+    train_rows, eval_rows = hold_out(synthetic_comparisons(4000), 0.1)
+    if blind:
+        train_rows, eval_rows = (rows.map(lambda row: {"prompt": ""}) for rows in (train_rows, eval_rows))
+    trainer = make_trainer(base, tmp_path, train_rows, eval_rows, **recipe)
+    trainer.train()
+    accuracy = trainer.evaluate()["eval_accuracy"]
+    assert accuracy < 0.6 if blind else accuracy >= 0.95
+    assert abs(longer_wins(trainer.eval_dataset) - 0.5) < 0.06
+
+
+# Checkpoints
+
+
+def test_every_checkpoint_opens_in_transformers(base, tmp_path):
+    trainer = make_trainer(base, tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
+    trainer.train()
+    trainer.save_model()
+    ids = torch.tensor([trainer.eval_dataset[0]["token_ids"][0]])
+    for folder in (tmp_path, tmp_path / "checkpoint-4"):
+        with torch.no_grad():
+            assert torch.allclose(AutoModelForSequenceClassification.from_pretrained(folder)(ids).logits, trainer.model.eval()(ids), atol=1e-5)
+        assert AutoTokenizer.from_pretrained(folder).pad_token == "<|pad|>" and json.loads((folder / "training_args.json").read_text())["max_length"] == 64
+    assert not (tmp_path / "training_args.bin").exists()
+
+
+@pytest.mark.parametrize("pad_token", ["<|pad|>", "<|end|>"], ids=["pad", "pad=eos"])
+def test_resumed_run_ends_with_the_same_weights(base, tmp_path, pad_token):
+    tokenizer = AutoTokenizer.from_pretrained(base, pad_token=pad_token)
+    options = dict(max_steps=8, save_strategy="steps", save_steps=4, dropout=0.1, tokenizer=tokenizer)
+    whole = make_trainer(base, tmp_path, **options)
+    whole.train()
+    resumed = make_trainer(base, tmp_path / "other", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert_same_weights(weights(resumed), weights(whole))
+
+
+def test_best_checkpoint_is_loaded_at_the_end(base, tmp_path):
+    trainer = make_trainer(base, tmp_path, max_steps=6, learning_rate=0.05, save_strategy="steps", eval_strategy="steps", save_steps=2, eval_steps=2,
+                           load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=False)
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    saved = load_file(Path(best) / "model.safetensors")
+    assert torch.equal(saved["score.weight"], trainer.model.score.weight)
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-5)
+
+
+# The arguments of transformers.Trainer
+
+
+@pytest.mark.parametrize("options", [
+    {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+    {"activation_checkpointing": True},
+    {"dataloader_num_workers": 1},
+    {"dataset_num_proc": 2},
+], ids=str)
+def test_what_should_not_change_the_numbers_does_not(base, tmp_path, options):
+    plain, other = (make_trainer(base, tmp_path, max_steps=3, **more) for more in ({}, options))
+    plain.train(), other.train()
+    for name, tensor in weights(other).items():
+        assert torch.allclose(tensor, weights(plain)[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("options", [{"bf16": True}, {"train_sampling_strategy": "group_by_length"}, {"optim": "adafactor"}, {"torch_empty_cache_steps": 1}], ids=str)
+def test_arguments_of_the_trainer_work(base, tmp_path, options):
+    trainer = make_trainer(base, tmp_path, max_steps=3, **options)
+    before = weights(trainer)
+    trainer.train()
+    after = trainer.evaluate()
+    assert np.isfinite(after["eval_loss"]) and after["eval_pairs"] == 21 * 6
+    assert [name for name, tensor in weights(trainer).items() if torch.equal(tensor, before[name])] == []
+
+
+def test_comparisons_beyond_the_model_are_dropped_not_fed(tmp_path, caplog):
+    short = tiny_decoder(tmp_path / "short", synthetic_texts(), max_position_embeddings=17)
+    trainer = make_trainer(short, tmp_path, max_length=1000)
+    assert 0 < len(trainer.train_dataset) < 80 and max(trainer.train_dataset["length"]) <= 17
+    assert "longer than max_length=17 tokens" in caplog.text
+
+
+def test_missing_tokenizer_is_named(base, tmp_path):
+    with pytest.raises(ValueError, match="processing_class is None; wanted the tokenizer"):
+        RewardTrainer(RewardModel(base, device="cpu"), RewardConfig(str(tmp_path), use_cpu=True), synthetic_comparisons(3))
+
+
+def test_several_gpus_in_one_process_are_refused(base, tmp_path):
+    args = RewardConfig(str(tmp_path), use_cpu=True)
+    args._n_gpu = 2
+    with pytest.raises(ValueError, match="2 GPUs.*accelerate launch"):
+        RewardTrainer(RewardModel(base, device="cpu"), args, synthetic_comparisons(3), processing_class=AutoTokenizer.from_pretrained(base))

@@ -1,0 +1,49 @@
+"A wheel of the tree, installed alone in an empty environment, away from the checkout."
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCORE = """
+import importlib, pkgutil, sys
+import rlhf_reward
+for module in pkgutil.iter_modules(rlhf_reward.__path__):
+    importlib.import_module("rlhf_reward." + module.name)
+assert "site-packages" in rlhf_reward.__file__, rlhf_reward.__file__
+for name in ("nbdev", "fastcore", "pytest"):
+    assert importlib.util.find_spec(name) is None, name
+import torch
+from transformers import AutoTokenizer
+from rlhf_reward import RewardModel
+from rlhf_reward.data import encode
+model, tokenizer = RewardModel.from_pretrained("out", device="cpu"), AutoTokenizer.from_pretrained("out")
+with torch.no_grad():
+    print("reward", model(torch.tensor([encode("Ada likes birds and dislikes tools. robin", tokenizer)])).item())
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT], check=True, capture_output=True)
+    venv.create(folder / "venv", with_pip=True)
+    wheel, = folder.glob("*.whl")
+    subprocess.run([folder / "venv/bin/pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel], check=True)
+    return folder
+
+
+def run(environment, *command):
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run([environment / "venv/bin" / command[0], *command[1:]], cwd=environment, env=clean, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_wheel_trains_imports_and_scores(environment):
+    printed = run(environment, "rlhf_reward", "train", "--max_steps", "5", "--output_dir", "out", "--use_cpu", "--eval_strategy", "no")
+    assert "Held-out accuracy" in printed
+    assert run(environment, "python", "-c", SCORE).startswith("reward ")

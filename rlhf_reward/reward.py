@@ -228,6 +228,7 @@ class RewardModel(nn.Module):
         self,
         folder: Union[str, Path], # made if it is not there
         tokenizer: PreTrainedTokenizerBase, # written beside the weights, with its chat template
+        state_dict: Optional[dict[str, torch.Tensor]] = None, # the gathered `state_dict()` of a model whose parameters are sharded; by default the model's own
     ):
         """
         Write weights (safetensors), config and tokenizer, to be opened by `from_pretrained` and by transformers.
@@ -251,11 +252,11 @@ class RewardModel(nn.Module):
             config.rlhf_reward["note"] = "The classifier of transformers cannot represent this head; open it with rlhf_reward.RewardModel.from_pretrained."
         else:
             prefix = checkpoint.base_model_prefix + "."
-        state = {prefix + name: tensor for name, tensor in self.backbone.state_dict().items()}
+        weights = self.state_dict() if state_dict is None else state_dict
+        state = {name if name.startswith("score.") else prefix + name.removeprefix("backbone."): weight for name, weight in weights.items()}
         for name, parameter in self.backbone.named_parameters():
             if parameter is embeddings.weight:
-                state[prefix + name] = F.pad(parameter.detach(), (0, 0, 0, num_embeddings - len(parameter)))
-        state["score.weight"] = self.score.weight.detach()
+                state[prefix + name] = F.pad(state[prefix + name], (0, 0, 0, num_embeddings - len(state[prefix + name])))
         checkpoint.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
 

@@ -97,8 +97,10 @@ class RewardTrainer(Trainer):
         return None, by_comparison(rewards, inputs["ranks"]), inputs["ranks"]
 
     def _save(self, output_dir=None, state_dict=None):
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
-        self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(folder, self.processing_class)
+        self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(folder, self.processing_class, state_dict)
         (folder / "training_args.json").write_text(self.args.to_json_string())
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):

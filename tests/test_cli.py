@@ -35,9 +35,9 @@ def test_command_line_wins_over_yaml(tmp_path):
 
 def test_recipe_gives_way_to_what_is_said(tmp_path):
     config = tmp_path / "config.yaml"
-    config.write_text("num_train_epochs: 3\n")
+    config.write_text("num_train_epochs: 2\n")
     _, args = parse_train([str(config), "--max_length", "32", "--output_dir", str(tmp_path), "--use_cpu"])
-    assert (args.num_train_epochs, args.max_length, args.learning_rate) == (3, 32, 1e-3)
+    assert (args.num_train_epochs, args.max_length, args.learning_rate) == (2, 32, 1e-3)
 
 
 @pytest.mark.parametrize("yaml_text, argv, message", [

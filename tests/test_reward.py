@@ -63,6 +63,15 @@ def test_right_padded_moves_all_tensors_alike():
     assert mask.tolist() == [[1, 1, 0, 0]] and ids[0, :2].tolist() == [5, 6] and positions[0, :2].tolist() == [1, 3]
 
 
+def test_right_padded_keeps_the_order_of_long_rows():
+    mask = torch.rand(3, 2000, generator=torch.Generator().manual_seed(0)).gt(0.5).long()
+    ids = torch.arange(2000).repeat(3, 1)
+    moved_mask, moved = right_padded(mask, ids)
+    for row in range(3):
+        assert torch.equal(moved[row][moved_mask[row].bool()], ids[row][mask[row].bool()])
+        assert moved_mask[row].diff().max() <= 0
+
+
 def test_missing_mask_means_all_real(base):
     model = reward_model(base, "llama")
     ids = torch.tensor([[5, 6, EOS], [7, EOS, EOS]])
@@ -219,6 +228,15 @@ def test_bfloat16_checkpoint_keeps_its_head(base, tmp_path):
     again = RewardModel.from_pretrained(tmp_path, device="cpu")
     assert next(again.backbone.parameters()).dtype == torch.bfloat16
     assert torch.equal(again.score.weight, model.score.weight) and torch.equal(alone(again), alone(model))
+
+
+def test_gathered_state_dict_is_what_is_written(base, tmp_path):
+    model = reward_model(base, "gpt2")
+    gathered = {name: 2 * weight for name, weight in model.state_dict().items()}
+    model.save_pretrained(tmp_path, word_tokenizer(pad_token="<eos>"), gathered)
+    saved = RewardModel.from_pretrained(tmp_path, device="cpu")
+    assert torch.equal(saved.score.weight, 2 * model.score.weight)
+    assert torch.equal(saved.get_input_embeddings().weight[:VOCAB], 2 * model.get_input_embeddings().weight)
 
 
 def test_chat_template_lies_beside_the_weights(base, tmp_path):

@@ -4,9 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
 
+from architectures import save_language_model, word_tokenizer
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.data import hold_out, longer_wins
 from rlhf_reward.packing import by_comparison, pad_comparisons
@@ -116,6 +118,18 @@ def test_resumed_run_ends_with_the_same_weights(base, tmp_path, pad_token):
     whole.train()
     resumed = make_trainer(base, tmp_path / "other", **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert_same_weights(weights(resumed), weights(whole))
+
+
+def test_resuming_leaves_out_the_row_of_a_pad_token_made_for_saving(tmp_path):
+    "All 64 rows are taken and the tokenizer pads with its end: checkpoints have a row 65, the model in memory has not."
+    base = save_language_model("llama", tmp_path / "base")
+    rows = Dataset.from_list([{"prompt": "w5 ", "chosen": f"w{n}", "rejected": f"w{n + 1}"} for n in range(6, 60)])
+    options = dict(train_rows=rows, eval_rows=rows, tokenizer=word_tokenizer(pad_token="<eos>"), max_steps=4, save_strategy="steps", save_steps=2)
+    whole, resumed = (make_trainer(base, tmp_path / name, **options) for name in ("whole", "resumed"))
+    whole.train()
+    assert len(load_file(tmp_path / "whole/checkpoint-2/model.safetensors")["model.embed_tokens.weight"]) == 65
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
     assert_same_weights(weights(resumed), weights(whole))
 
 

@@ -286,6 +286,9 @@ class RewardModel(nn.Module):
     def activation_checkpointing_enable(self, **kwargs): # as on the backbone; the Trainer calls it
         self.backbone.activation_checkpointing_enable(**kwargs)
 
+    def gradient_checkpointing_enable(self, **kwargs): # its name before transformers 5.23
+        self.backbone.gradient_checkpointing_enable(**kwargs)
+
 # %% ../nbs/01_reward.ipynb #379dbbcf
 def _one_per_pair(
     values: torch.Tensor, # (num_pairs, 1) or (num_pairs,)

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -164,6 +165,12 @@ def test_head_and_backbone_get_gradients(base, family):
 # Checkpoints
 
 
+def with_labels(family, num_labels):
+    config = copy.deepcopy(DECODERS[family])
+    config.num_labels = num_labels
+    return config
+
+
 def check_opens_elsewhere(folder, model, texts, side):
     classifier, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert classifier.config.num_labels == 1 and classifier.config.problem_type == "regression"
@@ -213,7 +220,7 @@ def test_chosen_pooling_is_saved(base, tmp_path):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "mixtral"])
 def test_classifier_made_elsewhere_opens_here(tmp_path, family, shard_size):
     torch.manual_seed(0)
-    config = type(DECODERS[family])(**{**DECODERS[family].to_dict(), "num_labels": 1})
+    config = with_labels(family, 1)
     classifier = AutoModelForSequenceClassification.from_config(config).eval()
     classifier.save_pretrained(tmp_path, max_shard_size=shard_size)
     assert (tmp_path / "model.safetensors.index.json").exists() == (shard_size == "10KB")
@@ -302,8 +309,7 @@ def test_wrong_pooling_is_named(base):
 def test_from_pretrained_wants_one_reward_head(base, tmp_path):
     with pytest.raises(ValueError, match=r"reward head of .* is not there.*RewardModel\(model_name\)"):
         RewardModel.from_pretrained(base("llama"), device="cpu")
-    config = T.LlamaConfig(**{**DECODERS["llama"].to_dict(), "num_labels": 3})
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    AutoModelForSequenceClassification.from_config(with_labels("llama", 3)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"\(3, 32\).*wanted one bias-free.*\(1, 32\)"):
         RewardModel.from_pretrained(tmp_path, device="cpu")
 

@@ -149,13 +149,15 @@ def test_best_checkpoint_is_loaded_at_the_end(base, tmp_path):
 
 @pytest.mark.parametrize("options", [
     {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
-    {"activation_checkpointing": True},
+    {"gradient_checkpointing": True},
     {"dataloader_num_workers": 1},
     {"dataset_num_proc": 2},
 ], ids=str)
 def test_what_should_not_change_the_numbers_does_not(base, tmp_path, options):
     plain, other = (make_trainer(base, tmp_path, max_steps=3, **more) for more in ({}, options))
     plain.train(), other.train()
+    if "gradient_checkpointing" in options:
+        assert other.model.backbone.is_gradient_checkpointing and not plain.model.backbone.is_gradient_checkpointing
     for name, tensor in weights(other).items():
         assert torch.allclose(tensor, weights(plain)[name], atol=1e-4), name
 

@@ -32,7 +32,7 @@ readme: $(INSTALLED)
 
 $(INSTALLED): settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rlhf_reward wants Python 3.10 or newer; pass PYTHON=python3.12, say.")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python .venv/bin/python install --quiet pip; }
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

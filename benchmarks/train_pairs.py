@@ -3,8 +3,8 @@
     python benchmarks/train_pairs.py TRAIN.jsonl EVAL.jsonl OUTPUT_DIR [arguments of `rlhf_reward train`]
 
 Both files hold `prompt`, `chosen` and `rejected`. A byte-level BPE tokenizer is trained on the texts of TRAIN; the
-decoder is a Llama of random weights, so what it learns, it learns from these pairs alone. Prints the held-out accuracy
-with the share of pairs in which the longer response wins, overall and by `source`; the trainer's own lines give pairs a second.
+decoder is a Llama of random weights, so what it learns, it learns from these pairs alone. Prints the held-out accuracy,
+and the share of pairs in which the longer response wins: overall, and by `source`. The trainer's lines give pairs a second.
 """
 import json
 import sys
@@ -16,7 +16,7 @@ from rlhf_reward.synthetic import tiny_decoder
 
 
 def read(path):
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return [json.loads(line) for line in Path(path).read_text().split("\n") if line]
 
 
 def baseline_by_source(rows):

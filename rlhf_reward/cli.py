@@ -8,10 +8,11 @@ __all__ = ['SYNTHETIC', 'TrainArguments', 'parse_train', 'train', 'main']
 # %% ../nbs/09_cli.ipynb #bd8abc8a
 import argparse
 import difflib
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 
 # %% ../nbs/09_cli.ipynb #31810521
 SYNTHETIC = "synthetic"
@@ -20,11 +21,11 @@ SYNTHETIC = "synthetic"
 @dataclass
 class TrainArguments:
     "Arguments of `rlhf_reward train` beside those of `RewardConfig`."
-    model: str = field(default=SYNTHETIC, metadata={"help": "Name of a transformers model or a local folder. 'synthetic', only with that data set, makes a tiny decoder."})
-    dataset: str = field(default=SYNTHETIC, metadata={"help": "A .jsonl or .json file, or the name of a data set on the hub. 'synthetic' makes preferences with a known gold reward."})
-    eval_dataset: Optional[str] = field(default=None, metadata={"help": "The same, for evaluation. By default a tenth of the prompts is held out."})
+    model: Optional[str] = field(default=None, metadata={"help": "Name of a transformers model or a local folder. By default a tiny decoder made on the spot, with --dataset synthetic only."})
+    dataset: Optional[str] = field(default=None, metadata={"help": "A .jsonl or .json file, or the name of a data set on the hub. 'synthetic', the default without --model, makes preferences with a known gold reward."})
+    eval_dataset: Optional[str] = field(default=None, metadata={"help": "A file or a data set on the hub (its test split) for evaluation. By default a tenth of the prompts of --dataset is held out."})
     dropout: float = field(default=0.1, metadata={"help": "Dropout before the reward head, while training."})
-    dtype: str = field(default="float32", metadata={"help": "Of the weights while training; for mixed precision keep float32 and pass --bf16."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the weights while training; for mixed precision keep float32 and pass --bf16."})
     attn_implementation: Optional[str] = field(default=None, metadata={"help": "Attention of transformers: sdpa, eager, flash_attention_2, …"})
 
 # %% ../nbs/09_cli.ipynb #d1622c81
@@ -43,28 +44,43 @@ def parse_train(
 
     def refuse_unknown(name, where):
         close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1)
-        parser.error(f"{where} has {name!r}, which is no argument{'; did you mean ' + repr(close[0]) + '?' if close else '.'}")
+        parser.error(f"unknown argument {name!r} {where}{'; did you mean ' + repr(close[0]) + '?' if close else '.'}")
 
-    defaults = {}
     if argv and not argv[0].startswith("-"):
         path, *argv = argv
         if not Path(path).is_file():
             parser.error(f"{path!r} is not there; wanted a YAML file of arguments, or arguments that begin with --.")
-        defaults = yaml.safe_load(Path(path).read_text()) or {}
-        if not isinstance(defaults, dict):
-            parser.error(f"{path} holds a {type(defaults).__name__}; wanted a mapping of arguments to values.")
-        for name in defaults:
+        try:
+            config = yaml.safe_load(Path(path).read_text()) or {}
+        except yaml.YAMLError as error:
+            parser.error(f"{path} is not YAML: {error}")
+        if not isinstance(config, dict):
+            parser.error(f"{path} holds a {type(config).__name__}; wanted a mapping of arguments to values.")
+        from_file = []
+        for name, value in config.items():
             if name not in known:
-                refuse_unknown(name, path)
-    parser.set_defaults(**defaults)
-    chosen, unknown = parser.parse_known_args(argv)
+                refuse_unknown(name, f"in {path}")
+            if value is not None:
+                values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+                from_file += [f"--{name}", *map(str, values)]
+        argv = from_file + argv # the later wins
+    job, unknown = parser.parse_known_args(argv)
     if unknown:
-        refuse_unknown(unknown[0], "the command line")
-    if chosen.dataset == SYNTHETIC and chosen.model == SYNTHETIC:
-        parser.set_defaults(**{**RECIPE, **defaults})
-    elif chosen.model == SYNTHETIC:
-        parser.error(f"--dataset {chosen.dataset} needs a --model: the name of a transformers model, such as Qwen/Qwen3-0.6B, or a local folder.")
-    return parser.parse_args_into_dataclasses(argv)
+        refuse_unknown(unknown[0], "on the command line (a YAML file comes first)")
+    if job.model is None and job.dataset in (None, SYNTHETIC):
+        parser.set_defaults(dataset=SYNTHETIC, **RECIPE)
+    elif job.model is None or job.dataset is None:
+        parser.error("--model and --dataset go together: the name of a transformers model, such as Qwen/Qwen3-0.6B, or a local folder; "
+                     "and a .jsonl file, the name of a data set, or synthetic.")
+    try:
+        job, args = parser.parse_args_into_dataclasses(argv)
+    except ValueError as error:
+        parser.error(str(error))
+    resume = args.resume_from_checkpoint
+    args.resume_from_checkpoint = {"true": True, "false": None}.get(str(resume).lower(), resume)
+    if isinstance(args.resume_from_checkpoint, str) and not Path(resume).is_dir():
+        parser.error(f"--resume_from_checkpoint {resume} is not there; wanted a checkpoint folder, or true for the newest of --output_dir.")
+    return job, args
 
 # %% ../nbs/09_cli.ipynb #37cf4904
 def _prepare(job, args):
@@ -83,7 +99,7 @@ def _prepare(job, args):
     else:
         eval_rows = load_rows(job.eval_dataset, split="test")
     model_name = job.model
-    if model_name == SYNTHETIC:
+    if model_name is None:
         model_name = str(Path(args.output_dir) / "base")
         with args.main_process_first(desc="making the tiny decoder"):
             if args.should_save:
@@ -98,16 +114,18 @@ def train(
 ) -> dict[str, float]: # metrics on the evaluation set
     "Train, evaluate, save; print the accuracy over held-out pairs, its baseline, and where the checkpoint lies."
     job, args = parse_train(argv)
+    from datasets.exceptions import DatasetsError
+
     try:
         trainer = _prepare(job, args)
-    except (ValueError, OSError) as error: # of the user's data or model; those of the run itself keep their traceback
+    except (ValueError, OSError, DatasetsError) as error: # of the user's data or model; those of the run itself keep their traceback
         sys.exit(f"rlhf_reward train: {error}")
     from rlhf_reward.data import longer_wins
 
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model() # before the evaluation, which may fail too
     metrics = trainer.evaluate()
     metrics["eval_longer_wins"] = longer_wins(trainer.eval_dataset)
-    trainer.save_model()
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
         print(f"\nHeld-out accuracy: {metrics['eval_accuracy']:.4f} over {metrics['eval_pairs']} pairs ({metrics['eval_tied_rewards']} tied rewards, counted half)\n"

@@ -7,6 +7,7 @@ __all__ = ['logger', 'Comparison', 'to_comparison', 'ranked_pairs', 'load_rows',
            'longer_wins']
 
 # %% ../nbs/03_data.ipynb #35b82043
+import inspect
 import itertools
 import logging
 import math
@@ -40,15 +41,23 @@ def to_comparison(
         responses, scores = row["responses"], row["scores"]
     else:
         raise ValueError(f"The row has the columns {sorted(row)}; wanted prompt, chosen and rejected, or prompt, responses and scores.")
+    if not (isinstance(responses, (list, tuple)) and isinstance(scores, (list, tuple)) and len(responses) == len(scores) >= 2):
+        raise ValueError(f"The row has the responses {responses!r:.60} and the scores {scores!r:.60}; wanted two lists, with one score for each of at least 2 responses.")
     not_texts = [value for value in (row["prompt"], *responses) if not isinstance(value, str)]
     if not_texts:
         raise ValueError(f"The row has {not_texts[0]!r:.60} where a text is wanted: prompt and responses are strings.")
-    if not len(responses) == len(scores) >= 2:
-        raise ValueError(f"The row has {len(responses)} responses and {len(scores)} scores; wanted one score for each of at least 2 responses.")
-    if any(isinstance(score, str) or score is None or math.isnan(score) for score in scores):
+    if not all(isinstance(score, (int, float)) and not math.isnan(score) for score in scores):
         raise ValueError(f"The row has the scores {scores}; wanted a number for each response.")
     ranks = tuple(1 + sum(other > score for other in scores) for score in scores)
     return Comparison(row["prompt"], tuple(responses), ranks)
+
+# %% ../nbs/03_data.ipynb #2bce711d
+def _comparison_of_row(row, index):
+    "`to_comparison` whose error says which row."
+    try:
+        return to_comparison(row)
+    except ValueError as error:
+        raise ValueError(f"Row {index}: {error}") from None
 
 # %% ../nbs/03_data.ipynb #37095d9c
 def ranked_pairs(
@@ -62,7 +71,7 @@ def load_rows(
     name: str, # a .jsonl or .json file, also .gz, or the name of a data set on the hub
     split: str = "train", # of a data set on the hub
 ) -> Dataset:
-    "Rows of preference as they stand. Raises `FileNotFoundError` for a file that is not there, `ValueError` for an empty or another one."
+    "Rows of preference as they stand. Raises `FileNotFoundError` for a file that is not there, `ValueError` for an empty file or one of another kind."
     suffixes = [suffix for suffix in Path(name).suffixes if suffix != ".gz"]
     if Path(name).is_dir():
         raise ValueError(f"{name!r} is a folder; wanted a .jsonl or .json file, or the name of a data set on the hub.")
@@ -78,17 +87,19 @@ def load_rows(
 
 # %% ../nbs/03_data.ipynb #1cb29a63
 def hold_out(
-    rows: Dataset, # with a `prompt` column
+    rows: Dataset, # as `to_comparison` reads them
     fraction: float = 0.1, # of the prompts, at least one
     seed: int = 0,
 ) -> tuple[Dataset, Dataset]: # for training, for evaluation
-    "Split by prompt, so that no prompt is in both parts. Raises `ValueError` for fewer than 2 prompts."
-    prompts = sorted(set(rows["prompt"]))
-    if len(prompts) < 2:
-        raise ValueError(f"The rows have {len(prompts)} prompt(s); wanted at least 2 to hold one out. Give an evaluation set.")
-    held = set(random.Random(seed).sample(prompts, max(1, round(fraction * len(prompts)))))
-    is_held = [prompt in held for prompt in rows["prompt"]]
-    return (rows.select([i for i, out in enumerate(is_held) if not out]), rows.select([i for i, out in enumerate(is_held) if out]))
+    "Split by prompt, so that no prompt is in both parts. Raises `ValueError` for a row that cannot be read, or where a part would be empty."
+    prompts = [_comparison_of_row(row, index).prompt for index, row in enumerate(rows)]
+    different = sorted(set(prompts))
+    num_held = max(1, round(fraction * len(different)))
+    if num_held >= len(different):
+        raise ValueError(f"The rows have {len(different)} different prompt(s), of which {num_held} would be held out; wanted some left to train on. Give an evaluation set.")
+    held = set(random.Random(seed).sample(different, num_held))
+    return (rows.select([index for index, prompt in enumerate(prompts) if prompt not in held]),
+            rows.select([index for index, prompt in enumerate(prompts) if prompt in held]))
 
 # %% ../nbs/03_data.ipynb #d82774cb
 def encode(
@@ -109,32 +120,32 @@ def tokenize_rows(
     rows: Dataset, # as `to_comparison` reads them
     tokenizer: PreTrainedTokenizerBase,
     max_length: int, # in tokens, prompt and response and special tokens together
-    num_proc: Optional[int] = None, # processes to tokenise with
+    num_proc: Optional[int] = None, # processes to tokenize with
+    name: str = "data", # what the rows are called in messages
 ) -> Dataset: # with `token_ids` (K lists of ids), `ranks` (K) and `length` (of the longest response, to group by)
     "Token ids of each comparison's responses. Raises `ValueError` naming the row that cannot be read, or if none is left."
-    def tokenize(row, index):
-        try:
-            comparison = to_comparison(row)
-        except ValueError as error:
-            raise ValueError(f"Row {index}: {error}") from None
+    def tokenize(row, index, code):
+        comparison = _comparison_of_row(row, index)
         token_ids = [encode(comparison.prompt + response, tokenizer) for response in comparison.responses]
         pairs = ranked_pairs(comparison.ranks)
         length, dropped = max(map(len, token_ids)), ""
         if length > max_length:
-            dropped = f"longer than max_length={max_length} tokens"
+            dropped = f"longer than {max_length} tokens"
         elif not pairs:
             dropped = "all responses tie"
         elif any(token_ids[winner] == token_ids[loser] for winner, loser in pairs):
             dropped = "winner and loser are the same tokens"
         return {"token_ids": token_ids, "ranks": list(comparison.ranks), "length": length, "dropped": dropped}
 
-    tokenized = rows.map(tokenize, with_indices=True, remove_columns=rows.column_names, num_proc=num_proc, desc="Tokenizing")
+    code = "".join(inspect.getsource(function) for function in (to_comparison, ranked_pairs, encode)) # so that the cache of `datasets` is not older
+    tokenized = rows.map(tokenize, with_indices=True, fn_kwargs={"code": code}, remove_columns=rows.column_names, num_proc=num_proc, desc=f"Tokenizing the {name}")
     dropped = Counter(reason for reason in tokenized["dropped"] if reason)
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
     if dropped:
-        logger.warning("Dropped %d of %d comparisons: %s.", dropped.total(), len(rows), ", ".join(f"{reason} ({n})" for reason, n in dropped.items()))
+        logger.warning("Dropped %d of %d comparisons of the %s: %s.", dropped.total(), len(rows), name, reasons)
     kept = tokenized.filter(lambda reason: not reason, input_columns="dropped").remove_columns("dropped")
     if len(kept) == 0:
-        raise ValueError(f"No comparison is left of {len(rows)}: {dict(dropped)}. Raise max_length or look at the data.")
+        raise ValueError(f"No comparison of the {name} is left of {len(rows)}: {reasons or 'there were none'}. Look at the data, or allow longer texts.")
     return kept
 
 # %% ../nbs/03_data.ipynb #5b7fd45a

@@ -31,6 +31,7 @@ DECODERS = { # with a sequence classifier in transformers
 }
 DECODERS_ALONE = { # without one, or with a head of another form
     "cohere": T.CohereConfig(**LLAMA),
+    "cohere2": T.Cohere2Config(**LLAMA, sliding_window=4),
     "granite": T.GraniteConfig(**LLAMA),
     "mamba": T.MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=4, **IDS),
     "ctrl": T.CTRLConfig(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, dff=48, n_positions=64),
@@ -40,6 +41,7 @@ ENCODERS = {
     "roberta": T.RobertaConfig(**SIZE, **IDS),
     "deberta-v2": T.DebertaV2Config(**SIZE, pad_token_id=PAD, relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False),
     "distilbert": T.DistilBertConfig(vocab_size=VOCAB, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=64, pad_token_id=PAD),
+    "squeezebert": T.SqueezeBertConfig(**SIZE, embedding_size=32, pad_token_id=PAD),
     "modernbert": T.ModernBertConfig(**{**SIZE, "num_hidden_layers": 3}, **IDS, cls_token_id=BOS, sep_token_id=EOS, local_attention=4),
 }
 CONFIGS = {**DECODERS, **DECODERS_ALONE, **ENCODERS}

@@ -33,6 +33,13 @@ def test_command_line_wins_over_yaml(tmp_path):
     assert (args.learning_rate, args.seed, args.lr_scheduler_kwargs, args.num_train_epochs) == (1e-4, 5, {"num_cycles": 2}, 1.0)
 
 
+def test_yaml_values_are_what_they_say(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(f"output_dir: {tmp_path}\nuse_cpu: true\nresume_from_checkpoint: true\nreport_to: [none]\nlogging_strategy: 'no'\nrun_name: null\nwarmup_steps: 0\n")
+    job, args = parse_train([str(config)])
+    assert (args.resume_from_checkpoint, args.logging_strategy, args.warmup_steps, job.dataset) == (True, "no", 0, "synthetic")
+
+
 def test_recipe_gives_way_to_what_is_said(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("num_train_epochs: 2\n")
@@ -41,11 +48,19 @@ def test_recipe_gives_way_to_what_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("yaml_text, argv, message", [
-    ("learning_rat: 1", [], "config.yaml has 'learning_rat', which is no argument; did you mean 'learning_rate'?"),
+    ("learning_rat: 1", [], "config.yaml; did you mean 'learning_rate'?"),
+    ("a: [1", [], "config.yaml is not YAML"),
+    ("max_length: 12.5", [], "argument --max_length"),
+    ("eval_strategy: epochs", [], "argument --eval_strategy"),
+    ("lr_scheduler_type: foo", [], "argument --lr_scheduler_type"),
+    ("dtype: int8", [], "argument --dtype"),
+    ("load_best_model_at_end: true\neval_strategy: steps", [], "load_best_model_at_end"),
     ("- 1", [], "wanted a mapping"),
     (None, ["missing.yaml"], "'missing.yaml' is not there"),
-    (None, ["--learning_rat", "1"], "the command line has '--learning_rat', which is no argument; did you mean 'learning_rate'?"),
-    (None, ["--dataset", "rows.jsonl"], "needs a --model"),
+    (None, ["--learning_rat", "1"], "unknown argument '--learning_rat' on the command line (a YAML file comes first); did you mean 'learning_rate'?"),
+    (None, ["--dataset", "rows.jsonl"], "--model and --dataset go together"),
+    (None, ["--model", "gpt2"], "--model and --dataset go together"),
+    (None, ["--resume_from_checkpoint", "runs/none"], "runs/none is not there"),
 ])
 def test_wrong_arguments_are_named(tmp_path, capsys, yaml_text, argv, message):
     if yaml_text:
@@ -58,13 +73,15 @@ def test_wrong_arguments_are_named(tmp_path, capsys, yaml_text, argv, message):
 
 @pytest.mark.parametrize("options, message", [
     (["--model", "{folder}", "--dataset", "{folder}/none.jsonl"], "none.jsonl' is not there"),
-    (["--model", "./no/model", "--dataset", "{folder}/rows.jsonl"], "'./no/model' has no config.json"),
+    (["--model", "./no/model", "--dataset", "synthetic"], "'./no/model' is not there"),
+    (["--model", "{folder}/base", "--dataset", "{folder}/broken.jsonl"], "error"),
     (["--model", "{folder}/base", "--dataset", "{folder}/rows.jsonl"], "Row 0: The row has the columns ['answer', 'prompt']"),
 ])
 def test_what_is_wrong_with_the_input_is_said_without_a_traceback(tmp_path, options, message):
     from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
 
     (tmp_path / "rows.jsonl").write_text("".join('{"prompt": "%d", "answer": "a"}\n' % n for n in range(3)))
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a", \n')
     tiny_decoder(tmp_path / "base", synthetic_texts())
     with pytest.raises(SystemExit) as error:
         train([option.format(folder=tmp_path) for option in options] + [*QUICK, "--output_dir", str(tmp_path / "out")])

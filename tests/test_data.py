@@ -25,17 +25,22 @@ def test_ranks_follow_from_scores(scores, ranks):
     ({"prompt": "p", "chosen": "c"}, r"columns \['chosen', 'prompt'\]; wanted prompt, chosen and rejected"),
     ({**PAIR, "rejected": None}, "None where a text is wanted"),
     ({**PAIR, "prompt": [{"role": "user"}]}, "where a text is wanted"),
-    ({"prompt": "p", "responses": ["a"], "scores": [1]}, "1 responses and 1 scores"),
-    ({"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "2 responses and 1 scores"),
+    ({"prompt": "p", "responses": ["a"], "scores": [1]}, r"responses \['a'\] and the scores \[1\]; wanted two lists"),
+    ({"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "one score for each of at least 2 responses"),
     ({"prompt": "p", "responses": ["a", "b"], "scores": [1, None]}, "a number for each"),
     ({"prompt": "p", "responses": ["a", "b"], "scores": [1, float("nan")]}, "a number for each"),
     ({"prompt": "p", "responses": ["a", "b"], "scores": ["1", "2"]}, "a number for each"),
+    ({"prompt": "p", "responses": ["a", "b"], "scores": [[1], [2]]}, "a number for each"),
+    ({"prompt": "p", "responses": None, "scores": [1, 2]}, "the responses None"),
+    ({"prompt": "p", "responses": ["a", "b"], "scores": 3}, "the scores 3"),
+    ({"prompt": "p", "responses": "ab", "scores": [1, 2]}, "the responses 'ab'"),
 ])
 def test_bad_rows_are_named(row, message):
     with pytest.raises(ValueError, match=message):
         to_comparison(row)
-    with pytest.raises(ValueError, match="^Row 0: "):
-        tokenize_rows(Dataset.from_list([row]), word_tokenizer(), max_length=9)
+    for read in (lambda rows: tokenize_rows(rows, word_tokenizer(), max_length=9), hold_out):
+        with pytest.raises(ValueError, match="^Row 0: "):
+            read(Dataset.from_list([row]))
 
 
 def with_template(template):
@@ -76,10 +81,22 @@ def test_what_is_dropped_is_counted_and_said(caplog):
     with caplog.at_level(logging.WARNING):
         kept = tokenize_rows(Dataset.from_list(rows), word_tokenizer(), max_length=8)
     assert kept.to_list() == [{"token_ids": [[5, 6, 2], [5, 7, 2]], "ranks": [1, 2], "length": 3}]
-    assert caplog.messages == ["Dropped 3 of 4 comparisons: longer than max_length=8 tokens (1), "
+    assert caplog.messages == ["Dropped 3 of 4 comparisons of the data: longer than 8 tokens (1), "
                                "winner and loser are the same tokens (1), all responses tie (1)."]
-    with pytest.raises(ValueError, match="No comparison is left of 4.*Raise max_length"):
-        tokenize_rows(Dataset.from_list(rows), word_tokenizer(), max_length=2)
+    with pytest.raises(ValueError, match=r"No comparison of the rows is left of 4: longer than 2 tokens \(4\)"):
+        tokenize_rows(Dataset.from_list(rows), word_tokenizer(), max_length=2, name="rows")
+
+
+def test_changed_code_is_not_answered_from_the_cache(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(PAIR))
+    rows = load_rows(str(tmp_path / "rows.jsonl"))
+
+    def changed(text, tokenizer):
+        return [9, *encode(text, tokenizer)]
+
+    before = tokenize_rows(rows, word_tokenizer(), 9)[0]["token_ids"]
+    monkeypatch.setattr("rlhf_reward.data.encode", changed)
+    assert tokenize_rows(rows, word_tokenizer(), 9)[0]["token_ids"] == [[9, *ids] for ids in before]
 
 
 def test_a_length_at_the_limit_is_kept():
@@ -92,8 +109,10 @@ def test_held_out_prompts_are_in_one_part_only():
     assert len(set(held["prompt"])) == 3 and len(held) == 9 and not set(train["prompt"]) & set(held["prompt"])
     assert sorted([*train["chosen"], *held["chosen"]]) == sorted(rows["chosen"])
     assert hold_out(rows, 0.1, seed=3)[1][:] == held[:] != hold_out(rows, 0.1, seed=4)[1][:]
-    with pytest.raises(ValueError, match=r"1 prompt\(s\)"):
+    with pytest.raises(ValueError, match=r"1 different prompt\(s\)"):
         hold_out(rows.select([0]))
+    with pytest.raises(ValueError, match="of which 30 would be held out"):
+        hold_out(rows, 1.0)
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])

@@ -84,3 +84,8 @@ def test_k_ranked_responses_count_as_one_element():
 def test_nothing_is_broadcast(chosen, rejected, options, message):
     with pytest.raises(ValueError, match=message):
         loss(torch.zeros(chosen), torch.zeros(rejected), **options)
+
+
+def test_weights_that_add_up_to_nothing_are_refused():
+    with pytest.raises(ValueError, match="add up to 0"):
+        loss(torch.ones(2), torch.zeros(2), weight=torch.zeros(2))

@@ -86,3 +86,10 @@ def test_public_names_load_when_used():
 
     with pytest.raises(AttributeError, match="no attribute 'Nothing'; its public names are RewardModel"):
         rlhf_reward.Nothing
+
+
+def test_make_installs_only_once():
+    "`make -n` prints what it would run: nothing of pip once the installation is there."
+    commands = lambda installed: subprocess.run(["make", "-n", "demo", f"INSTALLED={installed}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "pip install" in commands(".venv/never-made") and "rlhf_reward train" in commands(".venv/never-made")
+    assert "pip" not in commands("settings.ini") # a file that is there

@@ -1,11 +1,12 @@
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import transformers as T
 from torch.testing import assert_close
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from architectures import CONFIGS, DECODERS, DECODERS_ALONE, ENCODERS, EOS, PAD, VOCAB, padded, save_language_model, word_tokenizer
 from rlhf_reward import RewardModel
@@ -57,6 +58,14 @@ def test_padding_may_stand_on_both_sides_and_between(base):
     ids, mask = torch.tensor([[EOS, 5, EOS, 6, 7, EOS]]), torch.tensor([[0, 1, 0, 1, 1, 0]])
     with torch.no_grad():
         assert_close(model(ids, mask), model(torch.tensor([[5, 6, 7]])), **CLOSE)
+
+
+def test_padding_needs_no_embedding(base):
+    "The pad token that was added to a tokenizer has an id behind the last row; losses mark padding by -100."
+    model = reward_model(base, "llama")
+    for pad in (VOCAB, -100):
+        with torch.no_grad():
+            assert_close(model(*padded(ROWS, "right", pad)), alone(model), **CLOSE)
 
 
 def test_right_padded_moves_all_tensors_alike():
@@ -141,6 +150,13 @@ def test_head_is_bias_free_with_the_standard_deviation_of_its_width(tmp_path):
     assert model.score.weight.std().item() == pytest.approx(4097 ** -0.5, rel=0.05) # 4 standard errors
 
 
+def test_weights_are_float32_for_training_and_as_saved_for_scoring(base, tmp_path):
+    reward_model(base, "llama", dtype=torch.bfloat16).save_pretrained(tmp_path, word_tokenizer())
+    dtype = lambda model: next(model.backbone.parameters()).dtype
+    assert dtype(RewardModel(tmp_path, device="cpu")) == torch.float32
+    assert dtype(RewardModel.from_pretrained(tmp_path, device="cpu")) == torch.bfloat16
+
+
 def test_rewards_are_float32_whatever_the_backbone(base):
     ids, mask = padded(ROWS, "right", PAD)
     expected = reward_model(base, "llama")(ids, mask)
@@ -171,32 +187,32 @@ def with_labels(family, num_labels):
     return config
 
 
-def check_opens_elsewhere(folder, model, texts, side):
-    classifier, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+def check_opens_elsewhere(folder, model, texts):
+    "The saved classifier with the saved tokenizer, padding as that does by itself."
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = T.PreTrainedTokenizerFast.from_pretrained(folder) # AutoTokenizer reads every qwen2 folder as byte-level BPE, which these words are not
     assert classifier.config.num_labels == 1 and classifier.config.problem_type == "regression"
     assert classifier.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
-    batch = tokenizer(texts, padding=True, padding_side=side, return_token_type_ids=False, return_tensors="pt")
-    # transformers' GPT-2 counts positions from the padding on, unless told where the text begins
-    positions = {"position_ids": (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)} if classifier.config.model_type == "gpt2" else {}
+    batch = tokenizer(texts, padding=True, return_token_type_ids=False, return_tensors="pt")
     with torch.no_grad():
         rewards = alone(model, [tokenizer(text)["input_ids"] for text in texts])
-        assert_close(classifier(**batch, **positions).logits.float(), rewards, **CLOSE)
+        assert_close(classifier(**batch).logits.float(), rewards, **CLOSE)
         assert_close(RewardModel.from_pretrained(folder, device="cpu")(**batch), rewards, **CLOSE)
 
 
-TEXTS = ["w5 w6 w7 w8 <eos>", "w9 <eos>", "w10 w11 w12 <eos>"]
+TEXTS = ["w5 w6 w7 w8 <eos>", "w9 <eos>", "w10 w11 w12 <eos>", "w10 w3"]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("special", [{}, {"pad_token": "<eos>"}, {"pad_token": None}], ids=["pad", "pad=eos", "no pad"])
+@pytest.mark.parametrize("special", [{}, {"pad_token": "<eos>"}, {"pad_token": None}, {"pad_token": "w3", "unk_token": "w3"}], ids=["pad", "pad=eos", "no pad", "pad=unk"])
 @pytest.mark.parametrize("family", DECODERS)
 def test_decoder_opens_in_transformers_with_the_same_rewards(base, tmp_path, family, special, side):
-    model, tokenizer = reward_model(base, family), word_tokenizer(**special)
+    model, tokenizer = reward_model(base, family), word_tokenizer(padding_side=side, **special)
     before, rows = tokenizer.pad_token, model.get_input_embeddings().num_embeddings
     model.save_pretrained(tmp_path, tokenizer)
     assert (tokenizer.pad_token, model.get_input_embeddings().num_embeddings) == (before, rows), "saving changed what is in memory"
     assert [path.suffix for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pth")] == []
-    check_opens_elsewhere(tmp_path, model, TEXTS, side)
+    check_opens_elsewhere(tmp_path, model, TEXTS)
 
 
 @pytest.mark.parametrize("family", {**DECODERS_ALONE, **ENCODERS})
@@ -267,6 +283,10 @@ def test_chat_template_lies_beside_the_weights(base, tmp_path):
     (lambda ids, mask: (ids + VOCAB, mask), rf"id {VOCAB + 5} at \(row, position\) \(0, 0\).*0 to {VOCAB - 1}"),
     (lambda ids, mask: (ids - 6, mask), r"id -1 at"),
     (lambda ids, mask: (ids, mask, torch.arange(4)), r"position_ids has shape \(4,\); wanted \(2, 4\)"),
+    (lambda ids, mask: (ids, {"full_attention": mask}), "pass end_positions"),
+    (lambda ids, mask: (ids, torch.zeros(3, 1, 4, 4), None, torch.zeros(1, 2).long()), r"shape \(3, 1, 4, 4\)"),
+    (lambda ids, mask: (ids, mask, None, torch.tensor([[0, 3], [1, -1]])), r"end_positions has \[1, -1\]; wanted .* inside \(2, 4\)"),
+    (lambda ids, mask: (ids, mask, None, torch.tensor([[2, 0]])), r"end_positions has \[2, 0\]"),
     (lambda ids, mask: (ids, mask, None, torch.tensor([3])), r"end_positions has shape \(1,\); wanted \(num_responses, 2\)"),
 ])
 def test_bad_inputs_are_named(base, inputs, message):
@@ -282,6 +302,10 @@ def test_bad_inputs_are_named(base, inputs, message):
     (T.LlavaConfig(), "'llava'.*text part alone"),
     (T.CLIPConfig(), "'clip'.*other than text"),
     (T.Wav2Vec2Config(), "'wav2vec2'.*no language model"),
+    (T.FNetConfig(), "'fnet', in which padding changes"),
+    (T.YosoConfig(), "'yoso', in which padding changes"),
+    (T.ConvBertConfig(), "'convbert', in which padding changes"),
+    (T.NystromformerConfig(), "'nystromformer', in which padding changes"),
 ])
 def test_other_kinds_of_checkpoint_are_refused(tmp_path, config, message):
     config.save_pretrained(tmp_path)
@@ -293,12 +317,33 @@ def test_decoder_form_of_an_encoder_family_pools_last():
     assert default_pooling(T.BertConfig(is_decoder=True)) == "last"
 
 
-def test_path_without_config_is_named(tmp_path):
+def test_path_without_config_is_named(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(FileNotFoundError, match=r"no config.json.*holds \['notes.txt'\]"):
         RewardModel(str(tmp_path), device="cpu")
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        RewardModel(str(tmp_path / "missing"), device="cpu")
+    for missing in (str(tmp_path / "missing"), "./missing", "runs/demo/missing", Path("missing"), "~/missing"):
+        with pytest.raises(FileNotFoundError, match="is not there; wanted the name"):
+            RewardModel(missing, device="cpu")
+    with pytest.raises(FileNotFoundError, match="is a file; wanted the name"):
+        RewardModel(str(tmp_path / "notes.txt"), device="cpu")
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no such repository")))
+    with pytest.raises(OSError, match=r"'runs/x' is no folder in .* could not be opened on the hub; wanted .*no such repository"):
+        RewardModel("runs/x", device="cpu")
+
+
+def test_home_is_expanded(base, monkeypatch):
+    folder = Path(base("llama"))
+    monkeypatch.setenv("HOME", str(folder.parent))
+    RewardModel(f"~/{folder.name}", device="cpu")
+
+
+def test_code_of_a_checkpoint_is_not_run(tmp_path):
+    "Neither without asking, nor by asking at a terminal."
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text("raise SystemExit('the code ran')")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        RewardModel(str(tmp_path), device="cpu")
 
 
 def test_wrong_pooling_is_named(base):

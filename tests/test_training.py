@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,11 +9,12 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction, TrainingArguments
 
 from architectures import save_language_model, word_tokenizer
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
-from rlhf_reward.data import hold_out, longer_wins
+from rlhf_reward.cli import train
+from rlhf_reward.data import hold_out
 from rlhf_reward.packing import by_comparison, pad_comparisons
 from rlhf_reward.synthetic import RECIPE, synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.training import pair_metrics
@@ -82,17 +86,18 @@ def test_rewards_return_to_their_comparisons():
 # The synthetic preferences
 
 
-@pytest.mark.parametrize("blind", [False, True], ids=["reading the prompt", "blind to the prompt"])
-def test_synthetic_preferences_are_learnt_only_with_the_prompt(base, tmp_path, blind):
+def test_demo_learns_the_synthetic_preferences(tmp_path):
+    "What `make demo` runs."
+    metrics = train(["--output_dir", str(tmp_path), "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"])
+    assert metrics["eval_accuracy"] >= 0.95 and abs(metrics["eval_longer_wins"] - 0.5) < 0.06
+
+
+def test_synthetic_preferences_are_not_learnt_without_the_prompt(base, tmp_path):
     recipe = {name: value for name, value in RECIPE.items() if name not in ("dropout", "eval_strategy", "logging_steps")}
-    train_rows, eval_rows = hold_out(synthetic_comparisons(4000), 0.1)
-    if blind:
-        train_rows, eval_rows = (rows.map(lambda row: {"prompt": ""}) for rows in (train_rows, eval_rows))
-    trainer = make_trainer(base, tmp_path, train_rows, eval_rows, **recipe)
+    rows = hold_out(synthetic_comparisons(), 0.1)
+    trainer = make_trainer(base, tmp_path, *(part.map(lambda row: {"prompt": ""}) for part in rows), **recipe)
     trainer.train()
-    accuracy = trainer.evaluate()["eval_accuracy"]
-    assert accuracy < 0.6 if blind else accuracy >= 0.95
-    assert abs(longer_wins(trainer.eval_dataset) - 0.5) < 0.06
+    assert trainer.evaluate()["eval_accuracy"] < 0.6
 
 
 # Checkpoints
@@ -131,6 +136,11 @@ def test_resuming_leaves_out_the_row_of_a_pad_token_made_for_saving(tmp_path):
     assert len(load_file(tmp_path / "whole/checkpoint-2/model.safetensors")["model.embed_tokens.weight"]) == 65
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
     assert_same_weights(weights(resumed), weights(whole))
+
+
+def test_missing_checkpoint_is_named(base, tmp_path):
+    with pytest.raises(FileNotFoundError, match="none' is not there"):
+        make_trainer(base, tmp_path)._load_from_checkpoint(str(tmp_path / "none"))
 
 
 def test_best_checkpoint_is_loaded_at_the_end(base, tmp_path):
@@ -176,7 +186,56 @@ def test_comparisons_beyond_the_model_are_dropped_not_fed(tmp_path, caplog):
     short = tiny_decoder(tmp_path / "short", synthetic_texts(), max_position_embeddings=17)
     trainer = make_trainer(short, tmp_path, max_length=1000)
     assert 0 < len(trainer.train_dataset) < 80 and max(trainer.train_dataset["length"]) <= 17
-    assert "longer than max_length=17 tokens" in caplog.text
+    assert "max_length=1000 is more than the model and its tokenizer take; the limit is 17" in caplog.text
+    assert "comparisons of the training set: longer than 17 tokens" in caplog.text
+
+
+def test_positions_of_roberta_begin_behind_its_padding(tmp_path):
+    model = RewardModel(save_language_model("roberta", tmp_path), device="cpu") # 64 positions, padding_idx 0
+    assert model.max_positions == 63
+    model(torch.full((1, 63), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, 64), 5))
+
+
+def test_other_rows_and_several_sets_are_evaluated_as_they_stand(base, tmp_path):
+    rows = synthetic_comparisons(9, seed=3)
+    trainer = make_trainer(base, tmp_path, eval_rows={"one": rows, "two": synthetic_comparisons(5, num_responses=2, seed=4)})
+    several = trainer.evaluate()
+    assert several["eval_one_pairs"] == 9 * 6 and several["eval_two_pairs"] == 5
+    assert trainer.evaluate(rows)["eval_loss"] == several["eval_one_loss"]
+    assert trainer.predict(rows).predictions.shape == (9, 4)
+
+
+@pytest.mark.parametrize("option", [{"label_smoothing_factor": 0.1}, {"batch_eval_metrics": True}, {"remove_unused_columns": True}], ids=str)
+def test_arguments_without_a_meaning_are_refused(base, tmp_path, option):
+    with pytest.raises(ValueError, match=f"{list(option)[0]} is .*it means nothing for comparisons"):
+        make_trainer(base, tmp_path, **option)
+
+
+def test_plain_training_arguments_are_refused(base, tmp_path):
+    with pytest.raises(ValueError, match="args is a TrainingArguments; wanted a RewardConfig"):
+        RewardTrainer(RewardModel(base, device="cpu"), TrainingArguments(str(tmp_path), use_cpu=True), synthetic_comparisons(3))
+
+
+def test_two_processes_measure_what_one_does(base, tmp_path):
+    "An evaluation set that does not divide by two, with K = 4 and K = 2."
+    rows = Dataset.from_list([row for pair in zip(synthetic_comparisons(6), synthetic_comparisons(5, num_responses=2)) for row in pair][:9])
+    rows.to_json(tmp_path / "rows.jsonl")
+    command = ["--model", base, "--dataset", str(tmp_path / "rows.jsonl"), "--eval_dataset", str(tmp_path / "rows.jsonl"), "--learning_rate", "0", "--max_steps", "1",
+               "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true", "--per_device_eval_batch_size", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    results = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), Path(sys.executable).with_name("rlhf_reward"), "train",
+                              *command, "--output_dir", str(folder)], capture_output=True, text=True, env=environment)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.count("Held-out accuracy") == 1
+        results.append(json.loads((folder / "eval_results.json").read_text()))
+    assert results[0]["eval_pairs"] == results[1]["eval_pairs"] == 5 * 6 + 4
+    for name in ("loss", "accuracy", "margin", "chosen_reward", "longer_wins"):
+        assert results[0][f"eval_{name}"] == pytest.approx(results[1][f"eval_{name}"], abs=1e-6), name
 
 
 def test_missing_tokenizer_is_named(base, tmp_path):

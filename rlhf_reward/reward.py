@@ -83,7 +83,7 @@ def _load_backbone(model_name, kwargs):
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error() # its table of unused language-model heads says nothing new; what is missing is checked here
     try:
-        backbone, report = AutoModel.from_pretrained(model_name, output_loading_info=True, **{"use_safetensors": True, "trust_remote_code": False, **kwargs})
+        backbone, report = AutoModel.from_pretrained(model_name, output_loading_info=True, **{"use_safetensors": True, **kwargs})
     finally:
         transformers_logging.set_verbosity(verbosity)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))

@@ -89,14 +89,17 @@ def test_what_is_dropped_is_counted_and_said(caplog):
 
 def test_changed_code_is_not_answered_from_the_cache(tmp_path, monkeypatch):
     (tmp_path / "rows.jsonl").write_text(json.dumps(PAIR))
-    rows = load_rows(str(tmp_path / "rows.jsonl"))
+    rows, tokenizer = load_rows(str(tmp_path / "rows.jsonl")), word_tokenizer()
 
     def changed(text, tokenizer):
         return [9, *encode(text, tokenizer)]
 
-    before = tokenize_rows(rows, word_tokenizer(), 9)[0]["token_ids"]
+    changed.__module__, changed.__name__, changed.__qualname__ = encode.__module__, "encode", "encode" # as an edit of the module would have it
+    first, again = (tokenize_rows(rows, tokenizer, 9) for _ in range(2))
     monkeypatch.setattr("rlhf_reward.data.encode", changed)
-    assert tokenize_rows(rows, word_tokenizer(), 9)[0]["token_ids"] == [[9, *ids] for ids in before]
+    after = tokenize_rows(rows, tokenizer, 9)
+    assert first._fingerprint == again._fingerprint != after._fingerprint
+    assert after[0]["token_ids"] == [[9, *ids] for ids in first[0]["token_ids"]]
 
 
 def test_a_length_at_the_limit_is_kept():

@@ -138,6 +138,13 @@ def test_resuming_leaves_out_the_row_of_a_pad_token_made_for_saving(tmp_path):
     assert_same_weights(weights(resumed), weights(whole))
 
 
+def test_only_the_process_that_should_writes(base, tmp_path, monkeypatch):
+    trainer = make_trainer(base, tmp_path)
+    monkeypatch.setattr(RewardConfig, "should_save", False)
+    trainer.save_model(str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
 def test_missing_checkpoint_is_named(base, tmp_path):
     with pytest.raises(FileNotFoundError, match="none' is not there"):
         make_trainer(base, tmp_path)._load_from_checkpoint(str(tmp_path / "none"))

@@ -22,8 +22,9 @@ SYNTHETIC = "synthetic"
 class TrainArguments:
     "Arguments of `rlhf_reward train` beside those of `RewardConfig`."
     model: Optional[str] = field(default=None, metadata={"help": "Name of a transformers model or a local folder. By default a tiny decoder made on the spot, with --dataset synthetic only."})
-    dataset: Optional[str] = field(default=None, metadata={"help": "A .jsonl or .json file, or the name of a data set on the hub. 'synthetic', the default without --model, makes preferences with a known gold reward."})
-    eval_dataset: Optional[str] = field(default=None, metadata={"help": "A file or a data set on the hub (its test split) for evaluation. By default a tenth of the prompts of --dataset is held out."})
+    dataset: Optional[str] = field(default=None, metadata={"help": "A .jsonl, .json, .csv or .parquet file, a folder of them, or the name of a data set on the hub. 'synthetic', the default without --model, makes preferences with a known gold reward."})
+    eval_dataset: Optional[str] = field(default=None, metadata={"help": "A file, or a folder or data set on the hub (its test split), for evaluation. By default a tenth of the prompts of --dataset is held out."})
+    columns: Optional[str] = field(default=None, metadata={"help": "Other names of columns, in both data sets: prompt=instruction,chosen=output_1"})
     dropout: float = field(default=0.1, metadata={"help": "Dropout before the reward head, while training."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the weights while training; for mixed precision keep float32 and pass --bf16."})
     attn_implementation: Optional[str] = field(default=None, metadata={"help": "Attention of transformers: sdpa, eager, flash_attention_2, …"})
@@ -76,6 +77,8 @@ def parse_train(
         job, args = parser.parse_args_into_dataclasses(argv)
     except ValueError as error:
         parser.error(str(error))
+    if job.columns and not all(0 < pair.find("=") < len(pair) - 1 for pair in job.columns.split(",")):
+        parser.error(f"--columns {job.columns} is not a map; wanted names of this library and of the data, such as prompt=instruction,chosen=output_1.")
     resume = args.resume_from_checkpoint
     args.resume_from_checkpoint = {"true": True, "false": None}.get(str(resume).lower(), resume)
     if isinstance(args.resume_from_checkpoint, str) and not Path(resume).is_dir():
@@ -93,11 +96,12 @@ def _prepare(job, args):
     from rlhf_reward.training import RewardTrainer
 
     set_seed(args.seed)
-    train_rows = synthetic_comparisons() if job.dataset == SYNTHETIC else load_rows(job.dataset)
+    columns = dict(pair.split("=", 1) for pair in (job.columns or "").split(",") if "=" in pair)
+    train_rows = synthetic_comparisons() if job.dataset == SYNTHETIC else load_rows(job.dataset, columns=columns)
     if job.eval_dataset is None:
         train_rows, eval_rows = hold_out(train_rows, seed=args.seed)
     else:
-        eval_rows = load_rows(job.eval_dataset, split="test")
+        eval_rows = load_rows(job.eval_dataset, split="test", columns=columns)
     model_name = job.model
     if model_name is None:
         model_name = str(Path(args.output_dir) / "base")

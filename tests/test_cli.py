@@ -60,6 +60,7 @@ def test_recipe_gives_way_to_what_is_said(tmp_path):
     (None, ["--learning_rat", "1"], "unknown argument '--learning_rat' on the command line (a YAML file comes first); did you mean 'learning_rate'?"),
     (None, ["--dataset", "rows.jsonl"], "--model and --dataset go together"),
     (None, ["--model", "gpt2"], "--model and --dataset go together"),
+    (None, ["--columns", "prompt"], "--columns prompt is not a map"),
     (None, ["--resume_from_checkpoint", "runs/none"], "runs/none is not there"),
 ])
 def test_wrong_arguments_are_named(tmp_path, capsys, yaml_text, argv, message):
@@ -74,7 +75,7 @@ def test_wrong_arguments_are_named(tmp_path, capsys, yaml_text, argv, message):
 @pytest.mark.parametrize("options, message", [
     (["--model", "{folder}", "--dataset", "{folder}/none.jsonl"], "none.jsonl' is not there"),
     (["--model", "./no/model", "--dataset", "synthetic"], "'./no/model' is not there"),
-    (["--model", "{folder}/base", "--dataset", "{folder}/broken.jsonl"], "error"),
+    (["--model", "{folder}/base", "--dataset", "{folder}/broken.jsonl"], "line 1 is not JSON"),
     (["--model", "{folder}/base", "--dataset", "{folder}/rows.jsonl"], "Row 0: The row has the columns ['answer', 'prompt']"),
 ])
 def test_what_is_wrong_with_the_input_is_said_without_a_traceback(tmp_path, options, message):
@@ -92,12 +93,12 @@ def test_training_on_a_file_ends_with_accuracy_baseline_and_checkpoint(tmp_path,
     from rlhf_reward import RewardModel
     from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
 
-    rows = "".join('{"prompt": "I like birds. ", "chosen": "robin robin %d", "rejected": "%d"}\n' % (n, n) for n in range(40))
+    rows = "".join('{"question": "I like birds. ", "chosen": "robin robin %d", "rejected": "%d"}\n' % (n, n) for n in range(40))
     (tmp_path / "train.jsonl").write_text(rows)
     (tmp_path / "eval.jsonl").write_text(rows[: rows.index('"chosen": "robin robin 9"')].rsplit("\n", 1)[0] + "\n")
     base = tiny_decoder(tmp_path / "base", synthetic_texts())
     metrics = train(["--model", base, "--dataset", str(tmp_path / "train.jsonl"), "--eval_dataset", str(tmp_path / "eval.jsonl"),
-                     "--output_dir", str(tmp_path / "out"), *QUICK])
+                     "--columns", "prompt=question", "--output_dir", str(tmp_path / "out"), *QUICK])
     printed = capsys.readouterr().out
     assert f"Held-out accuracy: {metrics['eval_accuracy']:.4f} over 9 pairs" in printed
     assert "Longer wins:       1.0000" in printed and f"Checkpoint:        {tmp_path / 'out'}" in printed

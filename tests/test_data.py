@@ -21,12 +21,37 @@ def test_ranks_follow_from_scores(scores, ranks):
     assert to_comparison({"prompt": "p", "responses": list(responses), "scores": list(scores), "extra": None}) == Comparison("p", responses, ranks)
 
 
+def test_given_ranks_are_kept_in_their_order():
+    assert to_comparison({"prompt": "p", "responses": ["a", "b", "c"], "ranks": [5, 2, 2]}).ranks == (3, 1, 1)
+
+
+@pytest.mark.parametrize("verdict, ranks", [("a", (1, 2)), ("A", (1, 2)), ("model_a", (1, 2)), (1, (1, 2)), ("b", (2, 1)), ("model_b", (2, 1)), (2, (2, 1)),
+                                            ("tie", (1, 1)), ("tie (bothbad)", (1, 1))])
+@pytest.mark.parametrize("column", ["winner", "preference"])
+def test_arena_verdicts(column, verdict, ranks):
+    assert to_comparison({"prompt": "p", "response_a": "x", "response_b": "y", column: verdict}) == Comparison("p", ("x", "y"), ranks)
+
+
+@pytest.mark.parametrize("chosen, rejected, prompt", [
+    ("\n\nHuman: Hi\n\nAssistant: Hello you", "\n\nHuman: Hi\n\nAssistant: Hello", "\n\nHuman: Hi\n\nAssistant:"),
+    ("\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant: D", "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant: E",
+     "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:"),
+    ("2 + 2 = 4", "2 + 2 = 5", "2 + 2 = "),
+    ("one", "two", ""),
+    ("one", "one two", "one"),
+])
+def test_whole_texts_are_split_at_their_prompt_and_lose_nothing(chosen, rejected, prompt):
+    comparison = to_comparison({"chosen": chosen, "rejected": rejected})
+    assert comparison.prompt == prompt and comparison.ranks == (1, 2)
+    assert [comparison.prompt + response for response in comparison.responses] == [chosen, rejected]
+
+
 @pytest.mark.parametrize("row, message", [
-    ({"prompt": "p", "chosen": "c"}, r"columns \['chosen', 'prompt'\]; wanted prompt, chosen and rejected"),
+    ({"prompt": "p", "chosen": "c"}, r"columns \['chosen', 'prompt'\]; wanted chosen and rejected, with prompt"),
     ({**PAIR, "rejected": None}, "None where a text is wanted"),
     ({**PAIR, "prompt": [{"role": "user"}]}, "where a text is wanted"),
     ({"prompt": "p", "responses": ["a"], "scores": [1]}, r"responses \['a'\] and the scores \[1\]; wanted two lists"),
-    ({"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "one score for each of at least 2 responses"),
+    ({"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "one number for each of at least 2 responses"),
     ({"prompt": "p", "responses": ["a", "b"], "scores": [1, None]}, "a number for each"),
     ({"prompt": "p", "responses": ["a", "b"], "scores": [1, float("nan")]}, "a number for each"),
     ({"prompt": "p", "responses": ["a", "b"], "scores": ["1", "2"]}, "a number for each"),
@@ -34,6 +59,11 @@ def test_ranks_follow_from_scores(scores, ranks):
     ({"prompt": "p", "responses": None, "scores": [1, 2]}, "the responses None"),
     ({"prompt": "p", "responses": ["a", "b"], "scores": 3}, "the scores 3"),
     ({"prompt": "p", "responses": "ab", "scores": [1, 2]}, "the responses 'ab'"),
+    ({"prompt": "p", "responses": ["a", "b"], "ranks": [1, None]}, "the ranks .*a number for each"),
+    ({"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, "the ranks .1.; wanted two lists"),
+    ({"prompt": "p", "response_a": "a", "response_b": "b", "winner": "left"}, "'left' as its winner; wanted one of a, 1, model_a"),
+    ({"prompt": "p", "response_a": "a", "response_b": "b", "preference": 0}, "0 as its preference"),
+    ({"chosen": "a", "rejected": None}, "None where a text"),
 ])
 def test_bad_rows_are_named(row, message):
     with pytest.raises(ValueError, match=message):
@@ -118,20 +148,38 @@ def test_held_out_prompts_are_in_one_part_only():
         hold_out(rows, 1.0)
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "rows.jsonl.gz", "rows.csv.gz", "folder"])
 def test_rows_are_read_from_files(tmp_path, name):
-    path, rows = tmp_path / name, [PAIR, {**PAIR, "chosen": "w8"}]
-    text = json.dumps(rows) if name == "rows.json" else "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    rows = [PAIR, {**PAIR, "chosen": "w8"}]
+    path, data = tmp_path / name, Dataset.from_list(rows)
+    if name == "folder":
+        path.mkdir()
+        data.to_json(path / "train.jsonl")
+    elif ".parquet" in name:
+        data.to_parquet(path)
+    else:
+        (data.to_csv if ".csv" in name else data.to_json)(tmp_path / "plain", **({} if ".csv" in name else {"lines": name != "rows.json"}))
+        text = (tmp_path / "plain").read_bytes()
+        path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
     assert load_rows(str(path)).to_list() == rows
+
+
+def test_columns_of_other_names_are_mapped(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "not this", "instruction": "p", "output_1": "a", "output_2": "b"}))
+    rows = load_rows(str(path), columns={"prompt": "instruction", "chosen": "output_1", "rejected": "output_2"})
+    assert to_comparison(rows[0]) == Comparison("p", ("a", "b"), (1, 2))
+    with pytest.raises(ValueError, match="no column 'question'; it has .*'instruction'"):
+        load_rows(str(path), columns={"prompt": "question"})
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "rows.txt").write_text("a")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", \n')
     with pytest.raises(FileNotFoundError, match="missing.jsonl' is not there"):
         load_rows(str(tmp_path / "missing.jsonl"))
-    for name, message in (("empty.jsonl", "is empty"), ("rows.txt", "another kind"), ("", "is a folder")):
+    for name, message in (("empty.jsonl", "is empty"), ("rows.txt", "another kind"), ("broken.jsonl", "broken.jsonl' cannot be read: line 2 is not JSON")):
         with pytest.raises(ValueError, match=message):
             load_rows(str(tmp_path / name))
 

@@ -21,13 +21,21 @@ SYNTHETIC = "synthetic"
 @dataclass
 class TrainArguments:
     "Arguments of `rlhf_reward train` beside those of `RewardConfig`."
-    model: Optional[str] = field(default=None, metadata={"help": "Name of a transformers model or a local folder. By default a tiny decoder made on the spot, with --dataset synthetic only."})
-    dataset: Optional[str] = field(default=None, metadata={"help": "A .jsonl, .json, .csv or .parquet file, a folder of them, or the name of a data set on the hub. 'synthetic', the default without --model, makes preferences with a known gold reward."})
-    eval_dataset: Optional[str] = field(default=None, metadata={"help": "A file, or a folder or data set on the hub (its test split), for evaluation. By default a tenth of the prompts of --dataset is held out."})
-    columns: Optional[str] = field(default=None, metadata={"help": "Other names of columns, in both data sets: prompt=instruction,chosen=output_1"})
+    model: Optional[str] = field(default=None, metadata={
+        "help": "Name of a transformers model or a local folder. By default a tiny decoder, with --dataset synthetic only."})
+    dataset: Optional[str] = field(default=None, metadata={
+        "help": "A .jsonl, .json, .csv or .parquet file, a folder of them, or the name of a data set on the hub. "
+                "'synthetic', the default without --model, makes preferences with a known gold reward."})
+    eval_dataset: Optional[str] = field(default=None, metadata={
+        "help": "A file, or a folder or data set on the hub (its test split), for evaluation. "
+                "By default a tenth of the prompts of --dataset is held out."})
+    columns: Optional[str] = field(default=None, metadata={
+        "help": "Other names of columns, in both data sets: prompt=instruction,chosen=output_1"})
     dropout: float = field(default=0.1, metadata={"help": "Dropout before the reward head, while training."})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the weights while training; for mixed precision keep float32 and pass --bf16."})
-    attn_implementation: Optional[str] = field(default=None, metadata={"help": "Attention of transformers: sdpa, eager, flash_attention_2, …"})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={
+        "help": "Of the weights while training; for mixed precision keep float32 and pass --bf16."})
+    attn_implementation: Optional[str] = field(default=None, metadata={
+        "help": "Attention of transformers: sdpa, eager, flash_attention_2, …"})
 
 # %% ../nbs/09_cli.ipynb #d1622c81
 def parse_train(
@@ -40,7 +48,8 @@ def parse_train(
     from rlhf_reward.synthetic import RECIPE
     from rlhf_reward.training import RewardConfig
 
-    parser = HfArgumentParser((TrainArguments, RewardConfig), prog="rlhf_reward train", usage="rlhf_reward train [CONFIG.yaml] [--ARGUMENT VALUE …]", allow_abbrev=False)
+    parser = HfArgumentParser((TrainArguments, RewardConfig), prog="rlhf_reward train", allow_abbrev=False,
+                              usage="rlhf_reward train [CONFIG.yaml] [--ARGUMENT VALUE …]")
     known = [action.dest for action in parser._actions]
 
     def refuse_unknown(name, where):
@@ -71,18 +80,21 @@ def parse_train(
     if job.model is None and job.dataset in (None, SYNTHETIC):
         parser.set_defaults(dataset=SYNTHETIC, **RECIPE)
     elif job.model is None or job.dataset is None:
-        parser.error("--model and --dataset go together: the name of a transformers model, such as Qwen/Qwen3-0.6B, or a local folder; "
+        parser.error("--model and --dataset go together: the name of a transformers model, such as Qwen/Qwen3-0.6B, "
+                     "or a local folder; "
                      "and a .jsonl file, the name of a data set, or synthetic.")
     try:
         job, args = parser.parse_args_into_dataclasses(argv)
     except ValueError as error:
         parser.error(str(error))
     if job.columns and not all(0 < pair.find("=") < len(pair) - 1 for pair in job.columns.split(",")):
-        parser.error(f"--columns {job.columns} is not a map; wanted names of this library and of the data, such as prompt=instruction,chosen=output_1.")
+        parser.error(f"--columns {job.columns} is not a map; wanted names of this library and of the data, such as "
+                     "prompt=instruction,chosen=output_1.")
     resume = args.resume_from_checkpoint
     args.resume_from_checkpoint = {"true": True, "false": None}.get(str(resume).lower(), resume)
     if isinstance(args.resume_from_checkpoint, str) and not Path(resume).is_dir():
-        parser.error(f"--resume_from_checkpoint {resume} is not there; wanted a checkpoint folder, or true for the newest of --output_dir.")
+        parser.error(f"--resume_from_checkpoint {resume} is not there; wanted a checkpoint folder, or true for the "
+                     "newest of --output_dir.")
     return job, args
 
 # %% ../nbs/09_cli.ipynb #37cf4904
@@ -122,7 +134,7 @@ def train(
 
     try:
         trainer = _prepare(job, args)
-    except (ValueError, OSError, DatasetsError) as error: # of the user's data or model; those of the run itself keep their traceback
+    except (ValueError, OSError, DatasetsError) as error: # in the user's data or model; the run itself keeps its traceback
         sys.exit(f"rlhf_reward train: {error}")
     from rlhf_reward.data import longer_wins
 
@@ -132,7 +144,8 @@ def train(
     metrics["eval_longer_wins"] = longer_wins(trainer.eval_dataset)
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
-        print(f"\nHeld-out accuracy: {metrics['eval_accuracy']:.4f} over {metrics['eval_pairs']} pairs ({metrics['eval_tied_rewards']} tied rewards, counted half)\n"
+        print(f"\nHeld-out accuracy: {metrics['eval_accuracy']:.4f} over {metrics['eval_pairs']} pairs "
+              f"({metrics['eval_tied_rewards']} tied rewards, counted half)\n"
               f"Longer wins:       {metrics['eval_longer_wins']:.4f}\n"
               f"Checkpoint:        {args.output_dir}")
     return metrics

@@ -63,11 +63,13 @@ def to_comparison(
     elif {"prompt", "response_a", "response_b", verdict} <= row.keys():
         responses, ranks = [row["response_a"], row["response_b"]], RANKS_BY_WINNER.get(str(row[verdict]).lower())
         if ranks is None:
-            raise ValueError(f"The row has {row[verdict]!r} as its {verdict}; wanted one of {', '.join(RANKS_BY_WINNER)}.")
+            raise ValueError(f"The row has {row[verdict]!r} as its {verdict}; wanted one of "
+                             f"{', '.join(RANKS_BY_WINNER)}.")
     elif {"prompt", "responses"} <= row.keys() and ("scores" in row or "ranks" in row):
         responses, ranks = row["responses"], _ranks(row["responses"], row.get("ranks"), row.get("scores"))
     else:
-        raise ValueError(f"The row has the columns {sorted(row)}; wanted chosen and rejected, with prompt or as whole texts; "
+        raise ValueError(f"The row has the columns {sorted(row)}; wanted chosen and rejected, with prompt or as whole "
+                         "texts; "
                          "or prompt, responses and scores or ranks; or prompt, response_a, response_b and winner.")
     not_texts = [value for value in ([prompt] if "prompt" in row else []) + list(responses) if not isinstance(value, str)]
     if not_texts:
@@ -79,7 +81,8 @@ def _ranks(responses, ranks, scores):
     "Ranks from 1 on, from those given or from scores, of which the highest is best."
     name, given = ("ranks", ranks) if ranks is not None else ("scores", scores)
     if not (isinstance(responses, (list, tuple)) and isinstance(given, (list, tuple)) and len(responses) == len(given) >= 2):
-        raise ValueError(f"The row has the responses {responses!r:.60} and the {name} {given!r:.60}; wanted two lists, with one number for each of at least 2 responses.")
+        raise ValueError(f"The row has the responses {responses!r:.60} and the {name} {given!r:.60}; wanted two "
+                         "lists, with one number for each of at least 2 responses.")
     if not all(isinstance(number, (int, float)) and not math.isnan(number) for number in given):
         raise ValueError(f"The row has the {name} {given}; wanted a number for each response.")
     better = operator.lt if ranks is not None else operator.gt
@@ -109,7 +112,12 @@ def load_rows(
     split: str = "train", # of a folder or a data set on the hub
     columns: Optional[dict[str, str]] = None, # other names of the columns, such as {'prompt': 'instruction'}
 ) -> Dataset:
-    "Rows of preference as they stand. Raises `FileNotFoundError` for a file that is not there, `ValueError` for one that cannot be read or a column that is not there."
+    """
+    Rows of preference as they stand.
+
+    Raises `FileNotFoundError` for a file that is not there, `ValueError` for one that cannot be read, or that lacks a
+    column of `columns`.
+    """
     path = Path(name)
     suffix = ([""] + [suffix for suffix in path.suffixes if suffix != ".gz"])[-1]
     if path.is_file() and suffix not in BUILDERS:
@@ -119,7 +127,10 @@ def load_rows(
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{name!r} is empty; wanted rows of preference.")
     try:
-        rows = load_dataset(BUILDERS[suffix], data_files=name, split="train") if path.is_file() else load_dataset(name, split=split)
+        if path.is_file():
+            rows = load_dataset(BUILDERS[suffix], data_files=name, split="train")
+        else:
+            rows = load_dataset(name, split=split)
     except DatasetGenerationError as error:
         raise ValueError(f"{name!r} cannot be read: {_invalid_line(path) or error.__cause__ or error}") from error
     missing = [theirs for theirs in (columns or {}).values() if theirs not in rows.column_names]
@@ -145,12 +156,13 @@ def hold_out(
     fraction: float = 0.1, # of the prompts, at least one
     seed: int = 0,
 ) -> tuple[Dataset, Dataset]: # for training, for evaluation
-    "Split by prompt, so that no prompt is in both parts. Raises `ValueError` for a row that cannot be read, or where a part would be empty."
+    "Split by prompt, so that no prompt is in both parts. Raises `ValueError` where a part would be empty."
     prompts = [_comparison_of_row(row, index).prompt for index, row in enumerate(rows)]
     different = sorted(set(prompts))
     num_held = max(1, round(fraction * len(different)))
     if num_held >= len(different):
-        raise ValueError(f"The rows have {len(different)} different prompt(s), of which {num_held} would be held out; wanted some left to train on. Give an evaluation set.")
+        raise ValueError(f"The rows have {len(different)} different prompt(s), of which {num_held} would be held out; "
+                         "wanted some left to train on. Give an evaluation set.")
     held = set(random.Random(seed).sample(different, num_held))
     return (rows.select([index for index, prompt in enumerate(prompts) if prompt not in held]),
             rows.select([index for index, prompt in enumerate(prompts) if prompt in held]))
@@ -191,15 +203,18 @@ def tokenize_rows(
             dropped = "winner and loser are the same tokens"
         return {"token_ids": token_ids, "ranks": list(comparison.ranks), "length": length, "dropped": dropped}
 
-    code = "".join(inspect.getsource(function) for function in (to_comparison, _ranks, _split_whole_texts, ranked_pairs, encode)) # so that the cache of `datasets` is not older
-    tokenized = rows.map(tokenize, with_indices=True, fn_kwargs={"code": code}, remove_columns=rows.column_names, num_proc=num_proc, desc=f"Tokenizing the {name}")
+    functions = (to_comparison, _ranks, _split_whole_texts, ranked_pairs, encode)
+    code = "".join(map(inspect.getsource, functions)) # without it `datasets` would answer from a cache older than they are
+    tokenized = rows.map(tokenize, with_indices=True, fn_kwargs={"code": code}, remove_columns=rows.column_names,
+                         num_proc=num_proc, desc=f"Tokenizing the {name}")
     dropped = Counter(reason for reason in tokenized["dropped"] if reason)
     reasons = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
     if dropped:
         logger.warning("Dropped %d of %d comparisons of the %s: %s.", dropped.total(), len(rows), name, reasons)
     kept = tokenized.filter(lambda reason: not reason, input_columns="dropped").remove_columns("dropped")
     if len(kept) == 0:
-        raise ValueError(f"No comparison of the {name} is left of {len(rows)}: {reasons or 'there were none'}. Look at the data, or allow longer texts.")
+        raise ValueError(f"No comparison of the {name} is left of {len(rows)}: {reasons or 'there were none'}. Look "
+                         "at the data, or allow longer texts.")
     return kept
 
 # %% ../nbs/03_data.ipynb #5b7fd45a
@@ -207,6 +222,6 @@ def longer_wins(
     tokenized: Dataset, # from `tokenize_rows`
 ) -> float: # share of pairs whose winner has more tokens; equal lengths count half
     "Accuracy of preferring the longer response."
-    wins = [(len(row["token_ids"][winner]) > len(row["token_ids"][loser])) + 0.5 * (len(row["token_ids"][winner]) == len(row["token_ids"][loser]))
-            for row in tokenized for winner, loser in ranked_pairs(row["ranks"])]
-    return sum(wins) / len(wins)
+    longer_by = [len(row["token_ids"][winner]) - len(row["token_ids"][loser])
+                 for row in tokenized for winner, loser in ranked_pairs(row["ranks"])]
+    return sum((tokens > 0) + 0.5 * (tokens == 0) for tokens in longer_by) / len(longer_by)

@@ -33,20 +33,27 @@ MIXES_PADDING = ("convbert", "fnet", "nystromformer", "yoso") # encoders whose r
 def default_pooling(
     config: PretrainedConfig, # of a text decoder or a text encoder
 ) -> str: # 'last' for a decoder, 'first' for an encoder
-    "Which real token's hidden state stands for the whole sequence. Raises `ValueError` for a model that reads anything but one text."
+    """
+    Which real token's hidden state stands for the whole sequence.
+
+    Raises `ValueError` for a model that reads anything but one text, or lets padding into its rewards.
+    """
     wanted = "a reward model wants a text-only decoder (such as llama, qwen3) or encoder (such as bert, modernbert)"
     given = f"The config is of type {config.model_type!r}"
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{given}, an encoder-decoder; {wanted}.")
     if config.get_text_config() is not config or hasattr(config, "vision_config") or not hasattr(config, "vocab_size"):
-        raise ValueError(f"{given}, which reads more or other than text; {wanted}. Of a multimodal checkpoint, load the text part alone.")
+        raise ValueError(f"{given}, which reads more or other than text; {wanted}. Of a multimodal checkpoint, load "
+                         "the text part alone.")
     if config.model_type in MIXES_PADDING:
-        raise ValueError(f"{given}, in which padding changes the hidden states of real tokens, so that a reward would depend on its batch; {wanted}.")
+        raise ValueError(f"{given}, in which padding changes the hidden states of real tokens, so that a reward would "
+                         f"depend on its batch; {wanted}.")
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         return "first"
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "last"
-    raise ValueError(f"{given}, for which transformers has no language model to tell by; {wanted}. Pass pooling='last' or 'first' if it is one.")
+    raise ValueError(f"{given}, for which transformers has no language model to tell by; {wanted}. Pass "
+                     "pooling='last' or 'first' if it is one.")
 
 # %% ../nbs/01_reward.ipynb #ffa5e584
 def right_padded(
@@ -62,11 +69,12 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only"
 
 
 def _load_config(model_name, kwargs):
-    "The folder or hub name to open, and its config. Raises `FileNotFoundError` for a local path without one, `OSError` for a name that cannot be opened."
+    "The folder or hub name to open, and its config. Raises `OSError` for one that cannot be opened."
     path = Path(model_name).expanduser()
     wanted = "wanted the name of a transformers model or a folder that `save_pretrained` wrote"
     if path.is_dir() and not (path / kwargs.get("subfolder", "") / "config.json").is_file():
-        raise FileNotFoundError(f"The folder {str(path)!r} has no config.json; {wanted}. It holds {sorted(item.name for item in path.iterdir())[:8]}.")
+        raise FileNotFoundError(f"The folder {str(path)!r} has no config.json; {wanted}. It holds "
+                                f"{sorted(item.name for item in path.iterdir())[:8]}.")
     names_a_path = isinstance(model_name, Path) or str(model_name).startswith((".", "~", "/")) or str(model_name).count("/") > 1
     if path.is_file() or (names_a_path and not path.is_dir()):
         raise FileNotFoundError(f"{str(model_name)!r} is {'a file' if path.is_file() else 'not there'}; {wanted}.")
@@ -75,20 +83,23 @@ def _load_config(model_name, kwargs):
     try:
         return name, AutoConfig.from_pretrained(name, trust_remote_code=kwargs.get("trust_remote_code", False), **options)
     except OSError as error:
-        raise OSError(f"{name!r} is no folder in {str(Path.cwd())!r} and could not be opened on the hub; {wanted}. The hub says: {error}") from error
+        raise OSError(f"{name!r} is no folder in {str(Path.cwd())!r} and could not be opened on the hub; {wanted}. "
+                      f"The hub says: {error}") from error
 
 
 def _load_backbone(model_name, kwargs):
     "The backbone without its pooler, which a reward does not use. Raises `ValueError` if the checkpoint lacks weights."
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error() # its table of unused language-model heads says nothing new; what is missing is checked here
+    transformers_logging.set_verbosity_error() # no table of the unused language-model head; what is missing is checked here
     try:
-        backbone, report = AutoModel.from_pretrained(model_name, output_loading_info=True, **{"use_safetensors": True, **kwargs})
+        options = {"use_safetensors": True, **kwargs}
+        backbone, report = AutoModel.from_pretrained(model_name, output_loading_info=True, **options)
     finally:
         transformers_logging.set_verbosity(verbosity)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
-        raise ValueError(f"{str(model_name)!r} lacks {len(missing)} weights of {type(backbone).__name__}, such as {missing[0]}; "
+        raise ValueError(f"{str(model_name)!r} lacks {len(missing)} weights of {type(backbone).__name__}, such as "
+                         f"{missing[0]}; "
                          "wanted a checkpoint with every weight of its backbone.")
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = nn.Identity()
@@ -99,7 +110,8 @@ def _load_head(model_name, kwargs, shape, prefix):
     "The weight of the reward head in a checkpoint. Raises `ValueError` if there is none of this shape, alone."
     options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
     index = cached_file(model_name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **options)
-    names = (f"{prefix}.score.weight", f"{prefix}.score.bias", "score.weight", "score.bias") # some families write everything under their prefix
+    heads = ("score.weight", "score.bias")
+    names = (*heads, *(f"{prefix}.{name}" for name in heads)) # some families write everything under their prefix
     file_of = json.loads(Path(index).read_text())["weight_map"] if index else dict.fromkeys(names, "model.safetensors")
     found = {}
     for filename in {file_of[name] for name in names if name in file_of}:
@@ -107,7 +119,8 @@ def _load_head(model_name, kwargs, shape, prefix):
             found |= {name.removeprefix(prefix + "."): file.get_tensor(name) for name in file.keys() if name in names}
     shapes = {name: tuple(weight.shape) for name, weight in found.items()}
     if shapes != {"score.weight": shape}:
-        raise ValueError(f"The reward head of {str(model_name)!r} is {shapes or 'not there'}; wanted one bias-free {{'score.weight': {shape}}}. "
+        raise ValueError(f"The reward head of {str(model_name)!r} is {shapes or 'not there'}; wanted one bias-free "
+                         f"{{'score.weight': {shape}}}. "
                          "To start a new reward model on this backbone, use RewardModel(model_name).")
     return found["score.weight"]
 
@@ -132,7 +145,7 @@ def _saved_tokenizer(tokenizer, config):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side = "right"
     ends = getattr(config, "eos_token_id", None)
-    in_use = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id}
+    in_use = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "sep", "cls")}
     if tokenizer.pad_token_id in {None, *in_use, *(ends if isinstance(ends, list) else [ends])}:
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
     return tokenizer
@@ -141,20 +154,26 @@ def _saved_tokenizer(tokenizer, config):
 def _check_shapes(input_ids, attention_mask, position_ids, end_positions):
     "Raise `ValueError` where the inputs of `RewardModel.forward` do not fit together."
     if input_ids.ndim != 2 or input_ids.is_floating_point():
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)} and dtype {input_ids.dtype}; wanted token ids (batch_size, seq_len). "
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)} and dtype {input_ids.dtype}; wanted token ids "
+                         "(batch_size, seq_len). "
                          "One text is a batch of one: input_ids[None].")
     shape = batch_size, seq_len = tuple(input_ids.shape)
     for mask in attention_mask.values() if isinstance(attention_mask, dict) else [attention_mask]:
-        packed = mask.ndim == 4 and mask.shape[0] in (1, batch_size) and tuple(mask.shape[2:]) == (seq_len, seq_len) and mask.is_floating_point()
+        packed = mask.ndim == 4 and mask.shape[0] in (1, batch_size) and tuple(mask.shape[2:]) == (seq_len, seq_len)
+        packed = packed and mask.is_floating_point() # a bool mask would be added as 0 and 1
         if tuple(mask.shape) != shape and not packed:
-            raise ValueError(f"attention_mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; wanted {shape}, the shape of input_ids, "
-                             f"or for packed rows a float mask ({batch_size}, 1, {seq_len}, {seq_len}) that is added to the attention scores.")
+            raise ValueError(f"attention_mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; wanted {shape}, "
+                             "the shape of input_ids, "
+                             f"or for packed rows a float mask ({batch_size}, 1, {seq_len}, {seq_len}) that is added "
+                             "to the attention scores.")
         if end_positions is None and (packed or isinstance(attention_mask, dict)):
-            raise ValueError("An attention_mask for packed rows does not say where a response ends; pass end_positions (num_responses, 2) with it.")
+            raise ValueError("An attention_mask for packed rows does not say where a response ends; pass "
+                             "end_positions (num_responses, 2) with it.")
     if position_ids is not None and tuple(position_ids.shape) != shape:
         raise ValueError(f"position_ids has shape {tuple(position_ids.shape)}; wanted {shape}, the shape of input_ids.")
     if end_positions is not None and (end_positions.ndim != 2 or end_positions.shape[1] != 2):
-        raise ValueError(f"end_positions has shape {tuple(end_positions.shape)}; wanted (num_responses, 2): the row and the position of each end.")
+        raise ValueError(f"end_positions has shape {tuple(end_positions.shape)}; wanted (num_responses, 2): the row "
+                         "and the position of each end.")
 
 
 def _check_values(input_ids, attention_mask, end_positions, vocab_size, wait):
@@ -163,19 +182,23 @@ def _check_values(input_ids, attention_mask, end_positions, vocab_size, wait):
     if end_positions is None:
         outside &= attention_mask != 0
         empty = (attention_mask == 0).all(dim=1)
-        _require(~empty.any(), lambda: f"Row {empty.nonzero()[0].item()} of attention_mask is all 0; wanted at least one real token in each row. "
+        _require(~empty.any(), lambda: f"Row {empty.nonzero()[0].item()} of attention_mask is all 0; wanted at least "
+                                       "one real token in each row. "
                                        "Leave empty texts out of the batch.", wait)
     else:
         beyond = ((end_positions < 0) | (end_positions >= torch.tensor(input_ids.shape, device=input_ids.device))).any(dim=1)
-        _require(~beyond.any(), lambda: f"end_positions has {end_positions[beyond][0].tolist()}; wanted (row, position) inside {tuple(input_ids.shape)}.", wait)
-    _require(~outside.any(), lambda: f"input_ids holds the id {input_ids[outside][0]} at (row, position) {tuple(outside.nonzero()[0].tolist())}; this "
-                                     f"model's vocabulary has the ids 0 to {vocab_size - 1}. Is the tokenizer the model's own?", wait)
+        _require(~beyond.any(), lambda: f"end_positions has {end_positions[beyond][0].tolist()}; wanted (row, "
+                                        f"position) inside {tuple(input_ids.shape)}.", wait)
+    _require(~outside.any(), lambda: f"input_ids holds the id {input_ids[outside][0]} at (row, position) "
+                                     f"{tuple(outside.nonzero()[0].tolist())}; this "
+                                     f"model's vocabulary has the ids 0 to {vocab_size - 1}. Is the tokenizer the "
+                                     "model's own?", wait)
 
 
 def _require(condition, message, wait):
-    "Raise `ValueError(message())` unless the bool tensor holds. Without `wait` a GPU asserts it by itself, so that the host need not wait."
-    if condition.is_cuda and not wait:
-        torch._assert_async(condition, "rlhf_reward was given values out of range; evaluate the same batch to be told which") # private, but the only such call
+    "Raise `ValueError(message())` unless the bool tensor holds. Without `wait` a GPU asserts it later, by itself."
+    if condition.is_cuda and not wait: # `_assert_async` is private, but nothing public spares the host the wait
+        torch._assert_async(condition, "values out of range for rlhf_reward; evaluate the same batch to be told which")
     elif not condition:
         raise ValueError(message())
 
@@ -195,18 +218,20 @@ class RewardModel(nn.Module):
         model_name: str, # name of a transformers model, or a local folder with its config and weights
         dropout: float = 0.1, # probability to zero an element of the pooled hidden state while training
         device: str = "cuda", # where the whole model lives, such as 'cuda', 'cuda:1' or 'cpu'
-        pooling: Optional[str] = None, # 'last' or 'first' real token; by default what the config calls for, see `default_pooling`
-        **kwargs, # for `AutoModel.from_pretrained`: attn_implementation, revision, token, …; dtype is float32 unless given, since training in half precision loses small updates
+        pooling: Optional[str] = None, # 'last' or 'first' real token; by default `default_pooling` of the config
+        **kwargs, # for `AutoModel.from_pretrained`; dtype is float32 unless given: half precision loses small updates
     ):
         super().__init__()
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError(f"device={str(device)!r} was asked for, but torch finds no CUDA device here. Pass device='cpu'.")
+            raise RuntimeError(f"device={str(device)!r} was asked for, but torch finds no CUDA device here. Pass "
+                               "device='cpu'.")
         model_name, config = _load_config(model_name, kwargs)
         self.pooling = pooling or getattr(config, "rlhf_reward", {}).get("pooling") or default_pooling(config)
         if self.pooling not in ("last", "first"):
             raise ValueError(f"pooling is {pooling!r}; wanted 'last' or 'first'.")
         self.backbone = _load_backbone(model_name, {"dtype": torch.float32, **kwargs})
-        self._backbone_kwargs = {"use_cache": False} if "use_cache" in inspect.signature(self.backbone.forward).parameters else {}
+        takes = inspect.signature(self.backbone.forward).parameters
+        self._backbone_kwargs = {"use_cache": False} if "use_cache" in takes else {}
         hidden_size = getattr(config, "word_embed_proj_dim", config.hidden_size) # OPT projects its last hidden state
         self.dropout = nn.Dropout(dropout)
         self.score = nn.Linear(hidden_size, 1, bias=False, dtype=torch.float32)
@@ -216,12 +241,15 @@ class RewardModel(nn.Module):
     def forward(
         self,
         input_ids: TensorType["batch_size", "seq_len", int], # token ids
-        attention_mask: Optional[Union[TensorType["batch_size", "seq_len"], dict]] = None, # 1 real, 0 padding on any side; none: all real. With `end_positions` also an additive float mask (batch_size, 1, seq_len, seq_len), or a dict of them by layer type
-        position_ids: Optional[TensorType["batch_size", "seq_len", int]] = None, # by default each row's real tokens count from 0
-        end_positions: Optional[TensorType["num_responses", 2, int]] = None, # (row, position) of the last token of each response in packed rows
+        attention_mask: Optional[Union[TensorType["batch_size", "seq_len"], dict]] = None, # 1 real, 0 padding; none: all real
+        position_ids: Optional[TensorType["batch_size", "seq_len", int]] = None, # by default real tokens count from 0
+        end_positions: Optional[TensorType["num_responses", 2, int]] = None, # (row, position) where each response ends
     ) -> TensorType["batch_size", 1, float]: # float32 rewards; (num_responses, 1) with `end_positions`
         """
         One reward for each row, or for each of `end_positions`.
+
+        With `end_positions`, for packed rows, the mask may also be a float (batch_size, 1, seq_len, seq_len) that is
+        added to the attention scores, or a dict of such masks by layer type.
 
         Raises `ValueError` for shapes that do not fit, a row without a real token, or ids outside the vocabulary. In
         training on a GPU such values stop the run without saying which; under `torch.compile` they are not looked for.
@@ -230,19 +258,21 @@ class RewardModel(nn.Module):
             attention_mask = torch.ones_like(input_ids)
         _check_shapes(input_ids, attention_mask, position_ids, end_positions)
         if not torch.compiler.is_compiling():
-            _check_values(input_ids, attention_mask, end_positions, self.get_input_embeddings().num_embeddings, wait=not self.training)
+            vocab_size = self.get_input_embeddings().num_embeddings
+            _check_values(input_ids, attention_mask, end_positions, vocab_size, wait=not self.training)
         if end_positions is None:
             attention_mask = (attention_mask != 0).long()
-            attention_mask, input_ids, *position_ids = right_padded(attention_mask, input_ids, *([] if position_ids is None else [position_ids]))
-            position_ids = position_ids[0] if position_ids else None
+            if position_ids is not None:
+                _, position_ids = right_padded(attention_mask, position_ids)
+            attention_mask, input_ids = right_padded(attention_mask, input_ids)
             input_ids = input_ids.masked_fill(attention_mask == 0, 0) # whatever the padding was, it now has an embedding
             rows = torch.arange(len(input_ids), device=input_ids.device)
             ends = attention_mask.sum(dim=1) - 1 if self.pooling == "last" else torch.zeros_like(rows)
         else:
             rows, ends = end_positions.unbind(dim=1)
         kwargs = self._backbone_kwargs if position_ids is None else {**self._backbone_kwargs, "position_ids": position_ids}
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state # (batch_size, seq_len, hidden_size)
-        pooled = hidden[rows, ends] # (batch_size or num_responses, hidden_size)
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        pooled = hidden[rows, ends] # of (batch_size, seq_len, hidden_size): (batch_size or num_responses, hidden_size)
         with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
             return self.score(self.dropout(pooled.to(self.score.weight.dtype))).float()
 
@@ -250,7 +280,7 @@ class RewardModel(nn.Module):
         self,
         folder: Union[str, Path], # made if it is not there
         tokenizer: PreTrainedTokenizerBase, # written beside the weights, with its chat template
-        state_dict: Optional[dict[str, torch.Tensor]] = None, # the gathered `state_dict()` of a model whose parameters are sharded; by default the model's own
+        state_dict: Optional[dict[str, torch.Tensor]] = None, # gathered, of a sharded model; by default the model's own
     ):
         """
         Write weights (safetensors), config and tokenizer, to be opened by `from_pretrained` and by transformers.
@@ -273,11 +303,13 @@ class RewardModel(nn.Module):
         if checkpoint is None:
             checkpoint = copy.copy(self.backbone)
             checkpoint.config = config
-            config.rlhf_reward["note"] = "The classifier of transformers cannot represent this head; open it with rlhf_reward.RewardModel.from_pretrained."
+            config.rlhf_reward["note"] = ("The classifier of transformers cannot represent this head; "
+                                          "open it with rlhf_reward.RewardModel.from_pretrained.")
         else:
             prefix = checkpoint.base_model_prefix + "."
         weights = self.state_dict() if state_dict is None else state_dict
-        state = {name if name.startswith("score.") else prefix + name.removeprefix("backbone."): weight for name, weight in weights.items()}
+        state = {name if name.startswith("score.") else prefix + name.removeprefix("backbone."): weight
+                 for name, weight in weights.items()}
         for name, parameter in self.backbone.named_parameters():
             if parameter is embeddings.weight:
                 state[prefix + name] = F.pad(state[prefix + name], (0, 0, 0, num_embeddings - len(state[prefix + name])))
@@ -293,7 +325,7 @@ class RewardModel(nn.Module):
         pooling: Optional[str] = None, # by default what was saved, or what the config calls for
         **kwargs, # for `AutoModel.from_pretrained`; dtype is the checkpoint's unless given
     ) -> "RewardModel": # in evaluation mode, the head in float32
-        "Open a trained reward model, from safetensors only. Raises `ValueError` where there is no reward head, or one with several labels."
+        "Open a trained reward model, from safetensors only. Raises `ValueError` where there is no head for one reward."
         model = cls(model_name, dropout, device, pooling, **{"dtype": "auto", **kwargs})
         name, _ = _load_config(model_name, kwargs)
         head = _load_head(name, kwargs, tuple(model.score.weight.shape), model.backbone.base_model_prefix)
@@ -329,7 +361,8 @@ def _one_per_pair(
     num_pairs: int,
 ) -> TensorType["num_pairs", float]: # float32
     if tuple(values.shape) not in ((num_pairs, 1), (num_pairs,)):
-        raise ValueError(f"{name} has shape {tuple(values.shape)}; wanted one number a pair: ({num_pairs}, 1) or ({num_pairs},).")
+        raise ValueError(f"{name} has shape {tuple(values.shape)}; wanted one number a pair: ({num_pairs}, 1) or "
+                         f"({num_pairs},).")
     return values.float().reshape(-1)
 
 # %% ../nbs/01_reward.ipynb #ac7216e3
@@ -344,22 +377,26 @@ class PairwiseLoss(nn.Module):
         self,
         chosen_rewards: TensorType["num_pairs", 1], # r_w, as `RewardModel` gives them; (num_pairs,) and ints too
         rejected_rewards: TensorType["num_pairs", 1], # r_l, of the same shape
-        margin: Optional[TensorType["num_pairs"]] = None, # how far apart the pair should be at least: −log σ(r_w − r_l − margin), Llama 2
+        margin: Optional[TensorType["num_pairs"]] = None, # m in −log σ(r_w − r_l − m), Touvron et al. 2023 (Llama 2)
         weight: Optional[TensorType["num_pairs"]] = None, # of each pair in the mean, at least one above 0; none: all equal
     ) -> TensorType[float]: # scalar, the weighted mean over pairs
         "Raises `ValueError` for shapes that differ or an empty batch: nothing is broadcast."
         if chosen_rewards.shape != rejected_rewards.shape:
-            raise ValueError(f"chosen_rewards has shape {tuple(chosen_rewards.shape)} and rejected_rewards {tuple(rejected_rewards.shape)}; "
+            raise ValueError(f"chosen_rewards has shape {tuple(chosen_rewards.shape)} and rejected_rewards "
+                             f"{tuple(rejected_rewards.shape)}; "
                              "wanted the same shape, one reward a pair.")
         num_pairs = len(chosen_rewards) if chosen_rewards.ndim else 0
         if num_pairs == 0:
-            raise ValueError(f"The batch holds no pair (rewards of shape {tuple(chosen_rewards.shape)}); wanted (num_pairs, 1) or (num_pairs,).")
-        difference = _one_per_pair(chosen_rewards, "chosen_rewards", num_pairs) - _one_per_pair(rejected_rewards, "rejected_rewards", num_pairs)
+            raise ValueError(f"The batch holds no pair (rewards of shape {tuple(chosen_rewards.shape)}); wanted "
+                             "(num_pairs, 1) or (num_pairs,).")
+        chosen = _one_per_pair(chosen_rewards, "chosen_rewards", num_pairs)
+        difference = chosen - _one_per_pair(rejected_rewards, "rejected_rewards", num_pairs)
         if margin is not None:
             difference = difference - _one_per_pair(margin, "margin", num_pairs)
         losses = -F.logsigmoid(difference)
         if weight is None:
             return losses.mean()
         weight = _one_per_pair(weight, "weight", num_pairs)
-        _require(weight.sum() > 0, lambda: "The weights of all pairs add up to 0; wanted at least one above 0.", wait=False)
+        _require(weight.sum() > 0, lambda: "The weights of all pairs add up to 0; wanted at least one above "
+                                           "0.", wait=False)
         return (losses * weight).sum() / weight.sum()

@@ -51,7 +51,8 @@ def synthetic_comparisons(
         responses = []
         for score in scores:
             both = draw.randint(0, 1) # a word of each cancels
-            words = draw.choices(TOPICS[liked], k=both + max(score, 0)) + draw.choices(TOPICS[disliked], k=both + max(-score, 0))
+            words = draw.choices(TOPICS[liked], k=both + max(score, 0))
+            words += draw.choices(TOPICS[disliked], k=both + max(-score, 0))
             words += draw.choices(neutral, k=draw.randint(6, 12) - len(words))
             draw.shuffle(words)
             responses.append(" " + " ".join(words))
@@ -75,13 +76,17 @@ def tiny_decoder(
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=["<|end|>", "<|pad|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<|end|>", "<|pad|>"],
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
-    config = LlamaConfig(**{
-        "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_position_embeddings": 1024, "initializer_range": 0.1, # narrow layers learn nothing for long from 0.02
-        "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "tie_word_embeddings": True, **config})
+    defaults = dict(
+        hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=1024,
+        initializer_range=0.1, # narrow layers learn nothing for long from 0.02
+        tie_word_embeddings=True, bos_token_id=None,
+    )
+    config = LlamaConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id,
+                         pad_token_id=tokenizer.pad_token_id, **{**defaults, **config})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)
@@ -89,5 +94,8 @@ def tiny_decoder(
     return str(folder)
 
 # %% ../nbs/synthetic.ipynb #a0c34ab0
-RECIPE = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 30, "num_train_epochs": 3, "dropout": 0.0, "max_length": 64,
-          "per_device_train_batch_size": 32, "per_device_eval_batch_size": 64, "logging_steps": 50, "eval_strategy": "epoch", "save_strategy": "no"}
+RECIPE = {
+    "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 30, "num_train_epochs": 3, "dropout": 0.0,
+    "per_device_train_batch_size": 32, "per_device_eval_batch_size": 64, "max_length": 64,
+    "logging_steps": 50, "eval_strategy": "epoch", "save_strategy": "no",
+}

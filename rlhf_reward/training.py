@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 # %% ../nbs/05_training.ipynb #5fa33849
 def pair_metrics(
-    prediction: EvalPrediction, # `predictions`: rewards (num_comparisons, K); `label_ids`: ranks (num_comparisons, K), below 1 where there is no response
+    prediction: EvalPrediction, # rewards and ranks, each (num_comparisons, K); ranks below 1 where there is no response
 ) -> dict[str, float]: # loss, accuracy, number of pairs and of tied rewards, mean margin, mean rewards of chosen and rejected
-    "Metrics over all pairs of an evaluation set. The loss gives each comparison the same weight, as `PairwiseLoss` in training."
+    "Metrics over all pairs of an evaluation set. In the loss each comparison weighs the same, as in training."
     rewards, ranks = torch.from_numpy(prediction.predictions).float(), torch.from_numpy(prediction.label_ids)
     wins = (ranks[:, :, None] < ranks[:, None, :]) & (ranks > 0)[:, :, None] # (num_comparisons, winner, loser)
     row, winner, loser = wins.nonzero(as_tuple=True)
@@ -46,11 +46,13 @@ def pair_metrics(
 @dataclass
 class RewardConfig(TrainingArguments):
     "All of `transformers.TrainingArguments`; a batch of `per_device_train_batch_size` is that many comparisons."
-    max_length: int = field(default=2048, metadata={"help": "Longest response in tokens, with its prompt, or what the model can take if that is less; longer comparisons are dropped and counted."})
+    max_length: int = field(default=2048, metadata={
+        "help": "Longest response in tokens, with its prompt, or what the model can take if that is less; longer comparisons are dropped and counted."})
     dataset_num_proc: Optional[int] = field(default=None, metadata={"help": "Processes to tokenize with."})
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate of AdamW."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training set."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The batch is made from columns that forward does not name; leave this off."})
+    remove_unused_columns: bool = field(default=False, metadata={
+        "help": "Leave this off: the batch is made from columns that forward does not name."})
 
 # %% ../nbs/05_training.ipynb #b2a5d88c
 class RewardTrainer(Trainer):
@@ -75,16 +77,18 @@ class RewardTrainer(Trainer):
             if getattr(args, name) != neutral:
                 raise ValueError(f"{name} is {getattr(args, name)}; wanted {neutral}: it means nothing for comparisons.")
         if args.n_gpu > 1:
-            raise ValueError(f"{args.n_gpu} GPUs are visible to one process; wanted one process for each GPU: start with `accelerate launch` or `torchrun`, "
+            raise ValueError(f"{args.n_gpu} GPUs are visible to one process; wanted one process for each GPU: start "
+                             "with `accelerate launch` or `torchrun`, "
                              "or choose one GPU with CUDA_VISIBLE_DEVICES.")
         if processing_class is None:
-            raise ValueError("processing_class is None; wanted the tokenizer of the model, which is saved with every checkpoint.")
-        self.max_length = min(limit for limit in (args.max_length, model.max_positions, processing_class.model_max_length) if limit)
-        if self.max_length < args.max_length:
-            logger.warning("max_length=%d is more than the model and its tokenizer take; the limit is %d tokens.", args.max_length, self.max_length)
+            raise ValueError("processing_class is None; wanted the tokenizer of the model, which is saved with every "
+                             "checkpoint.")
+        limits = (args.max_length, model.max_positions, processing_class.model_max_length)
+        self.max_length = min(limit for limit in limits if limit)
         train_dataset, eval_dataset = (self._tokenized(dataset, processing_class, args, name)
                                        for dataset, name in ((train_dataset, "training set"), (eval_dataset, "evaluation set")))
-        super().__init__(model, args, pad_comparisons, train_dataset, eval_dataset, processing_class, compute_metrics=compute_metrics, **kwargs)
+        super().__init__(model, args, pad_comparisons, train_dataset, eval_dataset, processing_class,
+                         compute_metrics=compute_metrics, **kwargs)
 
     def _tokenized(self, dataset, tokenizer, args, name):
         "A data set, or a dict of them; as it is if tokenized already."
@@ -93,15 +97,20 @@ class RewardTrainer(Trainer):
         if not isinstance(dataset, Dataset) or "token_ids" in dataset.column_names:
             return dataset
         with args.main_process_first(desc="tokenizing"):
-            return tokenize_rows(dataset, tokenizer, self.max_length, args.dataset_num_proc, name)
+            tokenized = tokenize_rows(dataset, tokenizer, self.max_length, args.dataset_num_proc, name)
+        if len(tokenized) < len(dataset) and self.max_length < args.max_length:
+            logger.warning("max_length is %d, but the model and its tokenizer take %d tokens.", args.max_length, self.max_length)
+        return tokenized
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         "Metrics on the evaluation set, or on other rows, tokenized or not."
-        return super().evaluate(self._tokenized(eval_dataset, self.processing_class, self.args, "evaluation set"), ignore_keys, metric_key_prefix)
+        eval_dataset = self._tokenized(eval_dataset, self.processing_class, self.args, "evaluation set")
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
         "Rewards (num_comparisons, K), ranks and metrics of rows, tokenized or not."
-        return super().predict(self._tokenized(test_dataset, self.processing_class, self.args, "test set"), ignore_keys, metric_key_prefix)
+        test_dataset = self._tokenized(test_dataset, self.processing_class, self.args, "test set")
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "`PairwiseLoss` over the pairs of the batch."
@@ -121,7 +130,8 @@ class RewardTrainer(Trainer):
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
-        self.accelerator.unwrap_model(self.model, keep_torch_compile=False).save_pretrained(folder, self.processing_class, state_dict)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model.save_pretrained(folder, self.processing_class, state_dict)
         (folder / "training_args.json").write_text(self.args.to_json_string())
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -136,5 +146,6 @@ class RewardTrainer(Trainer):
             raise FileNotFoundError(f"The checkpoint {str(folder)!r} is not there; wanted a folder that training wrote.")
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         saved = RewardModel.from_pretrained(folder, device="cpu")
-        saved.backbone.resize_token_embeddings(model.get_input_embeddings().num_embeddings) # without the row of a pad token made for saving
+        rows = model.get_input_embeddings().num_embeddings
+        saved.backbone.resize_token_embeddings(rows) # without the row of a pad token made for saving
         model.load_state_dict(saved.state_dict())

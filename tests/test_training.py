@@ -193,7 +193,7 @@ def test_comparisons_beyond_the_model_are_dropped_not_fed(tmp_path, caplog):
     short = tiny_decoder(tmp_path / "short", synthetic_texts(), max_position_embeddings=17)
     trainer = make_trainer(short, tmp_path, max_length=1000)
     assert 0 < len(trainer.train_dataset) < 80 and max(trainer.train_dataset["length"]) <= 17
-    assert "max_length=1000 is more than the model and its tokenizer take; the limit is 17" in caplog.text
+    assert "max_length is 1000, but the model and its tokenizer take 17 tokens" in caplog.text
     assert "comparisons of the training set: longer than 17 tokens" in caplog.text
 
 

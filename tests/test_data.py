@@ -168,7 +168,7 @@ def test_columns_of_other_names_are_mapped(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "not this", "instruction": "p", "output_1": "a", "output_2": "b"}))
     rows = load_rows(str(path), columns={"prompt": "instruction", "chosen": "output_1", "rejected": "output_2"})
-    assert to_comparison(rows[0]) == Comparison("p", ("a", "b"), (1, 2))
+    assert to_comparison(rows[0]) == Comparison("p", ("a", "b"), (1, 2)) and sorted(rows.column_names) == ["chosen", "prompt", "rejected"]
     with pytest.raises(ValueError, match="no column 'question'; it has .*'instruction'"):
         load_rows(str(path), columns={"prompt": "question"})
 

@@ -121,6 +121,16 @@ def test_packed_rows_equal_plain_rows(base, family, attention):
     assert_close(packed, plain.repeat(2, 1), **CLOSE)
 
 
+def test_given_positions_go_with_their_tokens(base):
+    model = reward_model(base, "gpt2")
+    ids, mask = padded(ROWS, "left", PAD)
+    with torch.no_grad():
+        counted = model(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+        shifted = model(ids, mask, mask.cumsum(1))
+    assert_close(counted, alone(model), **CLOSE)
+    assert not torch.allclose(shifted, counted, atol=1e-3)
+
+
 def test_dropout_works_in_training_only(base):
     model, ids = reward_model(base, "llama", dropout=0.5), torch.tensor([ROWS[0]])
     assert not model.training and torch.equal(model(ids), model(ids))

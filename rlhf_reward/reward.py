@@ -289,7 +289,8 @@ class RewardModel(nn.Module):
         the last token. It finds that token by its id, so a tokenizer that pads with a token that can end a text (or not at
         all) is written with a pad token of its own, `<|pad|>`, and the embeddings with a row for it where none is free.
         The tokenizer is written to pad on the right, since transformers' GPT-2 and its like count positions from the
-        padding on. The tokenizer and the model in memory stay as they are.
+        padding on. A half-precision checkpoint gives there what half precision can hold, since transformers rounds the
+        head too; here the head stays in float32. The tokenizer and the model in memory stay as they are.
         """
         embeddings = self.get_input_embeddings()
         tokenizer = _saved_tokenizer(tokenizer, self.config)

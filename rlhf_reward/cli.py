@@ -108,7 +108,7 @@ def _prepare(job, args):
     from rlhf_reward.training import RewardTrainer
 
     set_seed(args.seed)
-    columns = dict(pair.split("=", 1) for pair in (job.columns or "").split(",") if "=" in pair)
+    columns = dict(pair.split("=", 1) for pair in job.columns.split(",")) if job.columns else {}
     train_rows = synthetic_comparisons() if job.dataset == SYNTHETIC else load_rows(job.dataset, columns=columns)
     if job.eval_dataset is None:
         train_rows, eval_rows = hold_out(train_rows, seed=args.seed)

@@ -6,17 +6,13 @@ Both files hold `prompt`, `chosen` and `rejected`. A byte-level BPE tokenizer is
 decoder is a Llama of random weights, so what it learns, it learns from these pairs alone. Prints the held-out accuracy,
 and the share of pairs in which the longer response wins: overall, and by `source`. The trainer's lines give pairs a second.
 """
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 from rlhf_reward.cli import train
+from rlhf_reward.data import load_rows
 from rlhf_reward.synthetic import tiny_decoder
-
-
-def read(path):
-    return [json.loads(line) for line in Path(path).read_text().split("\n") if line]
 
 
 def baseline_by_source(rows):
@@ -30,9 +26,9 @@ def baseline_by_source(rows):
 
 if __name__ == "__main__":
     train_file, eval_file, output_dir, *arguments = sys.argv[1:]
-    texts = [text for row in read(train_file) for text in (row["prompt"], row["chosen"], row["rejected"])]
+    texts = [text for row in load_rows(train_file) for text in (row["prompt"], row["chosen"], row["rejected"])]
     base = tiny_decoder(Path(output_dir) / "base", texts, vocab_size=8192, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
                         num_attention_heads=4, max_position_embeddings=2048, initializer_range=0.08)
     train(["--model", base, "--dataset", train_file, "--eval_dataset", eval_file, "--output_dir", output_dir, *arguments])
-    for source, (accuracy, pairs) in baseline_by_source(read(eval_file)).items():
+    for source, (accuracy, pairs) in baseline_by_source(load_rows(eval_file)).items():
         print(f"longer in characters wins {accuracy:.3f} of {pairs:4d} pairs, {source}")

@@ -81,8 +81,7 @@ def parse_train(
         parser.set_defaults(dataset=SYNTHETIC, **RECIPE)
     elif job.model is None or job.dataset is None:
         parser.error("--model and --dataset go together: the name of a transformers model, such as Qwen/Qwen3-0.6B, "
-                     "or a local folder; "
-                     "and a .jsonl file, the name of a data set, or synthetic.")
+                     "or a local folder; and a .jsonl file, the name of a data set, or synthetic.")
     try:
         job, args = parser.parse_args_into_dataclasses(argv)
     except ValueError as error:

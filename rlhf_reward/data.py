@@ -69,8 +69,7 @@ def to_comparison(
         responses, ranks = row["responses"], _ranks(row["responses"], row.get("ranks"), row.get("scores"))
     else:
         raise ValueError(f"The row has the columns {sorted(row)}; wanted chosen and rejected, with prompt or as whole "
-                         "texts; "
-                         "or prompt, responses and scores or ranks; or prompt, response_a, response_b and winner.")
+                         "texts; or prompt, responses and scores or ranks; or prompt, response_a, response_b and winner.")
     not_texts = [value for value in ([prompt] if "prompt" in row else []) + list(responses) if not isinstance(value, str)]
     if not_texts:
         raise ValueError(f"The row has {not_texts[0]!r:.60} where a text is wanted: prompt and responses are strings.")
@@ -204,7 +203,7 @@ def tokenize_rows(
         return {"token_ids": token_ids, "ranks": list(comparison.ranks), "length": length, "dropped": dropped}
 
     functions = (to_comparison, _ranks, _split_whole_texts, ranked_pairs, encode)
-    code = "".join(map(inspect.getsource, functions)) # without it `datasets` would answer from a cache older than they are
+    code = repr(RANKS_BY_WINNER) + "".join(map(inspect.getsource, functions)) # else the cache of `datasets` may be older
     tokenized = rows.map(tokenize, with_indices=True, fn_kwargs={"code": code}, remove_columns=rows.column_names,
                          num_proc=num_proc, desc=f"Tokenizing the {name}")
     dropped = Counter(reason for reason in tokenized["dropped"] if reason)

@@ -65,7 +65,10 @@ def right_padded(
     return [tensor.gather(1, order) for tensor in (attention_mask, *tensors)]
 
 # %% ../nbs/01_reward.ipynb #001ef985
-HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+def _hub_options(kwargs):
+    "Those of the keyword arguments that say where on the hub a file lies."
+    names = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+    return {name: kwargs[name] for name in names if name in kwargs}
 
 
 def _load_config(model_name, kwargs):
@@ -79,9 +82,9 @@ def _load_config(model_name, kwargs):
     if path.is_file() or (names_a_path and not path.is_dir()):
         raise FileNotFoundError(f"{str(model_name)!r} is {'a file' if path.is_file() else 'not there'}; {wanted}.")
     name = str(path) if path.is_dir() else str(model_name)
-    options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
     try:
-        return name, AutoConfig.from_pretrained(name, trust_remote_code=kwargs.get("trust_remote_code", False), **options)
+        remote_code = kwargs.get("trust_remote_code", False)
+        return name, AutoConfig.from_pretrained(name, trust_remote_code=remote_code, **_hub_options(kwargs))
     except OSError as error:
         raise OSError(f"{name!r} is no folder in {str(Path.cwd())!r} and could not be opened on the hub; {wanted}. "
                       f"The hub says: {error}") from error
@@ -99,8 +102,7 @@ def _load_backbone(model_name, kwargs):
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise ValueError(f"{str(model_name)!r} lacks {len(missing)} weights of {type(backbone).__name__}, such as "
-                         f"{missing[0]}; "
-                         "wanted a checkpoint with every weight of its backbone.")
+                         f"{missing[0]}; wanted a checkpoint with every weight of its backbone.")
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = nn.Identity()
     return backbone
@@ -108,7 +110,7 @@ def _load_backbone(model_name, kwargs):
 
 def _load_head(model_name, kwargs, shape, prefix):
     "The weight of the reward head in a checkpoint. Raises `ValueError` if there is none of this shape, alone."
-    options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
+    options = _hub_options(kwargs)
     index = cached_file(model_name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **options)
     heads = ("score.weight", "score.bias")
     names = (*heads, *(f"{prefix}.{name}" for name in heads)) # some families write everything under their prefix
@@ -120,8 +122,7 @@ def _load_head(model_name, kwargs, shape, prefix):
     shapes = {name: tuple(weight.shape) for name, weight in found.items()}
     if shapes != {"score.weight": shape}:
         raise ValueError(f"The reward head of {str(model_name)!r} is {shapes or 'not there'}; wanted one bias-free "
-                         f"{{'score.weight': {shape}}}. "
-                         "To start a new reward model on this backbone, use RewardModel(model_name).")
+                         f"{{'score.weight': {shape}}}. To start a new reward model on this backbone, use RewardModel(model_name).")
     return found["score.weight"]
 
 # %% ../nbs/01_reward.ipynb #42c1f3ba
@@ -155,17 +156,15 @@ def _check_shapes(input_ids, attention_mask, position_ids, end_positions):
     "Raise `ValueError` where the inputs of `RewardModel.forward` do not fit together."
     if input_ids.ndim != 2 or input_ids.is_floating_point():
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)} and dtype {input_ids.dtype}; wanted token ids "
-                         "(batch_size, seq_len). "
-                         "One text is a batch of one: input_ids[None].")
+                         "(batch_size, seq_len). One text is a batch of one: input_ids[None].")
     shape = batch_size, seq_len = tuple(input_ids.shape)
     for mask in attention_mask.values() if isinstance(attention_mask, dict) else [attention_mask]:
         packed = mask.ndim == 4 and mask.shape[0] in (1, batch_size) and tuple(mask.shape[2:]) == (seq_len, seq_len)
         packed = packed and mask.is_floating_point() # a bool mask would be added as 0 and 1
         if tuple(mask.shape) != shape and not packed:
             raise ValueError(f"attention_mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; wanted {shape}, "
-                             "the shape of input_ids, "
-                             f"or for packed rows a float mask ({batch_size}, 1, {seq_len}, {seq_len}) that is added "
-                             "to the attention scores.")
+                             f"the shape of input_ids, or for packed rows a float mask ({batch_size}, 1, {seq_len}, "
+                             f"{seq_len}) that is added to the attention scores.")
         if end_positions is None and (packed or isinstance(attention_mask, dict)):
             raise ValueError("An attention_mask for packed rows does not say where a response ends; pass "
                              "end_positions (num_responses, 2) with it.")
@@ -183,16 +182,15 @@ def _check_values(input_ids, attention_mask, end_positions, vocab_size, wait):
         outside &= attention_mask != 0
         empty = (attention_mask == 0).all(dim=1)
         _require(~empty.any(), lambda: f"Row {empty.nonzero()[0].item()} of attention_mask is all 0; wanted at least "
-                                       "one real token in each row. "
-                                       "Leave empty texts out of the batch.", wait)
+                                       "one real token in each row. Leave empty texts out of the batch.", wait)
     else:
-        beyond = ((end_positions < 0) | (end_positions >= torch.tensor(input_ids.shape, device=input_ids.device))).any(dim=1)
+        rows, ends = end_positions.unbind(dim=1)
+        beyond = (rows < 0) | (rows >= input_ids.shape[0]) | (ends < 0) | (ends >= input_ids.shape[1])
         _require(~beyond.any(), lambda: f"end_positions has {end_positions[beyond][0].tolist()}; wanted (row, "
                                         f"position) inside {tuple(input_ids.shape)}.", wait)
     _require(~outside.any(), lambda: f"input_ids holds the id {input_ids[outside][0]} at (row, position) "
-                                     f"{tuple(outside.nonzero()[0].tolist())}; this "
-                                     f"model's vocabulary has the ids 0 to {vocab_size - 1}. Is the tokenizer the "
-                                     "model's own?", wait)
+                                     f"{tuple(outside.nonzero()[0].tolist())}; this model's vocabulary has the ids 0 "
+                                     f"to {vocab_size - 1}. Is the tokenizer the model's own?", wait)
 
 
 def _require(condition, message, wait):
@@ -328,8 +326,8 @@ class RewardModel(nn.Module):
     ) -> "RewardModel": # in evaluation mode, the head in float32
         "Open a trained reward model, from safetensors only. Raises `ValueError` where there is no head for one reward."
         model = cls(model_name, dropout, device, pooling, **{"dtype": "auto", **kwargs})
-        name, _ = _load_config(model_name, kwargs)
-        head = _load_head(name, kwargs, tuple(model.score.weight.shape), model.backbone.base_model_prefix)
+        shape, prefix = tuple(model.score.weight.shape), model.backbone.base_model_prefix
+        head = _load_head(model.config.name_or_path, kwargs, shape, prefix)
         with torch.no_grad():
             model.score.weight.copy_(head)
         return model
@@ -384,8 +382,7 @@ class PairwiseLoss(nn.Module):
         "Raises `ValueError` for shapes that differ or an empty batch: nothing is broadcast."
         if chosen_rewards.shape != rejected_rewards.shape:
             raise ValueError(f"chosen_rewards has shape {tuple(chosen_rewards.shape)} and rejected_rewards "
-                             f"{tuple(rejected_rewards.shape)}; "
-                             "wanted the same shape, one reward a pair.")
+                             f"{tuple(rejected_rewards.shape)}; wanted the same shape, one reward a pair.")
         num_pairs = len(chosen_rewards) if chosen_rewards.ndim else 0
         if num_pairs == 0:
             raise ValueError(f"The batch holds no pair (rewards of shape {tuple(chosen_rewards.shape)}); wanted "
@@ -398,6 +395,6 @@ class PairwiseLoss(nn.Module):
         if weight is None:
             return losses.mean()
         weight = _one_per_pair(weight, "weight", num_pairs)
-        _require(weight.sum() > 0, lambda: "The weights of all pairs add up to 0; wanted at least one above "
-                                           "0.", wait=False)
-        return (losses * weight).sum() / weight.sum()
+        total = weight.sum()
+        _require(total > 0, lambda: "The weights of all pairs add up to 0; wanted at least one above 0.", wait=False)
+        return (losses * weight).sum() / total

@@ -78,8 +78,7 @@ class RewardTrainer(Trainer):
                 raise ValueError(f"{name} is {getattr(args, name)}; wanted {neutral}: it means nothing for comparisons.")
         if args.n_gpu > 1:
             raise ValueError(f"{args.n_gpu} GPUs are visible to one process; wanted one process for each GPU: start "
-                             "with `accelerate launch` or `torchrun`, "
-                             "or choose one GPU with CUDA_VISIBLE_DEVICES.")
+                             "with `accelerate launch` or `torchrun`, or choose one GPU with CUDA_VISIBLE_DEVICES.")
         if processing_class is None:
             raise ValueError("processing_class is None; wanted the tokenizer of the model, which is saved with every "
                              "checkpoint.")

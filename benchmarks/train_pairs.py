@@ -7,21 +7,12 @@ decoder is a Llama of random weights, so what it learns, it learns from these pa
 and the share of pairs in which the longer response wins: overall, and by `source`. The trainer's lines give pairs a second.
 """
 import sys
-from collections import defaultdict
 from pathlib import Path
 
+from rlhf_reward.audit import audit, audit_table
 from rlhf_reward.cli import train
 from rlhf_reward.data import load_rows
 from rlhf_reward.synthetic import tiny_decoder
-
-
-def baseline_by_source(rows):
-    "Accuracy of preferring the response with more characters, with the number of pairs, by `source`."
-    wins = defaultdict(list)
-    for row in rows:
-        longer = len(row["chosen"]) - len(row["rejected"])
-        wins[row.get("source", "all")].append(0.5 + 0.5 * (longer > 0) - 0.5 * (longer < 0))
-    return {source: (sum(values) / len(values), len(values)) for source, values in wins.items()}
 
 
 if __name__ == "__main__":
@@ -30,5 +21,4 @@ if __name__ == "__main__":
     base = tiny_decoder(Path(output_dir) / "base", texts, vocab_size=8192, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
                         num_attention_heads=4, max_position_embeddings=2048, initializer_range=0.08)
     train(["--model", base, "--dataset", train_file, "--eval_dataset", eval_file, "--output_dir", output_dir, *arguments])
-    for source, (accuracy, pairs) in baseline_by_source(load_rows(eval_file)).items():
-        print(f"longer in characters wins {accuracy:.3f} of {pairs:4d} pairs, {source}")
+    print("\n" + audit_table(audit(load_rows(eval_file), name=eval_file)))

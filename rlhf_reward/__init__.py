@@ -6,7 +6,8 @@ from importlib import import_module
 # Public names by the module that defines them. They load when used, since torch and transformers take seconds to import.
 _PUBLIC = {
     "reward": ["RewardModel", "PairwiseLoss"],
-    "data": ["Comparison", "load_rows", "tokenize_rows"],
+    "data": ["Comparison", "load_rows"],
+    "tokens": ["tokenize_rows"],
     "training": ["RewardConfig", "RewardTrainer"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -9,24 +9,27 @@ __all__ = ['pad_comparisons', 'by_comparison']
 import torch
 
 from .data import ranked_pairs
+from .tokens import whole_sequences
 
 # %% ../nbs/04_packing.ipynb #19976c5e
 def pad_comparisons(
-    examples: list[dict], # each with `token_ids` (K lists of ids) and `ranks` (K), from `data.tokenize_rows`
-) -> dict[str, torch.Tensor]: # `input_ids`, `attention_mask` (num_sequences, seq_len); `pairs` (num_pairs, 2), the places of winner and loser; `pair_weights` (num_pairs,); `ranks` (num_comparisons, largest K), 0 where there is no response
+    examples: list[dict], # tokenized comparisons, from `tokens.tokenize_rows`
+) -> dict[str, torch.Tensor]: # `input_ids`, `attention_mask` (num_sequences, seq_len); `pairs` (num_pairs, 2), the places of winner and loser; `margins`, `pair_weights` (num_pairs,); `ranks` (num_comparisons, largest K), 0 where there is no response
     "One right-padded batch of all responses of all comparisons, in order. K may differ from comparison to comparison."
-    sequences = [torch.tensor(ids) for example in examples for ids in example["token_ids"]]
-    pairs, weights, first = [], [], 0
+    sequences = [torch.tensor(ids) for example in examples for ids in whole_sequences(example)]
+    pairs, weights, margins, first = [], [], [], 0
     for example in examples:
         own_pairs = ranked_pairs(example["ranks"])
         pairs += [(first + winner, first + loser) for winner, loser in own_pairs]
-        weights += [1 / len(own_pairs)] * len(own_pairs)
+        weights += [example["weight"] / len(own_pairs)] * len(own_pairs)
+        margins += example["margins"]
         first += len(example["ranks"])
     pad = lambda tensors: torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
     return {
         "input_ids": pad(sequences),
         "attention_mask": pad([torch.ones_like(ids) for ids in sequences]),
         "pairs": torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
+        "margins": torch.tensor(margins, dtype=torch.float32),
         "pair_weights": torch.tensor(weights, dtype=torch.float32),
         "ranks": pad([torch.tensor(example["ranks"]) for example in examples]),
     }

@@ -224,7 +224,9 @@ class RewardModel(nn.Module):
             raise RuntimeError(f"device={str(device)!r} was asked for, but torch finds no CUDA device here. Pass "
                                "device='cpu'.")
         model_name, config = _load_config(model_name, kwargs)
-        self.pooling = pooling or getattr(config, "rlhf_reward", {}).get("pooling") or default_pooling(config)
+        saved = getattr(config, "rlhf_reward", {})
+        self.ends_with_eos = saved.get("ends_with_eos", True) # how its texts are tokenized, see `tokens.encode`
+        self.pooling = pooling or saved.get("pooling") or default_pooling(config)
         if self.pooling not in ("last", "first"):
             raise ValueError(f"pooling is {pooling!r}; wanted 'last' or 'first'.")
         self.backbone = _load_backbone(model_name, {"dtype": torch.float32, **kwargs})
@@ -297,7 +299,8 @@ class RewardModel(nn.Module):
         config.num_labels, config.problem_type = 1, "regression" # vLLM applies a sigmoid to any other
         config.pad_token_id, config.vocab_size = tokenizer.pad_token_id, max(config.vocab_size, num_embeddings)
         checkpoint = _classifier(config, self.backbone, self.score) if self.pooling == "last" else None
-        config.rlhf_reward = {"pooling": self.pooling, "opens_as_sequence_classification": checkpoint is not None}
+        config.rlhf_reward = {"pooling": self.pooling, "ends_with_eos": self.ends_with_eos,
+                              "opens_as_sequence_classification": checkpoint is not None}
         prefix = ""
         if checkpoint is None:
             checkpoint = copy.copy(self.backbone)
@@ -324,8 +327,14 @@ class RewardModel(nn.Module):
         pooling: Optional[str] = None, # by default what was saved, or what the config calls for
         **kwargs, # for `AutoModel.from_pretrained`; dtype is the checkpoint's unless given
     ) -> "RewardModel": # in evaluation mode, the head in float32
-        "Open a trained reward model, from safetensors only. Raises `ValueError` where there is no head for one reward."
+        """
+        Open a trained reward model, from safetensors only. Raises `ValueError` where there is no head for one reward.
+
+        `ends_with_eos` is what was saved. A model made elsewhere is taken to have been trained on texts as its tokenizer
+        and chat template write them, without an end-of-sequence token of ours.
+        """
         model = cls(model_name, dropout, device, pooling, **{"dtype": "auto", **kwargs})
+        model.ends_with_eos = getattr(model.config, "rlhf_reward", {}).get("ends_with_eos", False)
         shape, prefix = tuple(model.score.weight.shape), model.backbone.base_model_prefix
         head = _load_head(model.config.name_or_path, kwargs, shape, prefix)
         with torch.no_grad():

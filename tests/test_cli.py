@@ -76,7 +76,7 @@ def test_wrong_arguments_are_named(tmp_path, capsys, yaml_text, argv, message):
     (["--model", "{folder}", "--dataset", "{folder}/none.jsonl"], "none.jsonl' is not there"),
     (["--model", "./no/model", "--dataset", "synthetic"], "'./no/model' is not there"),
     (["--model", "{folder}/base", "--dataset", "{folder}/broken.jsonl"], "line 1 is not JSON"),
-    (["--model", "{folder}/base", "--dataset", "{folder}/rows.jsonl"], "Row 0: The row has the columns ['answer', 'prompt']"),
+    (["--model", "{folder}/base", "--dataset", "{folder}/rows.jsonl"], "rows.jsonl cannot be used: it has the columns ['answer', 'prompt']"),
 ])
 def test_what_is_wrong_with_the_input_is_said_without_a_traceback(tmp_path, options, message):
     from rlhf_reward.synthetic import synthetic_texts, tiny_decoder

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from architectures import word_tokenizer
+from chat_tokenizers import chat_tokenizer
 from rlhf_reward import Comparison, load_rows, tokenize_rows
-from rlhf_reward.data import encode, hold_out, longer_wins, ranked_pairs, to_comparison
+from rlhf_reward.audit import audit
+from rlhf_reward.data import hold_out, ranked_pairs, text_key, to_comparison
 
 PAIR = {"prompt": "w5 ", "chosen": "w6", "rejected": "w7"}
 
@@ -18,7 +18,8 @@ PAIR = {"prompt": "w5 ", "chosen": "w6", "rejected": "w7"}
 @pytest.mark.parametrize("scores, ranks", [((3, 1, 2), (1, 3, 2)), ((1, 1, 0), (1, 1, 3)), ((0.5, -0.5), (1, 2)), ((True, False), (1, 2))])
 def test_ranks_follow_from_scores(scores, ranks):
     responses = ("a", "b", "c")[: len(scores)]
-    assert to_comparison({"prompt": "p", "responses": list(responses), "scores": list(scores), "extra": None}) == Comparison("p", responses, ranks)
+    assert to_comparison({"prompt": "p", "responses": list(responses), "scores": list(scores), "extra": None}) == Comparison(
+        "p", responses, ranks, tuple(map(float, scores)))
 
 
 def test_given_ranks_are_kept_in_their_order():
@@ -46,106 +47,142 @@ def test_whole_texts_are_split_at_their_prompt_and_lose_nothing(chosen, rejected
     assert [comparison.prompt + response for response in comparison.responses] == [chosen, rejected]
 
 
+U, A = "user", "assistant"
+
+
+def messages(*said):
+    return [{"role": role, "content": content} for role, content in said]
+
+
+ASKED, FOUR, FIVE = messages((U, "2+2?")), messages((A, "4")), messages((A, "5"))
+SYSTEM = messages(("system", "Be brief."))
+
+
+@pytest.mark.parametrize("row, prompt", [
+    ({"chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED),
+    ({"prompt": ASKED, "chosen": FOUR, "rejected": FIVE}, ASKED),
+    ({"prompt": ASKED, "chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED),
+    ({"prompt": "2+2?", "chosen": FOUR, "rejected": FIVE}, ASKED),
+    ({"prompt": "2+2?", "chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED), # UltraFeedback
+    ({"prompt": "2+2?", "chosen": SYSTEM + ASKED + FOUR, "rejected": SYSTEM + ASKED + FIVE}, SYSTEM + ASKED),
+    ({"prompt": SYSTEM + ASKED, "chosen": "4", "rejected": "5"}, SYSTEM + ASKED),
+    ({"prompt": ASKED, "responses": ["4", "5"], "scores": [1, 0]}, ASKED),
+    ({"responses": [ASKED + FOUR, ASKED + FIVE], "ranks": [1, 2]}, ASKED),
+    ({"response_a": ASKED + FOUR, "response_b": ASKED + FIVE, "winner": "model_a"}, ASKED), # arena conversations
+])
+def test_messages_become_prompt_and_responses(row, prompt):
+    table = Dataset.from_list([row])[0] # as it comes from a file
+    for form in (row, table):
+        comparison = to_comparison(form)
+        assert (comparison.prompt, comparison.responses, comparison.ranks) == (prompt, (FOUR, FIVE), (1, 2))
+
+
+def test_conversations_part_where_they_differ_and_end_in_a_response():
+    later = messages((U, "Sure?"), (A, "Yes."))
+    comparison = to_comparison({"chosen": ASKED + FOUR + later, "rejected": ASKED + FIVE + later})
+    assert comparison.prompt == ASKED and comparison.responses == (FOUR + later, FIVE + later)
+    same = to_comparison({"chosen": ASKED + FOUR, "rejected": ASKED + FOUR})
+    assert same.prompt == ASKED and same.responses == (FOUR, FOUR)
+    nothing = to_comparison({"chosen": FOUR, "rejected": FIVE})
+    assert nothing.prompt == [] and nothing.responses == (FOUR, FIVE)
+
+
+def test_ratings_margin_weight_and_source_are_read():
+    given = to_comparison({**PAIR, "score_chosen": 8, "score_rejected": 6.5, "margin": 2, "weight": 0.5, "source": 7})
+    assert (given.ratings, given.margin, given.weight, given.source) == ((8.0, 6.5), 2.0, 0.5, "7")
+    absent = to_comparison({**PAIR, "score_chosen": None, "score_rejected": None, "margin": None, "source": None})
+    assert (absent.ratings, absent.margin, absent.weight, absent.source) == (None, None, 1.0, None)
+    assert to_comparison({"prompt": "p", "responses": ["a", "b"], "scores": [2, 3]}).ratings == (2.0, 3.0)
+    assert to_comparison({"prompt": "p", "responses": ["a", "b"], "ranks": [2, 3]}).ratings is None
+
+
+def test_forms_may_be_mixed_in_one_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, [PAIR, {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}, {"prompt": ASKED, "chosen": FOUR, "rejected": FIVE},
+                                               {"chosen_ids": [1, 2], "rejected_ids": [1, 3]}, {"prompt": "p", "response_a": "a", "response_b": "b", "winner": 2}])))
+    comparisons = [to_comparison(row) for row in load_rows(str(path))]
+    assert [comparison.ranks for comparison in comparisons] == [(1, 2), (2, 1), (1, 2), (1, 2), (2, 1)]
+    assert [comparison.prompt for comparison in comparisons] == ["w5 ", "p", ASKED, [1], "p"]
+
+
+K2 = {"prompt": "p", "responses": ["a", "b"]}
+ARENA = {"prompt": "p", "response_a": "a", "response_b": "b"}
+
+
 @pytest.mark.parametrize("row, message", [
-    ({"prompt": "p", "chosen": "c"}, r"columns \['chosen', 'prompt'\]; wanted chosen and rejected, with prompt"),
-    ({**PAIR, "rejected": None}, "None where a text is wanted"),
-    ({**PAIR, "prompt": [{"role": "user"}]}, "where a text is wanted"),
-    ({"prompt": "p", "responses": ["a"], "scores": [1]}, r"responses \['a'\] and the scores \[1\]; wanted two lists"),
-    ({"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "one number for each of at least 2 responses"),
-    ({"prompt": "p", "responses": ["a", "b"], "scores": [1, None]}, "a number for each"),
-    ({"prompt": "p", "responses": ["a", "b"], "scores": [1, float("nan")]}, "a number for each"),
-    ({"prompt": "p", "responses": ["a", "b"], "scores": ["1", "2"]}, "a number for each"),
-    ({"prompt": "p", "responses": ["a", "b"], "scores": [[1], [2]]}, "a number for each"),
-    ({"prompt": "p", "responses": None, "scores": [1, 2]}, "the responses None"),
-    ({"prompt": "p", "responses": ["a", "b"], "scores": 3}, "the scores 3"),
-    ({"prompt": "p", "responses": "ab", "scores": [1, 2]}, "the responses 'ab'"),
-    ({"prompt": "p", "responses": ["a", "b"], "ranks": [1, None]}, "the ranks .*a number for each"),
-    ({"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, "the ranks .1.; wanted two lists"),
-    ({"prompt": "p", "response_a": "a", "response_b": "b", "winner": "left"}, "'left' as its winner; wanted one of a, 1, model_a"),
-    ({"prompt": "p", "response_a": "a", "response_b": "b", "preference": 0}, "0 as its preference"),
-    ({"chosen": "a", "rejected": None}, "None where a text"),
+    ({"prompt": "p", "chosen": "c"}, r"it has the columns \['chosen', 'prompt'\]; wanted one of: .*chosen, rejected;.*--columns"),
+    ({**PAIR, "chosen": None, "rejected": None}, r"columns \['prompt'\]; wanted"),
+    ({**PAIR, "rejected": None}, "None stands where a text is wanted"),
+    ({**PAIR, "prompt": None}, "None stands where a text is wanted"),
+    ({**PAIR, "prompt": 3}, "3 stands where a text"),
+    ({**PAIR, "chosen": {"text": "a"}}, "{'text': 'a'} stands where a text"),
+    ({**PAIR, "chosen": ["a"]}, r"\['a'\] stands where a text"),
+    ({**PAIR, "prompt": []}, r"\[\] stands where a text"),
+    ({**PAIR, "prompt": [{"role": "user"}]}, "None stands where a text"),
+    ({**PAIR, "prompt": [{"content": "a"}]}, "the message {'content': 'a'} has no role"),
+    ({**PAIR, "prompt": [{"role": "user", "content": ["a"]}]}, r"\['a'\] stands where a text"),
+    ({**PAIR, "chosen": FOUR}, "some responses are strings and some are messages"),
+    ({**PAIR, "margin": "1"}, "'1' stands as margin; wanted a finite number"),
+    ({**PAIR, "margin": float("nan")}, "nan stands as margin"),
+    ({**PAIR, "weight": -1}, "the weight is -1.0; wanted a number that is not negative"),
+    ({**PAIR, "weight": None}, "the weight is None"),
+    ({**PAIR, "score_chosen": 1, "score_rejected": None}, "wanted a number for each"),
+    ({**PAIR, "tools": "[", }, "the tools are not JSON"),
+    ({**PAIR, "tools": {"name": "f"}}, "the tools are .*; wanted a list"),
+    ({**PAIR, "chat_template_kwargs": [1]}, "the chat_template_kwargs are .*; wanted a dict"),
+    ({"prompt": "p", "responses": ["a"], "scores": [1]}, r"the responses are \['a'\]; wanted a list of at least 2"),
+    ({**K2, "responses": None, "scores": [1, 2]}, "the responses are None"),
+    ({**K2, "responses": "ab", "scores": [1, 2]}, "the responses are 'ab'"),
+    ({**K2, "responses": ["a", None], "scores": [1, 2]}, "None stands where a text"),
+    ({**K2, "scores": [1]}, r"the scores are \[1\] for 2 responses; wanted one number for each"),
+    ({**K2, "scores": [1, None]}, "a number for each"),
+    ({**K2, "scores": [1, float("nan")]}, "nan stands as scores; wanted a finite number"),
+    ({**K2, "scores": ["1", "2"]}, "'1' stands as scores"),
+    ({**K2, "scores": [[1], [2]]}, "stands as scores"),
+    ({**K2, "scores": 3}, "the scores are 3"),
+    ({**K2, "ranks": [1, None]}, "the ranks .*a number for each"),
+    ({**K2, "ranks": [1]}, "the ranks are .1. for 2 responses"),
+    ({"prompt": "p", "responses": ["a", "b", "c"], "ranks": [1, 2, 3], "margin": 1}, "one margin for 3 responses"),
+    ({**ARENA, "winner": "left"}, "the winner is 'left'; wanted one of a, 1, model_a"),
+    ({**ARENA, "preference": 0}, "the preference is 0"),
+    ({"chosen": "a", "rejected": None}, "None stands where a text"),
+    ({"chosen_ids": [1, 2], "rejected_ids": []}, r"the rejected_ids are \[\]; wanted a list of token ids"),
+    ({"chosen_ids": [1, -2], "rejected_ids": [1]}, "the chosen_ids are"),
+    ({"chosen_ids": [1, 2.0], "rejected_ids": [1]}, "the chosen_ids are"),
+    ({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}, "prompt_ids beside .*wanted whole texts"),
 ])
 def test_bad_rows_are_named(row, message):
     with pytest.raises(ValueError, match=message):
         to_comparison(row)
     for read in (lambda rows: tokenize_rows(rows, word_tokenizer(), max_length=9), hold_out):
-        with pytest.raises(ValueError, match="^Row 0: "):
+        with pytest.raises(ValueError, match="^Row 1 of the data cannot be used: "):
             read(Dataset.from_list([row]))
 
 
-def with_template(template):
-    tokenizer = word_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<bos>", 1), ("<eos>", 2)])
-    return tokenizer
-
-
-@pytest.mark.parametrize("text", ["w5 w6", "w5 w6 <eos>", "w5 w6 <eos> <eos>", "<bos> w5 w6", "<bos> w5 w6 <eos>"])
-@pytest.mark.parametrize("template, begin", [("$A", 0), ("<bos> $A", 1), ("$A <eos>", 0), ("<bos> $A <eos>", 1)])
-def test_begin_and_end_stand_once(template, begin, text):
-    "Whatever the tokenizer adds and the text brings along."
-    begin = max(begin, text.startswith("<bos>"))
-    assert encode(text, with_template(template)) == [1] * begin + [5, 6, 2]
-
-
-def test_end_is_sep_for_encoders_and_nothing_for_tokenizers_without_one():
-    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "a": 3}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
-    assert encode("a a", PreTrainedTokenizerFast(tokenizer_object=tokenizer, cls_token="[CLS]", sep_token="[SEP]")) == [1, 3, 3, 2]
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
-    assert encode("a a", PreTrainedTokenizerFast(tokenizer_object=tokenizer)) == [3, 3]
-
-
-def test_no_seam_between_prompt_and_response():
-    "Byte-level BPE would cut 'ab' + 'ab' otherwise in one piece than in two."
-    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "ba": 2}, [("b", "a")]))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    rows = Dataset.from_list([{"prompt": "ab", "chosen": "ab", "rejected": "b"}])
-    assert tokenize_rows(rows, tokenizer, 9)[0]["token_ids"] == [[0, 2, 1], [0, 1, 1]]
-
-
-def test_what_is_dropped_is_counted_and_said(caplog):
-    rows = [PAIR, {**PAIR, "rejected": "w7 " * 9}, {**PAIR, "rejected": "w6"}]
-    rows = [{"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"]], "scores": [1, 0]} for row in rows]
-    rows.append({"prompt": "w5 ", "responses": ["w6", "w7"], "scores": [1, 1]})
-    with caplog.at_level(logging.WARNING):
-        kept = tokenize_rows(Dataset.from_list(rows), word_tokenizer(), max_length=8)
-    assert kept.to_list() == [{"token_ids": [[5, 6, 2], [5, 7, 2]], "ranks": [1, 2], "length": 3}]
-    assert caplog.messages == ["Dropped 3 of 4 comparisons of the data: longer than 8 tokens (1), "
-                               "winner and loser are the same tokens (1), all responses tie (1)."]
-    with pytest.raises(ValueError, match=r"No comparison of the rows is left of 4: longer than 2 tokens \(4\)"):
-        tokenize_rows(Dataset.from_list(rows), word_tokenizer(), max_length=2, name="rows")
-
-
-def test_changed_code_is_not_answered_from_the_cache(tmp_path, monkeypatch):
-    (tmp_path / "rows.jsonl").write_text(json.dumps(PAIR))
-    rows, tokenizer = load_rows(str(tmp_path / "rows.jsonl")), word_tokenizer()
-
-    def changed(text, tokenizer):
-        return [9, *encode(text, tokenizer)]
-
-    changed.__module__, changed.__name__, changed.__qualname__ = encode.__module__, "encode", "encode" # as an edit of the module would have it
-    first, again = (tokenize_rows(rows, tokenizer, 9) for _ in range(2))
-    monkeypatch.setattr("rlhf_reward.data.encode", changed)
-    after = tokenize_rows(rows, tokenizer, 9)
-    assert first._fingerprint == again._fingerprint != after._fingerprint
-    assert after[0]["token_ids"] == [[9, *ids] for ids in first[0]["token_ids"]]
-
-
-def test_a_length_at_the_limit_is_kept():
-    assert len(tokenize_rows(Dataset.from_list([PAIR]), word_tokenizer(), max_length=3)) == 1
+def test_lone_surrogates_are_named():
+    with pytest.raises(ValueError, match=r"has a lone surrogate at character 1, half of a character; wanted valid Unicode"):
+        to_comparison({**PAIR, "prompt": "a\ud800"})
 
 
 def test_held_out_prompts_are_in_one_part_only():
-    rows = Dataset.from_list([{**PAIR, "prompt": str(n % 30), "chosen": str(n)} for n in range(90)])
+    rows = Dataset.from_list([{**PAIR, "prompt": f"Nr. {n % 30}" if n % 2 else f"nr.  {n % 30} ", "chosen": f"{n} w8"} for n in range(90)])
     train, held = hold_out(rows, 0.1, seed=3)
-    assert len(set(held["prompt"])) == 3 and len(held) == 9 and not set(train["prompt"]) & set(held["prompt"])
+    keys = [set(map(text_key, part["prompt"])) for part in (train, held)]
+    assert len(keys[1]) == 3 and len(held) == 9 and not keys[0] & keys[1] # prompts that differ in case and spaces are the same
     assert sorted([*train["chosen"], *held["chosen"]]) == sorted(rows["chosen"])
     assert hold_out(rows, 0.1, seed=3)[1][:] == held[:] != hold_out(rows, 0.1, seed=4)[1][:]
+    tokenized = hold_out(tokenize_rows(rows, word_tokenizer(), 99, on_bad_row="skip"), 0.1, seed=3) # the same ones
+    assert [len(part) for part in tokenized] == [81, 9] and {*tokenized[1]["prompt_key"]} == keys[1]
     with pytest.raises(ValueError, match=r"1 different prompt\(s\)"):
         hold_out(rows.select([0]))
     with pytest.raises(ValueError, match="of which 30 would be held out"):
         hold_out(rows, 1.0)
+
+
+def test_prompts_in_messages_are_held_out_too():
+    rows = Dataset.from_list([{"prompt": messages((U, str(n % 10))), "chosen": FOUR, "rejected": FIVE} for n in range(20)])
+    train, held = hold_out(rows, 0.1)
+    assert [len(train), len(held)] == [18, 2] and held[0]["prompt"] == held[1]["prompt"]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "rows.jsonl.gz", "rows.csv.gz", "folder"])
@@ -175,27 +212,66 @@ def test_columns_of_other_names_are_mapped(tmp_path):
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "header.csv").write_text("prompt,chosen,rejected\n")
+    (tmp_path / "none.json").write_text("[]")
     (tmp_path / "rows.txt").write_text("a")
-    (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", \n')
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": "b", \n')
+    (tmp_path / "surrogate.jsonl").write_text('{"prompt": "a"}\n{"prompt": "\\ud800"}\n')
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "a"}\n{"prompt": "\xe9"}\n'.encode("latin-1"))
+    (tmp_path / "lists.jsonl").write_text('[1]\n[2]\n')
     with pytest.raises(FileNotFoundError, match="missing.jsonl' is not there"):
         load_rows(str(tmp_path / "missing.jsonl"))
-    for name, message in (("empty.jsonl", "is empty"), ("rows.txt", "another kind"), ("broken.jsonl", "broken.jsonl' cannot be read: line 2 is not JSON")):
+    for name, message in (("empty.jsonl", "is empty"), ("header.csv", "it has no rows"), ("none.json", "it has no rows"), ("rows.txt", "another kind"),
+                          ("broken.jsonl", "broken.jsonl' cannot be read: line 3 is not JSON"),
+                          ("surrogate.jsonl", "line 2 is not valid Unicode"), ("latin.jsonl", "line 2 is not valid Unicode"),
+                          ("lists.jsonl", "line 1 is not an object with columns")):
         with pytest.raises(ValueError, match=message):
             load_rows(str(tmp_path / name))
 
 
-def test_longer_wins_counts_equal_lengths_half():
-    tokenized = Dataset.from_list([{"token_ids": [[1], [1, 2]], "ranks": [2, 1]}, {"token_ids": [[1], [2]], "ranks": [1, 2]}])
-    assert longer_wins(tokenized) == 0.75
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "folder"])
+def test_lines_that_are_not_json_are_skipped_on_request(tmp_path, name, caplog):
+    lines = [json.dumps(PAIR), "{not json", json.dumps({**PAIR, "chosen": "w8"}), '{"prompt": "\\ud800"}', "", json.dumps({**PAIR, "chosen": None})]
+    path, text = tmp_path / name, "\n".join(lines).encode()
+    if name == "folder":
+        path.mkdir()
+        (path / "train.jsonl").write_bytes(text)
+    else:
+        path.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    where = "of train.jsonl " if name == "folder" else ""
+    with pytest.raises(ValueError, match=f"line 2 {where}is not JSON"):
+        load_rows(str(path))
+    rows = load_rows(str(path), on_bad_row="skip")
+    assert "Skipped 2 line(s)" in caplog.text and f"line 4 {where}is not valid Unicode" in caplog.text
+    kept = tokenize_rows(rows, word_tokenizer(), 9, on_bad_row="skip", name=name)
+    assert len(kept) == 2 and caplog.messages[-1] == f"Dropped 3 of 5 comparisons of {name}: bad row (3)." # the lines and the null
+    assert path.exists() and (path.is_dir() or text == (gzip.decompress(path.read_bytes()) if name.endswith("gz") else path.read_bytes()))
+
+
+def test_words_of_a_csv_stay_words(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,chosen,rejected\nAny left?,None,NA\n,yes,null\n")
+    assert [to_comparison(row) for row in load_rows(str(path))] == [Comparison("Any left?", ("None", "NA"), (1, 2)), Comparison("", ("yes", "null"), (1, 2))]
 
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real preference files lie beside the checkout only where they are developed")
-@pytest.mark.parametrize("name, rows, pairs", [("pairs_eval.jsonl", 790, 790), ("ranked_k5.jsonl", 80, None)])
-def test_real_files_are_read_whole(name, rows, pairs):
+@pytest.mark.parametrize("name, rows, pairs, longer, repeated", [ # figures counted apart from this library, by plain loops over the JSON
+    ("pairs_train.jsonl", 4322, 4322, 0.581, 5), ("pairs_eval.jsonl", 790, 790, 0.574, 0), ("ranked_k4_train.jsonl", 382, 2089, 0.497, 0),
+    ("ranked_k4_eval.jsonl", 70, 386, 0.557, 0), ("ranked_k5.jsonl", 80, 772, 0.802, 0), ("gsm8k_solutions.jsonl", 400, 1327, 0.538, 0),
+    ("llmbar.jsonl", 395, 395, 0.278, 0), ("long_prompts_k3.jsonl", 30, 89, 0.674, 0)])
+def test_real_files_are_read_tokenized_and_audited(name, rows, pairs, longer, repeated):
     data = load_rows(str(SHARED / name))
-    comparisons = [to_comparison(row) for row in data]
-    assert len(comparisons) == rows
-    assert pairs is None or sum(len(ranked_pairs(comparison.ranks)) for comparison in comparisons) == pairs
+    tokenized = tokenize_rows(data, chat_tokenizer("qwen"), 100_000, name=name)
+    report = audit(data, name=name)
+    assert len(data) == len(tokenized) == report["comparisons"] == rows and report["bad_rows"] == 0 and not report["problems"]
+    assert report["pairs"] == sum(len(ranked_pairs(row["ranks"])) for row in tokenized) == pairs
+    assert round(report["by_source"]["all"]["longer_wins"], 3) == longer and report["duplicates"] == repeated
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real preference files lie beside the checkout only where they are developed")
+def test_a_real_file_without_texts_is_refused():
+    report = audit(load_rows(str(SHARED / "hh_lengths.json")))
+    assert report["comparisons"] == 0 and report["bad_rows"] == 2312 and "it has the columns ['text']" in report["problems"][0]

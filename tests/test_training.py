@@ -15,6 +15,7 @@ from architectures import save_language_model, word_tokenizer
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.cli import train
 from rlhf_reward.data import hold_out
+from rlhf_reward.tokens import whole_sequences
 from rlhf_reward.packing import by_comparison, pad_comparisons
 from rlhf_reward.synthetic import RECIPE, synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.training import pair_metrics
@@ -76,7 +77,7 @@ def test_training_loss_is_the_metric_loss(base, tmp_path):
 
 
 def test_rewards_return_to_their_comparisons():
-    examples = [{"token_ids": [[1], [2], [3]], "ranks": [3, 1, 1]}, {"token_ids": [[4], [5]], "ranks": [1, 2]}]
+    examples = [{"shared_prefix": [], "rests": [[1], [2], [3]], "ranks": [3, 1, 1], "margins": [0, 0], "weight": 1}, {"shared_prefix": [], "rests": [[4], [5]], "ranks": [1, 2], "margins": [0], "weight": 1}]
     batch = pad_comparisons(examples)
     table = by_comparison(batch["input_ids"].float(), batch["ranks"])
     assert table.tolist() == [[1, 2, 3], [4, 5, 0]]
@@ -107,7 +108,7 @@ def test_every_checkpoint_opens_in_transformers(base, tmp_path):
     trainer = make_trainer(base, tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
     trainer.train()
     trainer.save_model()
-    ids = torch.tensor([trainer.eval_dataset[0]["token_ids"][0]])
+    ids = torch.tensor([whole_sequences(trainer.eval_dataset[0])[0]])
     for folder in (tmp_path, tmp_path / "checkpoint-4"):
         with torch.no_grad():
             assert torch.allclose(AutoModelForSequenceClassification.from_pretrained(folder)(ids).logits, trainer.model.eval()(ids), atol=1e-5)

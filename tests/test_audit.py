@@ -1,0 +1,120 @@
+import json
+
+import pytest
+from datasets import Dataset
+
+from architectures import word_tokenizer
+from rlhf_reward.audit import audit, audit_table
+from rlhf_reward.cli import main
+
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+MANY = [{"prompt": f"Question {n}", "chosen": f"yes {n}", "rejected": f"no, not {n}", "source": "xy"[n % 2]} for n in range(200)]
+K3 = [{"prompt": f"Question {n}", "responses": [f"a{n}", f"bb{n}", f"ccc{n}"], "scores": [1, 3, 2]} for n in range(20)]
+
+
+def audited(rows, **options):
+    return audit(Dataset.from_list(rows), **options)
+
+
+def test_sound_rows_have_no_problems():
+    report = audited(MANY)
+    assert report["problems"] == report["notes"] == [] and report["comparisons"] == report["pairs"] == report["rows"] == 200
+    assert report["forms"] == {"prompt, chosen, rejected": 200} and report["responses"] == {2: 200}
+    assert {source: part["comparisons"] for source, part in report["by_source"].items()} == {"x": 100, "y": 100, "all": 200}
+    assert report["lengths"]["chosen"] == pytest.approx({"min": 5, "5%": 5.95, "median": 6.5, "95%": 7, "max": 7}) # 10 of 5, 90 of 6, 100 of 7
+    assert "Nothing to object to." in audit_table(report)
+
+
+def changed(rows, places, **values):
+    return [{**row, **values} if place in places else row for place, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("rows, count, value, kind, text", [
+    (changed(MANY, {3, 4}, chosen=None), "bad_rows", 2, "problems", "2 row(s) cannot be used. Row 4 of the data cannot be used: None stands"),
+    (changed(MANY, {3, 4}, rejected=""), "empty_responses", 2, "notes", "2 of 200 comparisons: an empty response (row 4, 5)."),
+    (changed(MANY, {3, 4, 5}, rejected=""), "empty_responses", 3, "problems", "3 of 200 comparisons: an empty response"),
+    (changed(MANY, {3, 4, 5}, chosen="same", rejected="same"), "identical", 3, "problems", "winner and loser are the same text (row 4, 5, 6)"),
+    (MANY + MANY[:4], "duplicates", 4, "problems", "the same as an earlier row (row 201, 202, 203, …)"),
+    (MANY + MANY[:2], "duplicates", 2, "notes", "the same as an earlier row"),
+    ([*MANY, {**MANY[7], "chosen": MANY[7]["rejected"], "rejected": MANY[7]["chosen"]}], "contradictions", 2, "notes", "B above A, for one prompt (row 8, 201)"),
+    (changed(MANY, range(9), prompt=""), "empty_prompts", 9, "notes", "9 of 200 comparisons: an empty prompt"),
+    ([{**row, "score_chosen": 1.0, "score_rejected": 2.0} for row in MANY], "inverted_scores", 200, "problems", "the chosen response has the lower score"),
+    ([{**row, "score_chosen": float(n > 50), "score_rejected": 0.5} for n, row in enumerate(MANY)], "inverted_scores", 51, "notes", "the lower score"),
+    (changed(K3, {2}, scores=[1, 1, 1]), "constant_scores", 1, "notes", "1 of 20 comparisons: all responses tie (row 3)."),
+    (changed(K3, range(20), scores=[1, 1, 1]), "constant_scores", 20, "problems", "There is nothing to learn"),
+    (K3, "constant_scores", 0, "notes", "The scores of every row are 1 to K. If 1 is best they are ranks"),
+    ([], "comparisons", 0, "problems", "There is nothing to learn"),
+])
+def test_faults_are_found(rows, count, value, kind, text):
+    report = audited(rows)
+    assert report[count] == value and any(text in line for line in report[kind])
+    other = "notes" if kind == "problems" else "problems"
+    assert not any(text in line for line in report[other])
+    assert text in audit_table(report)
+
+
+def test_contradictions_are_found_between_forms_and_within_rankings():
+    ranking = {"prompt": "Question 7", "responses": ["no, not 7", "so", "yes 7"], "ranks": [1, 2, 3]}
+    rows = [{**row, "responses": None, "ranks": None} for row in MANY] + [{**dict.fromkeys(MANY[0]), **ranking}]
+    report = audited(rows)
+    assert report["contradictions"] == 2 and "(row 8, 201)" in report["notes"][0]
+    assert report["responses"] == {2: 200, 3: 1} and set(report["forms"].values()) == {200, 1}
+
+
+def test_prompts_shared_with_other_rows_are_a_problem():
+    against = Dataset.from_list([{**PAIR, "prompt": " question   7\n"}, {**PAIR, "prompt": [{"role": "user", "content": "QUESTION 8"}]}][:1])
+    report = audited(MANY, against=against)
+    assert report["shared_prompts"] == 1 and report["problems"] == ["1 of 200 comparisons: a prompt of the other rows (leakage) (row 8)."]
+    assert audited(MANY, against=Dataset.from_list([PAIR]))["problems"] == []
+    as_messages = Dataset.from_list([{**PAIR, "prompt": [{"role": "user", "content": "QUESTION 8"}]}])
+    assert audited(MANY, against=as_messages)["shared_prompts"] == 1
+
+
+def test_overlong_comparisons_are_counted_by_the_tokenizer():
+    rows = [{"prompt": "w3 w4", "chosen": " w5 " + "w6 " * n, "rejected": " w6"} for n in range(10)]
+    report = audited(rows, tokenizer=word_tokenizer(), max_length=8) # 4 + n tokens
+    assert report["overlong"] == 5 and report["notes"] == ["5 of 10 comparisons: more than 8 tokens, which training drops (row 6, 7, 8, …)."]
+    assert audited(rows, tokenizer=word_tokenizer(), max_length=3)["problems"]
+    assert audited([{"chosen_ids": [3] * 9, "rejected_ids": [4]}], tokenizer=word_tokenizer(), max_length=8)["overlong"] == 1
+
+
+def test_messages_are_measured_by_what_they_say():
+    chat = [{"role": "user", "content": "12345"}]
+    report = audited([{"chosen": [*chat, {"role": "assistant", "content": "123"}], "rejected": [*chat, {"role": "assistant", "content": ""}]}])
+    assert report["lengths"]["prompt"]["max"] == 5 and report["lengths"]["chosen"]["max"] == 3 and report["empty_responses"] == 1
+    assert report["forms"] == {"chosen, rejected (messages)": 1}
+
+
+def run(argv, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["audit", *map(str, argv)])
+    return exit.value.code, capsys.readouterr().out
+
+
+def test_command_prints_a_table_or_json_and_exits_by_what_it_found(tmp_path, capsys):
+    sound, spoilt, broken = (tmp_path / f"{name}.jsonl" for name in ("sound", "spoilt", "broken"))
+    sound.write_text("\n".join(map(json.dumps, MANY)))
+    spoilt.write_text("\n".join(map(json.dumps, changed(MANY, range(9), chosen=None))))
+    broken.write_text(json.dumps(PAIR) + "\n{\n")
+    status, table = run([sound], capsys)
+    assert not status and "longer wins" in table and "Nothing to object to." in table and "x " in table
+    status, told = run([spoilt, "--json"], capsys)
+    assert status == 1 and json.loads(told)["bad_rows"] == 9
+    status, table = run([broken], capsys)
+    assert status == 1 and "1 row(s) cannot be used" in table
+    status, table = run([sound, "--against", sound], capsys)
+    assert status == 1 and "200 of 200 comparisons: a prompt of the other rows" in table
+    status, _ = run([tmp_path / "none.jsonl"], capsys)
+    assert status.startswith("rlhf_reward audit: ") and "is not there" in status
+    status, _ = run([sound, "--columns", "prompt"], capsys)
+    assert "is not a map" in status
+
+
+def test_command_takes_columns_and_a_tokenizer(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"question": f"w3 {n}", "chosen": " w4", "rejected": " w5 w6"}) for n in range(9)))
+    word_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "config.json").write_text('{"model_type": "llama"}')
+    status, told = run([path, "--columns", "prompt=question", "--tokenizer", tmp_path / "tokenizer", "--max_length", "4", "--json"], capsys)
+    report = json.loads(told)
+    assert status == 1 and report["overlong"] == 9 and report["by_source"]["all"]["longer_wins"] == 0

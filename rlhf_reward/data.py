@@ -141,7 +141,7 @@ def _prompt_and_responses(row, responses):
     elif not any(in_messages):
         return prompt, [[{"role": "assistant", "content": response}] for response in responses]
     else:
-        whole = all(response[:len(prompt)] == prompt and len(response) > len(prompt) for response in responses)
+        whole = all(response[:len(prompt)] == prompt for response in responses)
     return _split_whole(responses) if whole else (prompt, responses)
 
 # %% ../nbs/03_data.ipynb #e5dde0a5

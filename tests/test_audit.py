@@ -61,6 +61,12 @@ def test_contradictions_are_found_between_forms_and_within_rankings():
     assert report["responses"] == {2: 200, 3: 1} and set(report["forms"].values()) == {200, 1}
 
 
+def test_scores_that_may_be_ranks_are_told_from_scores():
+    for scores, told in (([1, 3, 2], True), ([1, 3, 0], False), ([1, 2], False)):
+        rows = [*K3, {"prompt": "p", "responses": ["a", "bb", "ccc"][: len(scores)], "scores": scores}]
+        assert any("1 to K" in note for note in audited(rows)["notes"]) == told
+
+
 def test_prompts_shared_with_other_rows_are_a_problem():
     against = Dataset.from_list([{**PAIR, "prompt": " question   7\n"}, {**PAIR, "prompt": [{"role": "user", "content": "QUESTION 8"}]}][:1])
     report = audited(MANY, against=against)

@@ -103,3 +103,29 @@ def test_training_on_a_file_ends_with_accuracy_baseline_and_checkpoint(tmp_path,
     assert f"Held-out accuracy: {metrics['eval_accuracy']:.4f} over 9 pairs" in printed
     assert "Longer wins:       1.0000" in printed and f"Checkpoint:        {tmp_path / 'out'}" in printed
     RewardModel.from_pretrained(tmp_path / "out", device="cpu")
+
+
+def test_training_on_a_stream_and_on_a_file_with_bad_lines(tmp_path, capsys):
+    from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
+
+    rows = ['{"prompt": "I like birds %d. ", "chosen": "robin robin", "rejected": "owl"}' % n for n in range(40)]
+    (tmp_path / "broken.jsonl").write_text("\n".join([*rows[:9], "{", *rows[9:]]))
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    base = tiny_decoder(tmp_path / "base", synthetic_texts())
+    out = ["--model", base, "--output_dir", str(tmp_path / "out"), *QUICK]
+    with pytest.raises(SystemExit, match="line 10 is not JSON"):
+        train([*out, "--dataset", str(tmp_path / "broken.jsonl")])
+    assert train([*out, "--dataset", str(tmp_path / "broken.jsonl"), "--on_bad_row", "skip"])["eval_pairs"] == 4
+    with pytest.raises(SystemExit):
+        train([*out, "--dataset", str(tmp_path / "rows.jsonl"), "--streaming"])
+    assert "--streaming goes with --eval_dataset" in capsys.readouterr().err
+    streamed = [*out, "--dataset", str(tmp_path / "rows.jsonl"), "--eval_dataset", str(tmp_path / "rows.jsonl"), "--streaming", "--max_steps", "2"]
+    assert train(streamed)["eval_pairs"] == 40
+    import rlhf_reward.data
+
+    with pytest.MonkeyPatch.context() as patch: # it is read as a stream, and only the training set is
+        loaded = []
+        load_rows = rlhf_reward.data.load_rows
+        patch.setattr(rlhf_reward.data, "load_rows", lambda *args, **kwargs: loaded.append(load_rows(*args, **kwargs)) or loaded[-1])
+        train(streamed)
+    assert [type(rows).__name__ for rows in loaded] == ["IterableDataset", "Dataset"]

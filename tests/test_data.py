@@ -81,6 +81,8 @@ def test_conversations_part_where_they_differ_and_end_in_a_response():
     later = messages((U, "Sure?"), (A, "Yes."))
     comparison = to_comparison({"chosen": ASKED + FOUR + later, "rejected": ASKED + FIVE + later})
     assert comparison.prompt == ASKED and comparison.responses == (FOUR + later, FIVE + later)
+    continued = to_comparison({"prompt": ASKED, "chosen": FOUR + later, "rejected": FIVE + later})
+    assert continued.prompt == ASKED and continued.responses == (FOUR + later, FIVE + later)
     same = to_comparison({"chosen": ASKED + FOUR, "rejected": ASKED + FOUR})
     assert same.prompt == ASKED and same.responses == (FOUR, FOUR)
     nothing = to_comparison({"chosen": FOUR, "rejected": FIVE})
@@ -165,10 +167,10 @@ def test_lone_surrogates_are_named():
 
 
 def test_held_out_prompts_are_in_one_part_only():
-    rows = Dataset.from_list([{**PAIR, "prompt": f"Nr. {n % 30}" if n % 2 else f"nr.  {n % 30} ", "chosen": f"{n} w8"} for n in range(90)])
+    rows = Dataset.from_list([{**PAIR, "prompt": f"Ｎr. {n % 30}" if n // 30 else f"nr.  {n % 30} ", "chosen": f"{n} w8"} for n in range(90)])
     train, held = hold_out(rows, 0.1, seed=3)
     keys = [set(map(text_key, part["prompt"])) for part in (train, held)]
-    assert len(keys[1]) == 3 and len(held) == 9 and not keys[0] & keys[1] # prompts that differ in case and spaces are the same
+    assert len(keys[1]) == 3 and len(held) == 9 and not keys[0] & keys[1] # prompts that differ in case, spaces and width are the same
     assert sorted([*train["chosen"], *held["chosen"]]) == sorted(rows["chosen"])
     assert hold_out(rows, 0.1, seed=3)[1][:] == held[:] != hold_out(rows, 0.1, seed=4)[1][:]
     tokenized = hold_out(tokenize_rows(rows, word_tokenizer(), 99, on_bad_row="skip"), 0.1, seed=3) # the same ones

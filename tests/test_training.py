@@ -70,6 +70,29 @@ def test_metrics_do_not_depend_on_the_batch_size(base, tmp_path):
     assert len({result["eval_accuracy"] for result in results}) == 1
 
 
+def test_margins_and_weights_enter_the_training_loss(base, tmp_path):
+    pairs = [("robin", "iron", 0.7, 2.0), ("wren", "gold tin", -0.2, 0.5)]
+    rows = Dataset.from_list([{"prompt": "Ada ", "chosen": chosen, "rejected": rejected, "margin": margin, "weight": weight}
+                              for chosen, rejected, margin, weight in pairs])
+    trainer = make_trainer(base, tmp_path, train_rows=rows)
+    batch = pad_comparisons(list(trainer.train_dataset))
+    won, lost = trainer.model(batch["input_ids"], batch["attention_mask"]).detach().reshape(2, 2).double().unbind(dim=1)
+    losses = [weight * np.log1p(np.exp(-(float(w - l) - margin))) for w, l, (_, _, margin, weight) in zip(won, lost, pairs)]
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(sum(losses) / 2.5, rel=1e-5)
+
+
+def test_arguments_for_the_data_are_used(base, tmp_path):
+    rated = {"prompt": "Ada likes birds and dislikes tools.", "chosen": " robin", "rejected": " hammer", "score_chosen": 5, "score_rejected": 2}
+    rows = Dataset.from_list([rated, {**rated, "chosen": None}])
+    trainer = make_trainer(base, tmp_path, rows, rows, max_length=6, on_overlong="truncate_prompt", on_bad_row="skip", margin_from_scores=True)
+    tokenized, = trainer.train_dataset
+    assert tokenized["margins"] == [3.0] and tokenized["length"] == 6
+    with pytest.raises(ValueError, match=r"Row 2 of the training set cannot be used"):
+        make_trainer(base, tmp_path, rows)
+    with pytest.raises(ValueError, match=r"Row 1 of the training set has .* tokens; wanted at most 6"):
+        make_trainer(base, tmp_path, rows, max_length=6, on_overlong="error")
+
+
 def test_training_loss_is_the_metric_loss(base, tmp_path):
     trainer = make_trainer(base, tmp_path, per_device_eval_batch_size=21)
     batch = pad_comparisons(list(trainer.eval_dataset))

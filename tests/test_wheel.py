@@ -19,10 +19,10 @@ for name in ("nbdev", "fastcore", "pytest"):
 import torch
 from transformers import AutoTokenizer
 from rlhf_reward import RewardModel
-from rlhf_reward.data import encode
+from rlhf_reward.tokens import encode
 model, tokenizer = RewardModel.from_pretrained("out", device="cpu"), AutoTokenizer.from_pretrained("out")
 with torch.no_grad():
-    print("reward", model(torch.tensor([encode("Ada likes birds and dislikes tools. robin", tokenizer)])).item())
+    print("reward", model(torch.tensor(encode(["Ada likes birds and dislikes tools. robin"], tokenizer))).item())
 """
 
 

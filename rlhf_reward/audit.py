@@ -6,9 +6,13 @@
 __all__ = ['TOLERATED', 'audit', 'audit_table']
 
 # %% ../nbs/03b_audit.ipynb #4490aab0
+import hashlib
+import json
+from array import array
 from collections import Counter
 from typing import Any, Optional
 
+import numpy as np
 import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -18,36 +22,42 @@ from .tokens import encode, render
 
 # %% ../nbs/03b_audit.ipynb #326cde8a
 def _plain(text):
-    "What a text says: the contents of messages, joined; token ids as they are."
-    return "\n\n".join(message.get("content", "") for message in text) if text and isinstance(text[0], dict) else text
+    "What a text says: the contents of messages, and their tool calls, joined; strings and token ids as they are."
+    if not text or not isinstance(text[0], dict):
+        return text
+    return "\n\n".join(message.get("content") or json.dumps(message["tool_calls"]) if "tool_calls" in message else message["content"]
+                       for message in text)
 
 
-def _record(comparison, number, tokenizer):
-    "Numbers of one comparison."
+def _exact_key(value):
+    "63 bits that are the same for the same value."
+    return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _record(row, comparison, number, tokenizer):
+    "Numbers of one comparison, and for each of its pairs the keys of (prompt, winner, loser) and of (prompt, loser, winner)."
+    whole = whole_texts(comparison)
     prompt, *responses = map(_plain, (comparison.prompt, *comparison.responses))
-    pairs, lengths = ranked_pairs(comparison.ranks), list(map(len, responses))
-    longer = [(lengths[winner] > lengths[loser]) + 0.5 * (lengths[winner] == lengths[loser]) for winner, loser in pairs]
-    ratings, tokens = comparison.ratings, 0
+    pairs, lengths, ratings, tokens = ranked_pairs(comparison.ranks), list(map(len, responses)), comparison.ratings, 0
     if tokenizer is not None:
-        sequences = whole_texts(comparison)
-        if not is_ids(sequences[0]):
-            sequences = encode([render(text, tokenizer, comparison.template) for text in sequences], tokenizer)
+        sequences = whole if is_ids(whole[0]) else encode([render(text, tokenizer, comparison.template) for text in whole], tokenizer)
         tokens = max(map(len, sequences))
-    return {
-        "row": number, "source": comparison.source or "", "responses": len(responses), "pairs": len(pairs),
-        "longer_wins": sum(longer), "prompt": len(prompt),
-        "chosen": lengths[comparison.ranks.index(1)], "rejected": lengths[comparison.ranks.index(max(comparison.ranks))],
-        "empty_prompt": not prompt, "empty_response": not all(responses),
-        "identical": any(responses[winner] == responses[loser] for winner, loser in pairs),
-        "prompt_key": text_key(comparison.prompt),
-        "key": hash((repr(prompt), *sorted(zip(map(repr, responses), comparison.ranks)))),
-        "won": [hash((repr(prompt), repr(responses[winner]), repr(responses[loser]))) for winner, loser in pairs],
-        "lost": [hash((repr(prompt), repr(responses[loser]), repr(responses[winner]))) for winner, loser in pairs],
+    prompt_key, keys = _exact_key(prompt), list(map(_exact_key, responses))
+    different = [(winner, loser) for winner, loser in pairs if keys[winner] != keys[loser]]
+    apart = row.get("prompt") is not None or isinstance(comparison.prompt, list) and not is_ids(whole[0]) # whole strings may begin one another
+    record = {
+        "row": number, "source": comparison.source, "responses": len(responses), "pairs": len(pairs),
+        "longer_wins": sum((lengths[winner] > lengths[loser]) + 0.5 * (lengths[winner] == lengths[loser]) for winner, loser in pairs),
+        "prompt": len(prompt), "chosen": lengths[comparison.ranks.index(1)], "rejected": lengths[comparison.ranks.index(max(comparison.ranks))],
+        "empty_prompt": not prompt, "empty_response": apart and not all(responses), "identical": len(different) < len(pairs),
+        "repeats_prompt": bool(prompt) and isinstance(prompt, str) and all(response.startswith(prompt) for response in responses),
+        "prompt_key": text_key(comparison.prompt), "key": _exact_key((prompt_key, sorted(zip(keys, comparison.ranks)))),
         "rated": ratings is not None, "constant": ratings is not None and len(set(ratings)) == 1,
         "inverted": ratings is not None and any(ratings[winner] < ratings[loser] for winner, loser in pairs),
         "like_ranks": ratings is not None and len(ratings) > 2 and sorted(ratings) == list(range(1, len(ratings) + 1)),
         "tokens": tokens,
     }
+    return record, [(_exact_key((prompt_key, keys[a], keys[b])), _exact_key((prompt_key, keys[b], keys[a]))) for a, b in different]
 
 # %% ../nbs/03b_audit.ipynb #522f865d
 TOLERATED = 0.01 # share of comparisons with one fault that is only noted
@@ -59,29 +69,33 @@ def audit(
     tokenizer: Optional[PreTrainedTokenizerBase] = None, # to count comparisons that are too long
     max_length: int = 2048, # tokens
     name: str = "the data", # what the rows are called
-) -> dict[str, Any]: # counts, statistics by source, lengths in characters (ids where the rows are tokenized), `problems` and `notes`
+) -> dict[str, Any]: # counts, statistics overall and by source, lengths in characters (ids where the rows are tokenized), `problems` and `notes`
     "What is in rows of preference. Rows that cannot be used are counted, with what is wrong with the first of them."
-    records, bad, forms = [], [], Counter()
+    records, parts, won, lost, pair_rows, bad, forms = [], [], array("q"), array("q"), array("q"), [], Counter()
     for number, row in enumerate(rows, start=1):
         try:
             comparison = row_comparison(row, number, name)
-            record = _record(comparison, number, tokenizer)
+            record, keys = _record(row, comparison, number, tokenizer)
         except ValueError as error:
             bad.append(str(error))
             continue
         records.append(record)
+        for key, reverse in keys:
+            won.append(key), lost.append(reverse), pair_rows.append(number)
         form = ("prompt, " if row.get("prompt") is not None else "") + row_form(row)
         forms[form + " (messages)" * (isinstance(comparison.prompt, list) and not is_ids(whole_texts(comparison)[0]))] += 1
-    report = {"name": name, "rows": len(rows), "comparisons": len(records), "bad_rows": len(bad), "bad_row_examples": bad[:5],
+        if len(records) == 10_000: # a table holds numbers in a tenth of the memory
+            parts.append(pd.DataFrame(records))
+            records = []
+    table = pd.concat([*parts, pd.DataFrame(records)], ignore_index=True) if parts or records else pd.DataFrame()
+    report = {"name": name, "rows": len(rows), "comparisons": len(table), "bad_rows": len(bad), "bad_row_examples": bad[:5],
               "forms": dict(forms)}
-    found = _Findings(records, bad)
-    if records:
-        table = pd.DataFrame(records)
+    found = _Findings(table, bad)
+    if len(table):
         report.update(_statistics(table))
-        found.look(table, name)
+        found.look(np.array(won), np.array(lost), np.array(pair_rows))
         if against is not None:
-            keys = {text_key(row_comparison(row, number, "the other rows").prompt) for number, row in enumerate(against, start=1)}
-            found.say("shared_prompts", table["prompt_key"].isin(keys), "a prompt of the other rows (leakage)", tolerated=0)
+            found.compare(against)
         if tokenizer is not None:
             found.say("overlong", table["tokens"] > max_length, f"more than {max_length} tokens, which training drops",
                       tolerated=1 - 1 / len(table))
@@ -90,52 +104,65 @@ def audit(
 # %% ../nbs/03b_audit.ipynb #658512c6
 class _Findings:
     "Counts of faults, and what to say of them."
-    def __init__(self, records, bad):
-        self.total, self.counts, self.problems, self.notes = len(records), {}, [], []
+    def __init__(self, table, bad):
+        self.table, self.counts, self.problems, self.notes = table, {}, [], []
         if bad:
             self.problems.append(f"{len(bad)} row(s) cannot be used. {bad[0]}")
-        if not any(record["pairs"] for record in records):
+        if not len(table) or not table["pairs"].any():
             self.problems.append("There is nothing to learn: no response ranks above another.")
 
-    def say(self, name, rows, text, tolerated=TOLERATED):
-        "Count the rows, a boolean for each comparison (in `self.numbers` their numbers), and name the first."
-        count = self.counts[name] = int(rows.sum())
+    def say(self, name, faulty, text, tolerated=TOLERATED):
+        "Count the comparisons for which `faulty` is true, and name the first."
+        count = self.counts[name] = int(faulty.sum())
         if count:
-            first = ", ".join(str(number) for number in self.numbers[rows][:3])
-            line = f"{count} of {self.total} comparisons: {text} (row {first}{', …' if count > 3 else ''})."
-            (self.problems if count > tolerated * self.total else self.notes).append(line)
+            first = ", ".join(str(number) for number in self.table["row"][faulty][:3])
+            line = f"{count} of {len(self.table)} comparisons: {text} (row {first}{', …' if count > 3 else ''})."
+            (self.problems if count > tolerated * len(self.table) else self.notes).append(line)
 
-    def look(self, table, name):
+    def look(self, won, lost, pair_rows):
         "For faults of every kind."
-        self.numbers = table["row"]
-        won, lost = table["won"].explode(), table["lost"].explode()
-        reversed_too = lost[lost.isin(set(won.dropna()))].index.unique()
+        table = self.table
+        rated = int(table["rated"].sum())
+        all_rated = 1 - 1 / len(table) if rated == len(table) else (rated - 1) / len(table)
         self.say("empty_responses", table["empty_response"], "an empty response")
         self.say("identical", table["identical"], "winner and loser are the same text")
+        self.say("repeated_prompts", table["repeats_prompt"], "each response begins with the prompt, which would stand twice")
         self.say("duplicates", table.duplicated("key"), "the same as an earlier row")
-        self.say("contradictions", table.index.to_series().isin(reversed_too), "A above B, and elsewhere B above A, for one prompt")
+        self.say("contradictions", table["row"].isin(pair_rows[np.isin(lost, won)]), "A above B, and elsewhere B above A, for one prompt")
         self.say("inverted_scores", table["inverted"], "the chosen response has the lower score", tolerated=0.5)
+        self.say("constant_scores", table["constant"], "all scores are the same", tolerated=all_rated)
         self.say("all_tied", table["pairs"] == 0, "all responses tie", tolerated=1)
         self.say("empty_prompts", table["empty_prompt"], "an empty prompt", tolerated=1)
-        self.counts["constant_scores"] = int(table["constant"].sum())
-        rated = table[table["rated"]]
-        if len(rated) and rated["like_ranks"].all():
+        if rated and table["like_ranks"].sum() == rated:
             self.notes.append("The scores of every row are 1 to K. If 1 is best they are ranks: --columns ranks=scores")
+
+    def compare(self, against):
+        "Prompts with those of other rows."
+        keys, bad = set(), []
+        for number, row in enumerate(against, start=1):
+            try:
+                keys.add(text_key(row_comparison(row, number, "the other rows").prompt))
+            except ValueError as error:
+                bad.append(str(error))
+        self.say("shared_prompts", self.table["prompt_key"].isin(keys), "a prompt of the other rows (leakage)", tolerated=0)
+        if bad:
+            self.notes.append(f"{len(bad)} of the other rows cannot be used, so their prompts were not compared. {bad[0]}")
 
 
 def _statistics(table):
-    "Numbers by source, and quantiles of lengths."
-    groups = [*table.groupby("source"), ("all", table)] if table["source"].any() else [("all", table)]
-    by_source = {source or "(none)": {
+    "Numbers overall and by source, and quantiles of lengths."
+    numbers = lambda part: {
         "comparisons": len(part), "pairs": int(part["pairs"].sum()),
         "longer_wins": part["longer_wins"].sum() / part["pairs"].sum() if part["pairs"].any() else None,
         **{f"median_{column}": float(part[column].median()) for column in ("prompt", "chosen", "rejected")},
-    } for source, part in groups}
+    }
     quantiles = {"min": 0, "5%": 0.05, "median": 0.5, "95%": 0.95, "max": 1}
-    lengths = {column: {label: float(table[column].quantile(q)) for label, q in quantiles.items()}
-               for column in ("prompt", "chosen", "rejected")}
-    return {"pairs": int(table["pairs"].sum()), "responses": Counter(map(int, table["responses"])), "by_source": by_source,
-            "lengths": lengths}
+    return {
+        "pairs": int(table["pairs"].sum()), "responses": dict(Counter(map(int, table["responses"]))), "overall": numbers(table),
+        "by_source": {source: numbers(part) for source, part in table.fillna({"source": ""}).groupby("source")},
+        "lengths": {column: {label: float(table[column].quantile(q)) for label, q in quantiles.items()}
+                    for column in ("prompt", "chosen", "rejected")},
+    }
 
 # %% ../nbs/03b_audit.ipynb #61da8981
 def audit_table(
@@ -148,8 +175,10 @@ def audit_table(
         lines[0] += f", {report['pairs']} pairs of winner and loser"
         lines += [f"  {count} rows of the form {form}" for form, count in report["forms"].items()]
         lines += [f"  {count} rows with {number} responses" for number, count in sorted(report["responses"].items())]
-        by_source = pd.DataFrame(report["by_source"]).T.rename(columns=lambda name: name.replace("_", " "))
+        sources = [(source or "(none)", numbers) for source, numbers in report["by_source"].items()] if len(report["by_source"]) > 1 else []
+        names, numbers = zip(*sources, ("all", report["overall"]))
+        by_source = pd.DataFrame(numbers, index=names).rename(columns=lambda name: name.replace("_", " "))
         lengths = pd.DataFrame(report["lengths"]).T
-        lines += ["", show(by_source.rename_axis(None)), "", "Length in characters", show(lengths)]
+        lines += ["", show(by_source), "", "Length in characters", show(lengths)]
     lines += [""] + [f"PROBLEM  {text}" for text in report["problems"]] + [f"note     {text}" for text in report["notes"]]
     return "\n".join(lines if report["problems"] or report["notes"] else [*lines, "Nothing to object to."])

@@ -33,7 +33,7 @@ class TrainArguments:
     columns: Optional[str] = field(default=None, metadata={
         "help": "Other names of columns, in both data sets: prompt=instruction,chosen=output_1"})
     streaming: bool = field(default=False, metadata={
-        "help": "Read and tokenize --dataset while training, rather than into a cache first."})
+        "help": "Read and tokenize --dataset while training, rather than into a cache first; shuffled within 10,000 rows."})
     dropout: float = field(default=0.1, metadata={"help": "Dropout before the reward head, while training."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={
         "help": "Of the weights while training; for mixed precision keep float32 and pass --bf16."})
@@ -45,10 +45,10 @@ def parse_columns(
     columns: Optional[str], # such as 'prompt=instruction,chosen=output_1'
 ) -> dict[str, str]: # names of this library → names in the data
     "The map of `--columns`. Raises `ValueError` for anything else."
-    pairs = [pair.partition("=") for pair in columns.split(",")] if columns else []
-    if not all(ours and theirs for ours, _, theirs in pairs):
-        raise ValueError(f"--columns {columns} is not a map; wanted names of this library and of the data, such as "
-                         "prompt=instruction,chosen=output_1.")
+    pairs = [tuple(map(str.strip, pair.partition("="))) for pair in columns.split(",")] if columns else []
+    if not all(ours and theirs for ours, _, theirs in pairs) or any(len(set(names)) < len(pairs) for names in [*zip(*pairs)][::2]):
+        raise ValueError(f"--columns {columns} is not a map; wanted names of this library and of the data, each once, such "
+                         "as prompt=instruction,chosen=output_1.")
     return {ours: theirs for ours, _, theirs in pairs}
 
 # %% ../nbs/09_cli.ipynb #d1622c81
@@ -127,6 +127,8 @@ def _prepare(job, args):
     set_seed(args.seed)
     load = partial(load_rows, columns=parse_columns(job.columns), on_bad_row=args.on_bad_row)
     train_rows = synthetic_comparisons() if job.dataset == SYNTHETIC else load(job.dataset, streaming=job.streaming)
+    if job.streaming:
+        train_rows = train_rows.shuffle(args.seed, buffer_size=10_000)
     eval_rows = load(job.eval_dataset, split="test") if job.eval_dataset else None
     model_name = job.model
     if model_name is None:
@@ -180,7 +182,8 @@ def audit(
     parser.add_argument("file", help="a .jsonl, .json, .csv or .parquet file, a folder of them, or a data set on the hub")
     parser.add_argument("--against", metavar="FILE", help="rows that should share no prompt with them, such as those trained on")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--columns", help="other names of columns, in both files: prompt=instruction,chosen=output_1")
+    parser.add_argument("--columns", help="other names of columns: prompt=instruction,chosen=output_1")
+    parser.add_argument("--against_columns", metavar="COLUMNS", help="the same for --against (default: those of --columns)")
     parser.add_argument("--split", default="train", help="of a folder or a data set on the hub (default: train)")
     parser.add_argument("--tokenizer", metavar="MODEL", help="name of a model or a local folder, to count comparisons that are too long")
     parser.add_argument("--max_length", type=int, default=2048, help="tokens that a comparison may have (default: 2048)")
@@ -194,10 +197,11 @@ def audit(
 
     disable_progress_bars() # the table is all there is to read
     try:
-        load = partial(load_rows, columns=parse_columns(options.columns), on_bad_row="skip")
+        rows = load_rows(options.file, options.split, parse_columns(options.columns), on_bad_row="skip")
+        columns = options.columns if options.against_columns is None else options.against_columns
+        against = load_rows(options.against, columns=parse_columns(columns), on_bad_row="skip") if options.against else None
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else None
-        report = audits.audit(load(options.file, split=options.split), load(options.against) if options.against else None,
-                              tokenizer, options.max_length, options.file)
+        report = audits.audit(rows, against, tokenizer, options.max_length, options.file)
     except (ValueError, OSError, DatasetsError) as error:
         sys.exit(f"rlhf_reward audit: {error}")
     print(json.dumps(report, indent=2) if options.json else audits.audit_table(report))

@@ -21,7 +21,7 @@ def pad_comparisons(
     for example in examples:
         own_pairs = ranked_pairs(example["ranks"])
         pairs += [(first + winner, first + loser) for winner, loser in own_pairs]
-        weights += [example["weight"] / len(own_pairs)] * len(own_pairs)
+        weights += [example["weight"] / max(1, len(own_pairs))] * len(own_pairs)
         margins += example["margins"]
         first += len(example["ranks"])
     pad = lambda tensors: torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)

@@ -44,6 +44,13 @@ def _end(tokenizer):
         return tokenizer.sep_token, tokenizer.sep_token_id
     return tokenizer.eos_token, tokenizer.eos_token_id
 
+
+def _without_end(text, end):
+    "The text before the end tokens, and the spaces around them, that it ends with."
+    while text.rstrip().endswith(end):
+        text = text.rstrip().removesuffix(end)
+    return text
+
 # %% ../nbs/03a_tokens.ipynb #6e4e1963
 def encode(
     texts: list[str], # whole ones, prompt and response together
@@ -54,7 +61,7 @@ def encode(
     end, end_id = _end(tokenizer)
     begin_id = tokenizer.bos_token_id
     if ends_with_eos and end is not None:
-        texts = [text.rstrip() if text.rstrip().endswith(end) else text for text in texts]
+        texts = [_without_end(text, end) for text in texts]
     sequences = tokenizer(texts, verbose=False)["input_ids"] if texts else []
     for place, ids in enumerate(sequences):
         first, last = 0, len(ids)
@@ -139,6 +146,9 @@ def _tokenize_batch(batch, indices, tokenizer, max_length, on_overlong, on_bad_r
             comparison = row_comparison(dict(zip(batch, values)), index + 1, name)
             try:
                 rendered = [render(text, tokenizer, comparison.template) for text in whole_texts(comparison) if not is_ids(text)]
+                if not rendered and max(map(max, whole_texts(comparison))) >= len(tokenizer):
+                    raise ValueError(f"it holds the token id {max(map(max, whole_texts(comparison)))}; the tokenizer has the "
+                                     f"ids 0 to {len(tokenizer) - 1}.")
                 _margins(comparison, margin_from_scores)
             except ValueError as error:
                 raise ValueError(f"Row {index + 1} of {name} cannot be used: {error}") from None
@@ -158,7 +168,10 @@ def _tokenize_batch(batch, indices, tokenizer, max_length, on_overlong, on_bad_r
         sequences = [next(encoded) for _ in rendered] or whole_texts(comparison)
         length, end_id = max(map(len, sequences)), _end(tokenizer)[1] if ends_with_eos else None
         row.update(dropped="", ranks=comparison.ranks, margins=_margins(comparison, margin_from_scores), length=length,
-                   not_ended=end_id is not None and any(ids[-1] != end_id for ids in sequences), weight=comparison.weight, source=comparison.source, prompt_key=text_key(comparison.prompt))
+                   not_ended=end_id is not None and any(ids[-1:] != [end_id] for ids in sequences), weight=comparison.weight, source=comparison.source, prompt_key=text_key(comparison.prompt))
+        if not all(sequences):
+            row["dropped"] = "a response without any token"
+            continue
         if length > max_length:
             row["detail"] = f"{length} tokens"
             if on_overlong == "error":
@@ -223,7 +236,7 @@ class _Report:
     "Counts what was dropped and cut, and says it: of a stream when the count reaches 1, 10, 100, …"
     def __init__(self, name, tokenizer, of_stream=True):
         self.name, self.end, self.of_stream, self.seen = name, _end(tokenizer), of_stream, 0
-        self.dropped, self.noted = Counter(), Counter()
+        self.dropped, self.noted, self.next = Counter(), Counter(), 1
 
     def __call__(self, row, index):
         "Whether the row is kept."
@@ -234,9 +247,9 @@ class _Report:
             logger.debug("Row %d of %s: %s; %s", index + 1, self.name, row["dropped"], row["detail"])
         elif row["cut"] and self.noted["cut"] <= 3:
             logger.debug("Row %d of %s: %d tokens of its prompt were cut; %s", index + 1, self.name, row["cut"], row["detail"])
-        worth_saying = bool(row["dropped"] or row["cut"] or row["not_ended"])
-        if self.of_stream and worth_saying and self.total() in (10 ** power for power in range(9)):
+        if self.of_stream and self.total() >= self.next:
             self.log()
+            self.next *= 10
         return not row["dropped"]
 
     def total(self):

@@ -20,7 +20,8 @@ def test_sound_rows_have_no_problems():
     report = audited(MANY)
     assert report["problems"] == report["notes"] == [] and report["comparisons"] == report["pairs"] == report["rows"] == 200
     assert report["forms"] == {"prompt, chosen, rejected": 200} and report["responses"] == {2: 200}
-    assert {source: part["comparisons"] for source, part in report["by_source"].items()} == {"x": 100, "y": 100, "all": 200}
+    assert {source: part["comparisons"] for source, part in report["by_source"].items()} == {"x": 100, "y": 100}
+    assert report["overall"]["comparisons"] == 200
     assert report["lengths"]["chosen"] == pytest.approx({"min": 5, "5%": 5.95, "median": 6.5, "95%": 7, "max": 7}) # 10 of 5, 90 of 6, 100 of 7
     assert "Nothing to object to." in audit_table(report)
 
@@ -40,7 +41,13 @@ def changed(rows, places, **values):
     (changed(MANY, range(9), prompt=""), "empty_prompts", 9, "notes", "9 of 200 comparisons: an empty prompt"),
     ([{**row, "score_chosen": 1.0, "score_rejected": 2.0} for row in MANY], "inverted_scores", 200, "problems", "the chosen response has the lower score"),
     ([{**row, "score_chosen": float(n > 50), "score_rejected": 0.5} for n, row in enumerate(MANY)], "inverted_scores", 51, "notes", "the lower score"),
-    (changed(K3, {2}, scores=[1, 1, 1]), "constant_scores", 1, "notes", "1 of 20 comparisons: all responses tie (row 3)."),
+    (changed(K3, {2}, scores=[1, 1, 1]), "all_tied", 1, "notes", "1 of 20 comparisons: all responses tie (row 3)."),
+    (changed(K3, {2}, scores=[1, 1, 1]), "constant_scores", 1, "notes", "1 of 20 comparisons: all scores are the same (row 3)."),
+    ([{**row, "score_chosen": 5, "score_rejected": 5} for row in MANY], "constant_scores", 200, "problems", "all scores are the same"),
+    ([{**row, **dict.fromkeys(["score_chosen", "score_rejected"], 5 if n < 90 else None)} for n, row in enumerate(MANY)], "constant_scores", 90, "problems", "the same"),
+    ([{**row, "score_chosen": 5 + (n == 0), "score_rejected": 5} for n, row in enumerate(MANY)], "constant_scores", 199, "notes", "the same"),
+    ([{**row, "ranks": [1, 2, 3]} for row in K3], "inverted_scores", 20, "problems", "the chosen response has the lower score"),
+    ([{**row, "chosen": row["prompt"] + "yes", "rejected": row["prompt"]} for row in MANY], "repeated_prompts", 200, "problems", "begins with the prompt"),
     (changed(K3, range(20), scores=[1, 1, 1]), "constant_scores", 20, "problems", "There is nothing to learn"),
     (K3, "constant_scores", 0, "notes", "The scores of every row are 1 to K. If 1 is best they are ranks"),
     ([], "comparisons", 0, "problems", "There is nothing to learn"),
@@ -51,6 +58,32 @@ def test_faults_are_found(rows, count, value, kind, text):
     other = "notes" if kind == "problems" else "problems"
     assert not any(text in line for line in report[other])
     assert text in audit_table(report)
+
+
+def test_rows_that_only_look_faulty_are_not_said_to_be():
+    call = lambda city: {"role": "assistant", "content": None, "tool_calls": [{"name": "weather", "arguments": {"city": city}}]}
+    asked = [{"role": "user", "content": "Weather?"}]
+    report = audited([{"prompt": asked, "chosen": [call("Paris")], "rejected": [call("Rome")]}])
+    assert report["problems"] == report["notes"] == []
+    whole = audited([{"chosen": "one", "rejected": "one two"}, {"chosen": "three", "rejected": "four"}])
+    assert whole["empty_responses"] == whole["identical"] == 0
+    ids = audited([{"chosen_ids": [1, 2], "rejected_ids": [1, 2, 3]}])
+    assert ids["problems"] == ids["notes"] == []
+    same = audited([{**PAIR, "chosen": "b"}])
+    assert same["identical"] == 1 and same["contradictions"] == 0
+
+
+def test_sources_of_any_name_are_counted():
+    rows = [{**PAIR, "prompt": str(n), "source": source} for n, source in enumerate(["all", "(none)", None, "all"])]
+    report = audited(rows)
+    assert {source: part["comparisons"] for source, part in report["by_source"].items()} == {"": 1, "(none)": 1, "all": 2}
+    assert report["overall"]["comparisons"] == 4
+
+
+def test_more_rows_than_are_held_at_once():
+    rows = [{**PAIR, "prompt": f"Question {n}"} for n in range(10_001)] + [{**PAIR, "prompt": "Question 0", "chosen": "b", "rejected": "a"}]
+    report = audited(rows)
+    assert report["comparisons"] == 10_002 and report["contradictions"] == 2 and "(row 1, 10002)" in report["notes"][0]
 
 
 def test_contradictions_are_found_between_forms_and_within_rankings():
@@ -74,6 +107,8 @@ def test_prompts_shared_with_other_rows_are_a_problem():
     assert audited(MANY, against=Dataset.from_list([PAIR]))["problems"] == []
     as_messages = Dataset.from_list([{**PAIR, "prompt": [{"role": "user", "content": "QUESTION 8"}]}])
     assert audited(MANY, against=as_messages)["shared_prompts"] == 1
+    bad = audited(MANY, against=Dataset.from_list([{**PAIR, "prompt": "Question 3"}, {**PAIR, "chosen": None}]))
+    assert bad["shared_prompts"] == 1 and bad["notes"][0].startswith("1 of the other rows cannot be used") and "Row 2 of the other rows" in bad["notes"][0]
 
 
 def test_overlong_comparisons_are_counted_by_the_tokenizer():
@@ -107,8 +142,12 @@ def test_command_prints_a_table_or_json_and_exits_by_what_it_found(tmp_path, cap
     status, told = run([spoilt, "--json"], capsys)
     assert status == 1 and json.loads(told)["bad_rows"] == 9
     status, table = run([broken], capsys)
-    assert status == 1 and "1 row(s) cannot be used" in table
+    assert status == 1 and "1 row(s) cannot be used. Row 2 of" in table and "line 2 is not JSON" in table
     status, table = run([sound, "--against", sound], capsys)
+    assert status == 1 and "200 of 200 comparisons: a prompt of the other rows" in table
+    renamed = tmp_path / "renamed.jsonl"
+    renamed.write_text(sound.read_text().replace('"prompt"', '"question"'))
+    status, table = run([renamed, "--columns", "prompt=question", "--against", sound, "--against_columns", ""], capsys)
     assert status == 1 and "200 of 200 comparisons: a prompt of the other rows" in table
     status, _ = run([tmp_path / "none.jsonl"], capsys)
     assert status.startswith("rlhf_reward audit: ") and "is not there" in status
@@ -123,4 +162,4 @@ def test_command_takes_columns_and_a_tokenizer(tmp_path, capsys):
     (tmp_path / "tokenizer" / "config.json").write_text('{"model_type": "llama"}')
     status, told = run([path, "--columns", "prompt=question", "--tokenizer", tmp_path / "tokenizer", "--max_length", "4", "--json"], capsys)
     report = json.loads(told)
-    assert status == 1 and report["overlong"] == 9 and report["by_source"]["all"]["longer_wins"] == 0
+    assert status == 1 and report["overlong"] == 9 and report["overall"]["longer_wins"] == 0

@@ -61,6 +61,8 @@ def test_recipe_gives_way_to_what_is_said(tmp_path):
     (None, ["--dataset", "rows.jsonl"], "--model and --dataset go together"),
     (None, ["--model", "gpt2"], "--model and --dataset go together"),
     (None, ["--columns", "prompt"], "--columns prompt is not a map"),
+    (None, ["--columns", "chosen=a,rejected=a"], "--columns chosen=a,rejected=a is not a map; wanted names of this library and of the data, each once"),
+    (None, ["--columns", "prompt=a,prompt=b"], "is not a map"),
     (None, ["--resume_from_checkpoint", "runs/none"], "runs/none is not there"),
 ])
 def test_wrong_arguments_are_named(tmp_path, capsys, yaml_text, argv, message):

@@ -27,7 +27,7 @@ def test_given_ranks_are_kept_in_their_order():
 
 
 @pytest.mark.parametrize("verdict, ranks", [("a", (1, 2)), ("A", (1, 2)), ("model_a", (1, 2)), (1, (1, 2)), ("b", (2, 1)), ("model_b", (2, 1)), (2, (2, 1)),
-                                            ("tie", (1, 1)), ("tie (bothbad)", (1, 1))])
+                                            ("tie", (1, 1)), ("tie (bothbad)", (1, 1)), (" B ", (2, 1)), (2.0, (2, 1)), ("tie (inconsistent)", (1, 1))])
 @pytest.mark.parametrize("column", ["winner", "preference"])
 def test_arena_verdicts(column, verdict, ranks):
     assert to_comparison({"prompt": "p", "response_a": "x", "response_b": "y", column: verdict}) == Comparison("p", ("x", "y"), ranks)
@@ -64,6 +64,9 @@ SYSTEM = messages(("system", "Be brief."))
     ({"prompt": ASKED, "chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED),
     ({"prompt": "2+2?", "chosen": FOUR, "rejected": FIVE}, ASKED),
     ({"prompt": "2+2?", "chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED), # UltraFeedback
+    ({"prompt": "2+2? ", "chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED),
+    ({"prompt": ASKED, "chosen": SYSTEM + ASKED + FOUR, "rejected": SYSTEM + ASKED + FIVE}, SYSTEM + ASKED),
+    ({"prompt": None, "chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED), # a table that has the column for other rows
     ({"prompt": "2+2?", "chosen": SYSTEM + ASKED + FOUR, "rejected": SYSTEM + ASKED + FIVE}, SYSTEM + ASKED),
     ({"prompt": SYSTEM + ASKED, "chosen": "4", "rejected": "5"}, SYSTEM + ASKED),
     ({"prompt": ASKED, "responses": ["4", "5"], "scores": [1, 0]}, ASKED),
@@ -94,6 +97,8 @@ def test_ratings_margin_weight_and_source_are_read():
     assert (given.ratings, given.margin, given.weight, given.source) == ((8.0, 6.5), 2.0, 0.5, "7")
     absent = to_comparison({**PAIR, "score_chosen": None, "score_rejected": None, "margin": None, "source": None})
     assert (absent.ratings, absent.margin, absent.weight, absent.source) == (None, None, 1.0, None)
+    assert to_comparison({**PAIR, "weight": None, "margin": "", "score_chosen": "", "score_rejected": ""}) == to_comparison(PAIR) # empty cells
+    assert to_comparison({"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2], "scores": [1, 3]}).ratings == (1.0, 3.0)
     assert to_comparison({"prompt": "p", "responses": ["a", "b"], "scores": [2, 3]}).ratings == (2.0, 3.0)
     assert to_comparison({"prompt": "p", "responses": ["a", "b"], "ranks": [2, 3]}).ratings is None
 
@@ -124,22 +129,22 @@ ARENA = {"prompt": "p", "response_a": "a", "response_b": "b"}
     ({**PAIR, "prompt": [{"content": "a"}]}, "the message {'content': 'a'} has no role"),
     ({**PAIR, "prompt": [{"role": "user", "content": ["a"]}]}, r"\['a'\] stands where a text"),
     ({**PAIR, "chosen": FOUR}, "some responses are strings and some are messages"),
-    ({**PAIR, "margin": "1"}, "'1' stands as margin; wanted a finite number"),
+    ({**PAIR, "margin": "much"}, "'much' stands as margin; wanted a finite number"),
+    ({**PAIR, "margin": [1]}, r"\[1\] stands as margin"),
     ({**PAIR, "margin": float("nan")}, "nan stands as margin"),
     ({**PAIR, "weight": -1}, "the weight is -1.0; wanted a number that is not negative"),
-    ({**PAIR, "weight": None}, "the weight is None"),
     ({**PAIR, "score_chosen": 1, "score_rejected": None}, "wanted a number for each"),
     ({**PAIR, "tools": "[", }, "the tools are not JSON"),
     ({**PAIR, "tools": {"name": "f"}}, "the tools are .*; wanted a list"),
     ({**PAIR, "chat_template_kwargs": [1]}, "the chat_template_kwargs are .*; wanted a dict"),
     ({"prompt": "p", "responses": ["a"], "scores": [1]}, r"the responses are \['a'\]; wanted a list of at least 2"),
     ({**K2, "responses": None, "scores": [1, 2]}, "the responses are None"),
-    ({**K2, "responses": "ab", "scores": [1, 2]}, "the responses are 'ab'"),
+    ({**K2, "responses": "ab", "scores": [1, 2]}, "the responses are not JSON"),
     ({**K2, "responses": ["a", None], "scores": [1, 2]}, "None stands where a text"),
     ({**K2, "scores": [1]}, r"the scores are \[1\] for 2 responses; wanted one number for each"),
     ({**K2, "scores": [1, None]}, "a number for each"),
     ({**K2, "scores": [1, float("nan")]}, "nan stands as scores; wanted a finite number"),
-    ({**K2, "scores": ["1", "2"]}, "'1' stands as scores"),
+    ({**K2, "scores": ["high", "2"]}, "'high' stands as scores"),
     ({**K2, "scores": [[1], [2]]}, "stands as scores"),
     ({**K2, "scores": 3}, "the scores are 3"),
     ({**K2, "ranks": [1, None]}, "the ranks .*a number for each"),
@@ -223,7 +228,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "lists.jsonl").write_text('[1]\n[2]\n')
     with pytest.raises(FileNotFoundError, match="missing.jsonl' is not there"):
         load_rows(str(tmp_path / "missing.jsonl"))
-    for name, message in (("empty.jsonl", "is empty"), ("header.csv", "it has no rows"), ("none.json", "it has no rows"), ("rows.txt", "another kind"),
+    for name, message in (("empty.jsonl", "it has no rows"), ("header.csv", "it has no rows"), ("none.json", "it has no rows"), ("rows.txt", "another kind"),
                           ("broken.jsonl", "broken.jsonl' cannot be read: line 3 is not JSON"),
                           ("surrogate.jsonl", "line 2 is not valid Unicode"), ("latin.jsonl", "line 2 is not valid Unicode"),
                           ("lists.jsonl", "line 1 is not an object with columns")):
@@ -240,14 +245,85 @@ def test_lines_that_are_not_json_are_skipped_on_request(tmp_path, name, caplog):
         (path / "train.jsonl").write_bytes(text)
     else:
         path.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
-    where = "of train.jsonl " if name == "folder" else ""
-    with pytest.raises(ValueError, match=f"line 2 {where}is not JSON"):
-        load_rows(str(path))
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match="line 2 is not JSON"):
+            list(load_rows(str(path), streaming=streaming))
     rows = load_rows(str(path), on_bad_row="skip")
-    assert "Skipped 2 line(s)" in caplog.text and f"line 4 {where}is not valid Unicode" in caplog.text
+    streamed = list(load_rows(str(path), on_bad_row="skip", streaming=True))
+    assert [row["chosen"] for row in streamed if row.get("chosen")] == ["w6", "w8"] and len(streamed) == len(rows) == 5
+    with pytest.raises(ValueError, match=r"^Row 2 of the data cannot be used: line 2 is not JSON \(Expecting"):
+        tokenize_rows(rows, word_tokenizer(), 9)
     kept = tokenize_rows(rows, word_tokenizer(), 9, on_bad_row="skip", name=name)
     assert len(kept) == 2 and caplog.messages[-1] == f"Dropped 3 of 5 comparisons of {name}: bad row (3)." # the lines and the null
     assert path.exists() and (path.is_dir() or text == (gzip.decompress(path.read_bytes()) if name.endswith("gz") else path.read_bytes()))
+
+
+def test_values_stay_as_they_are_written_wherever_they_stand(tmp_path):
+    "A file of more than 10 MB, of which a reader of tables would look at the first for the types."
+    late = [{"prompt": [{"role": "user", "content": "q"}], "chosen": "42", "rejected": "null"}, {**PAIR, "prompt": 3}, {**PAIR, "margin": 1.5},
+            {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2.5]}, {**PAIR, "prompt": "7", "margin": 2}]
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        file.writelines(json.dumps({**PAIR, "prompt": "p" * 600}) + "\n" for _ in range(18_000))
+        file.writelines(json.dumps(row) + "\n" for row in late)
+    assert path.stat().st_size > 10_000_000
+    rows = load_rows(str(path))
+    assert [{name: value for name, value in rows[18_000 + place].items() if value is not None} for place in range(5)] == late
+    assert list(load_rows(str(path), streaming=True))[-5:] == late
+    with pytest.raises(ValueError, match=r"^Row 18002 of the data cannot be used: 3 stands where a text"):
+        tokenize_rows(rows.select_columns(rows.column_names), word_tokenizer(chat_template="{{ messages[0].content }}"), 999)
+
+
+def test_a_changed_file_is_read_anew(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for chosen in ("w6", "w8"):
+        path.write_text(json.dumps({**PAIR, "chosen": chosen}))
+        assert load_rows(str(path))[0]["chosen"] == chosen
+
+
+def test_a_csv_is_read_cell_by_cell(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,chosen,rejected,margin,score_chosen,score_rejected\n2+2=,4,5,1.5,,\n3+3=,six,6,,2,1\n")
+    first, second = map(to_comparison, load_rows(str(path)))
+    assert (first.responses, first.margin, first.ratings) == (("4", "5"), 1.5, None)
+    assert (second.responses, second.margin, second.ratings) == (("six", "6"), None, (2.0, 1.0))
+    path.write_text('prompt,responses,scores\np,"[""a"", ""b""]","[1, 2]"\n')
+    assert to_comparison(load_rows(str(path))[0]) == Comparison("p", ("a", "b"), (2, 1), (1.0, 2.0))
+    chat = json.dumps(ASKED + FOUR).replace('"', '""'), json.dumps(ASKED + FIVE).replace('"', '""')
+    path.write_text('chosen,rejected\n"%s","%s"\n' % chat)
+    assert to_comparison(load_rows(str(path))[0]) == Comparison(ASKED, (FOUR, FIVE), (1, 2))
+    for text, message in (("prompt,chosen,rejected\nq,a,b,\n", "line 2 has 4 cells for 3 columns"), ("prompt,chosen,rejected\nq,a\n", "has 2 cells"),
+                          ("prompt,prompt\na,b\n", "not all different")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_rows(str(path))
+
+
+def test_what_is_not_gzip_or_ends_early_is_named(tmp_path):
+    whole = gzip.compress(json.dumps(PAIR).encode() * 99)
+    for text in (b'{"prompt": "a"}', whole[:-20]):
+        (tmp_path / "rows.jsonl.gz").write_bytes(text)
+        with pytest.raises(ValueError, match="rows.jsonl.gz' cannot be read: "):
+            load_rows(str(tmp_path / "rows.jsonl.gz"))
+
+
+def test_folders_hold_files_of_one_kind(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(PAIR))
+    (tmp_path / "b.json").write_text(json.dumps([PAIR, PAIR]))
+    (tmp_path / "README.md").write_text("words")
+    assert len(load_rows(str(tmp_path))) == 3
+    with pytest.raises(ValueError, match=r"has 0 files for the split 'test'.*Its splits are \['train'\]"):
+        load_rows(str(tmp_path), split="test")
+    (tmp_path / "c.csv").write_text("prompt,chosen,rejected\na,b,c\n")
+    with pytest.raises(ValueError, match=r"has 3 files for the split 'train', of the kinds \['csv', 'json'\]"):
+        load_rows(str(tmp_path))
+
+
+@pytest.mark.parametrize("prompt, chosen, rejected", [
+    ("3+3?", ASKED + FOUR, ASKED + FIVE), (ASKED, SYSTEM + FOUR, SYSTEM + FIVE), (ASKED, ASKED + FOUR, FIVE), (messages((U, "3+3?")), ASKED + FOUR, ASKED + FIVE)])
+def test_conversations_that_do_not_hold_their_prompt_are_refused(prompt, chosen, rejected):
+    with pytest.raises(ValueError, match="but is not a conversation that holds the prompt"):
+        to_comparison({"prompt": prompt, "chosen": chosen, "rejected": rejected})
 
 
 def test_words_of_a_csv_stay_words(tmp_path):
@@ -270,10 +346,12 @@ def test_real_files_are_read_tokenized_and_audited(name, rows, pairs, longer, re
     report = audit(data, name=name)
     assert len(data) == len(tokenized) == report["comparisons"] == rows and report["bad_rows"] == 0 and not report["problems"]
     assert report["pairs"] == sum(len(ranked_pairs(row["ranks"])) for row in tokenized) == pairs
-    assert round(report["by_source"]["all"]["longer_wins"], 3) == longer and report["duplicates"] == repeated
+    assert round(report["overall"]["longer_wins"], 3) == longer and report["duplicates"] == repeated
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real preference files lie beside the checkout only where they are developed")
 def test_a_real_file_without_texts_is_refused():
-    report = audit(load_rows(str(SHARED / "hh_lengths.json")))
-    assert report["comparisons"] == 0 and report["bad_rows"] == 2312 and "it has the columns ['text']" in report["problems"][0]
+    with pytest.raises(ValueError, match="element 1 is not an object with columns"):
+        load_rows(str(SHARED / "hh_lengths.json"))
+    report = audit(load_rows(str(SHARED / "hh_lengths.json"), on_bad_row="skip"))
+    assert report["comparisons"] == 0 and report["bad_rows"] == 2312 and "element 1 is not" in report["problems"][0]

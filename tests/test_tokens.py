@@ -113,12 +113,20 @@ def with_template(template):
     return tokenizer
 
 
-@pytest.mark.parametrize("text", ["w5 w6", "w5 w6 <eos>", "w5 w6 <eos> <eos>", "<bos> w5 w6", "<bos> w5 w6 <eos>\n"])
+@pytest.mark.parametrize("text", ["w5 w6", "w5 w6 <eos>", "w5 w6 <eos> <eos> ", "<bos> w5 w6", "<bos> w5 w6 <eos>\n"])
 @pytest.mark.parametrize("template, begin", [("$A", 0), ("<bos> $A", 1), ("$A <eos>", 0), ("<bos> $A <eos>", 1)])
 def test_begin_and_end_stand_once(template, begin, text):
     "Whatever the tokenizer adds and the text brings along."
     begin = max(begin, text.startswith("<bos>"))
     assert encode([text], with_template(template)) == [[1] * begin + [5, 6, 2]]
+
+
+def test_ends_that_a_text_brings_along_are_one():
+    for family, tokenizer in TOKENIZERS.items():
+        end = tokenizer.eos_token
+        alone, *others = encode([text for text in ("ab", f"ab{end}", f"ab{end} {end}\n", f"ab {end}")], tokenizer)
+        assert others[:2] == [alone] * 2 and alone.count(tokenizer.eos_token_id) == 1
+        assert others[2][:-1] != alone[:-1] and others[2].count(tokenizer.eos_token_id) == 1 # the space before it is of the text
 
 
 def test_end_is_sep_for_encoders_and_nothing_for_tokenizers_without_one():
@@ -192,6 +200,13 @@ def test_margins_are_those_of_the_row_or_on_request_of_the_scores(row, from_scor
     assert sorted(stored["margins"], reverse=True) == margins
     if len(pairs) == 3: # 4 above 2 and 1, then 2 above 1, whatever the order of the pairs
         assert dict(zip(pairs, stored["margins"])) == {(1, 0): 3, (1, 2): 2, (2, 0): 1}
+
+
+def test_ids_and_texts_without_meaning_are_refused():
+    with pytest.raises(ValueError, match="Row 1 of the data cannot be used: it holds the token id 64; the tokenizer has the ids 0 to 63"):
+        tokenize([{"chosen_ids": [1, 64], "rejected_ids": [1]}])
+    with pytest.raises(ValueError, match=r"a response without any token \(1\)"):
+        tokenize([{"prompt": "", "chosen": "", "rejected": "w5"}], ends_with_eos=False)
 
 
 def test_margins_from_scores_need_scores():
@@ -288,7 +303,7 @@ def test_a_stream_gives_what_a_table_gives(tmp_path, caplog):
     assert isinstance(stream, IterableDataset)
     assert list(stream) == tokenize(rows, max_length=4)
     told = [message for message in caplog.messages if "so far" in message]
-    assert told == [f"Dropped {count} of {seen} comparisons of rows.jsonl so far: longer than 4 tokens ({count})." for count, seen in ((1, 3), (10, 20))]
+    assert told == [f"Dropped {count} of {seen} comparisons of rows.jsonl so far: longer than 4 tokens ({count})." for count, seen in ((1, 3), (10, 20))] # at 1, at 10, and next at 100
     renamed = load_rows(str(path), columns={"chosen": "rejected"}, streaming=True)
     assert next(iter(renamed)) == {"prompt": "w5 ", "chosen": "w7"}
 

@@ -90,7 +90,7 @@ def test_arguments_for_the_data_are_used(base, tmp_path):
     with pytest.raises(ValueError, match=r"Row 2 of the training set cannot be used"):
         make_trainer(base, tmp_path, rows)
     with pytest.raises(ValueError, match=r"Row 1 of the training set has .* tokens; wanted at most 6"):
-        make_trainer(base, tmp_path, rows, max_length=6, on_overlong="error")
+        make_trainer(base, tmp_path, rows.select([0]), max_length=6, on_overlong="error")
 
 
 def test_training_loss_is_the_metric_loss(base, tmp_path):

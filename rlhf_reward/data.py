@@ -412,7 +412,8 @@ def _generate(files, columns, on_bad_row, features=None, **key):
     for file in files:
         for row in _records(file):
             if UNREADABLE in row and on_bad_row == "error":
-                raise ValueError(f"{row[UNREADABLE]}{f' of {file}' * (len(files) > 1)}.")
+                where = f" of {file}" * (len(files) > 1)
+                raise ValueError(f"{row[UNREADABLE]}{where}. Mend it, or leave such lines out with on_bad_row='skip'.")
             row = {ours.get(name, name): value for name, value in row.items() if name in ours or name not in columns}
             yield row if features is None else {
                 name: row.get(name) if feature == Value("string") else json.dumps(row.get(name)) for name, feature in features.items()}

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from .packing import by_comparison, pad_comparisons
+from .packing import by_comparison, model_inputs, pack_comparisons, packing_difference, pad_comparisons
 from .reward import PairwiseLoss, RewardModel
 from .tokens import FEATURES, tokenize_rows
 
@@ -55,11 +55,18 @@ class RewardConfig(TrainingArguments):
         "help": "What to do with rows that cannot be used: stop before training, or skip and count them."})
     margin_from_scores: bool = field(default=False, metadata={
         "help": "Take the difference of the scores as the margin of a pair, where the row has no margin of its own."})
+    layout: Literal["auto", "packed", "padded"] = field(default="auto", metadata={
+        "help": "Of batches: packed computes each token once; padded is right for every model; auto packs if the model's rewards are the same."})
     dataset_num_proc: Optional[int] = field(default=None, metadata={"help": "Processes to tokenize with."})
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate of AdamW."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training set."})
     remove_unused_columns: bool = field(default=False, metadata={
         "help": "Leave this off: the batch is made from columns that forward does not name."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None: # by default on for streams
+            self.accelerator_config.dispatch_batches = False # a batch of comparisons cannot be sliced between processes
 
 # %% ../nbs/05_training.ipynb #6e74c2ae
 def tokenize_for_model(
@@ -105,16 +112,55 @@ class RewardTrainer(Trainer):
         for name, neutral in (("label_smoothing_factor", 0), ("batch_eval_metrics", False), ("remove_unused_columns", False)):
             if getattr(args, name) != neutral:
                 raise ValueError(f"{name} is {getattr(args, name)}; wanted {neutral}: it means nothing for comparisons.")
+        if args.accelerator_config.dispatch_batches or args.accelerator_config.split_batches:
+            raise ValueError("accelerator_config has dispatch_batches or split_batches; wanted neither: a batch of comparisons "
+                             "cannot be sliced between processes. Each process reads its own.")
         if args.n_gpu > 1:
             raise ValueError(f"{args.n_gpu} GPUs are visible to one process; wanted one process for each GPU: start "
                              "with `accelerate launch` or `torchrun`, or choose one GPU with CUDA_VISIBLE_DEVICES.")
         if processing_class is None:
             raise ValueError("processing_class is None; wanted the tokenizer of the model, which is saved with every "
                              "checkpoint.")
+        self._layout_is_chosen = False
         self._tokenized = partial(tokenize_for_model, model, processing_class, args)
         train_dataset, eval_dataset = self._tokenized(train_dataset, "the training set"), self._tokenized(eval_dataset, "the evaluation set")
         super().__init__(model, args, pad_comparisons, train_dataset, eval_dataset, processing_class,
                          compute_metrics=compute_metrics, **kwargs)
+
+    def _choose_layout(self, dataset):
+        "Once, before the first batch: compare packed rewards with plain ones on the longest comparison and the first ones."
+        if self._layout_is_chosen or dataset is None:
+            return
+        self._layout_is_chosen, name = True, self.model.config.model_type
+        if self.args.layout == "padded":
+            return
+        if isinstance(dataset, IterableDataset):
+            examples = list(dataset.take(4))
+        else:
+            longest = int(np.argmax(dataset["length"])) if isinstance(dataset, Dataset) else 0
+            examples = [dataset[place] for place in dict.fromkeys([longest, *range(min(3, len(dataset)))])]
+        difference = packing_difference(self.model, examples)
+        if difference is None:
+            self.data_collator = pack_comparisons
+        elif self.args.layout == "packed":
+            raise ValueError(f"layout is 'packed', but for this {name} {difference}; wanted layout='auto' or 'padded'.")
+        else:
+            logger.warning("The padded layout is used for this %s, in order of length: %s.", name, difference)
+            if self.args.train_sampling_strategy == "random":
+                self.args.train_sampling_strategy = "group_by_length" # else most of a batch is padding
+
+    def get_train_dataloader(self):
+        self._choose_layout(self.train_dataset)
+        return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        named = isinstance(eval_dataset, str)
+        self._choose_layout(self.eval_dataset[eval_dataset] if named else self.eval_dataset if eval_dataset is None else eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        self._choose_layout(test_dataset)
+        return super().get_test_dataloader(test_dataset)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         "Metrics on the evaluation set, or on other rows, tokenized or not."
@@ -128,7 +174,7 @@ class RewardTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "`PairwiseLoss` over the pairs of the batch."
-        rewards = model(inputs["input_ids"], inputs["attention_mask"]) # (num_sequences, 1)
+        rewards = model(**model_inputs(inputs, self.model)) # (num_responses, 1)
         winner, loser = inputs["pairs"].unbind(dim=1)
         loss = PairwiseLoss()(rewards[winner], rewards[loser], inputs["margins"], inputs["pair_weights"])
         return (loss, rewards) if return_outputs else loss
@@ -137,7 +183,7 @@ class RewardTrainer(Trainer):
         "Rewards and ranks, one row a comparison; the loss follows from them in `pair_metrics`."
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            rewards = model(inputs["input_ids"], inputs["attention_mask"])
+            rewards = model(**model_inputs(inputs, self.model))
         return None, by_comparison(rewards, inputs["ranks"]), inputs["ranks"]
 
     def _save(self, output_dir=None, state_dict=None):

@@ -44,7 +44,31 @@ ENCODERS = {
     "squeezebert": T.SqueezeBertConfig(**SIZE, embedding_size=32, pad_token_id=PAD),
     "modernbert": T.ModernBertConfig(**{**SIZE, "num_hidden_layers": 3}, **IDS, cls_token_id=BOS, sep_token_id=EOS, local_attention=4),
 }
-CONFIGS = {**DECODERS, **DECODERS_ALONE, **ENCODERS}
+MORE_DECODERS = { # beside those above, to be packed
+    "mistral_without_window": T.MistralConfig(**LLAMA, sliding_window=None),
+    "gemma": T.GemmaConfig(**HEADS),
+    "phi3": T.Phi3Config(**LLAMA, sliding_window=4),
+    "stablelm": T.StableLmConfig(**LLAMA),
+    "olmo2": T.Olmo2Config(**LLAMA),
+    "smollm3": T.SmolLM3Config(**LLAMA),
+    "starcoder2": T.Starcoder2Config(**LLAMA, sliding_window=4),
+    "deepseek_v3": T.DeepseekV3Config(**{**LLAMA, "num_key_value_heads": 4}, moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
+                                      topk_group=1, first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8),
+    "glm4": T.Glm4Config(**HEADS),
+    "xglm": T.XGLMConfig(vocab_size=VOCAB, d_model=32, ffn_dim=48, num_layers=2, attention_heads=4, max_position_embeddings=64, **IDS),
+    "codegen": T.CodeGenConfig(**GPT2, rotary_dim=4),
+    "gptj": T.GPTJConfig(**GPT2, rotary_dim=4),
+    "ministral": T.MinistralConfig(**HEADS, sliding_window=4, layer_types=["sliding_attention", "full_attention"]),
+    "olmo3": T.Olmo3Config(**LLAMA, sliding_window=4, layer_types=["sliding_attention", "full_attention"]),
+    "gpt_oss": T.GptOssConfig(**HEADS, sliding_window=4, num_local_experts=4, num_experts_per_tok=2, layer_types=["sliding_attention", "full_attention"]),
+    "llama4_text": T.Llama4TextConfig(**HEADS, intermediate_size_mlp=48, num_local_experts=2, attention_chunk_size=4,
+                                      layer_types=["chunked_attention", "full_attention"]),
+    "gpt_neo": T.GPTNeoConfig(vocab_size=VOCAB, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=4,
+                              max_position_embeddings=64, **IDS),
+}
+NOT_PACKABLE = {"bloom", "mamba", "ctrl", "gpt_neo"}
+PACKABLE = [family for family in (*DECODERS, *DECODERS_ALONE, *MORE_DECODERS) if family not in NOT_PACKABLE]
+CONFIGS = {**DECODERS, **DECODERS_ALONE, **ENCODERS, **MORE_DECODERS}
 
 
 def save_language_model(family, folder):

@@ -308,6 +308,13 @@ def test_a_stream_gives_what_a_table_gives(tmp_path, caplog):
     assert next(iter(renamed)) == {"prompt": "w5 ", "chosen": "w7"}
 
 
+def test_several_processes_give_what_one_gives(tmp_path):
+    rows = [{**PAIR, "chosen": f"w{8 + n % 5} " * (1 + n % 4)} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    read = load_rows(str(tmp_path / "rows.jsonl"))
+    assert tokenize_rows(read, word_tokenizer(), 4, num_proc=2).to_list() == tokenize(rows, max_length=4)
+
+
 def test_a_model_trains_on_a_stream(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({**PAIR, "chosen": f"w{8 + n}"}) for n in range(20)))

@@ -244,6 +244,22 @@ def test_arguments_without_a_meaning_are_refused(base, tmp_path, option):
         make_trainer(base, tmp_path, **option)
 
 
+@pytest.mark.parametrize("option", ["dispatch_batches", "split_batches"])
+def test_slicing_batches_between_processes_is_refused(base, tmp_path, option):
+    with pytest.raises(ValueError, match="a batch of comparisons cannot be sliced"):
+        make_trainer(base, tmp_path, accelerator_config={option: True})
+
+
+def test_a_stream_trains_as_its_table_does(base, tmp_path):
+    rows = synthetic_comparisons(24)
+    losses = []
+    for data in (rows, rows.to_iterable_dataset()):
+        trainer = make_trainer(base, tmp_path, data, max_steps=3, logging_strategy="steps", logging_steps=1, train_sampling_strategy="sequential")
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
 def test_plain_training_arguments_are_refused(base, tmp_path):
     with pytest.raises(ValueError, match="args is a TrainingArguments; wanted a RewardConfig"):
         RewardTrainer(RewardModel(base, device="cpu"), TrainingArguments(str(tmp_path), use_cpu=True), synthetic_comparisons(3))

@@ -1,0 +1,237 @@
+"""
+Training and scoring beside TRL, transformers and sentence-transformers, on the same model, data and batches.
+
+    pip install trl==1.16.* sentence-transformers
+    python benchmarks/against_trl.py [--data hh=HH_LENGTHS.json] [--data pairs=PAIRS.jsonl] [--data ranked=RANKED.jsonl] [--score]
+
+Each measurement is `trainer.train()` from the first batch to the last step, every side from the same weights, in turn, several
+rounds; given are medians, and ratios round by round. The losses of all steps are printed for each side that keeps the batch:
+they must agree, or the sides did not do the same work. TRL runs as it comes (gradient checkpointing), without checkpointing
+(its best settings that keep the batch), and with length grouping (other batches, so another loss).
+
+- `hh`: a JSON list of [prompt, chosen, rejected] lengths; the tokens are random.
+- `pairs`: `prompt`, `chosen`, `rejected`; `ranked`: `prompt`, `responses`, `scores`, of which TRL gets all pairs. Both are tokenized
+  with a byte-level BPE trained on the texts.
+
+Unique tokens count a shared prefix once and no padding. FLOP/s on unique tokens counts six per parameter of the layers and token,
+and 12 per layer, width and visible pair of positions; the rate of the machine is that of a float32 (or bfloat16) matrix product.
+"""
+import argparse
+import json
+import platform
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from datasets import Dataset
+
+from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, load_rows, tokenize_rows
+from rlhf_reward.data import ranked_pairs
+from rlhf_reward.packing import model_inputs, pack_comparisons, pad_comparisons
+from rlhf_reward.synthetic import tiny_decoder
+from rlhf_reward.tokens import FEATURES, whole_sequences
+
+VOCAB, WIDTH, LAYERS, INNER = 8192, 512, 4, 1376
+
+
+def comparison(prefix, rests):
+    return {"shared_prefix": prefix, "rests": rests, "ranks": [1, 2], "margins": [0.0], "weight": 1.0, "length": len(prefix) + max(map(len, rests)),
+            "source": None, "prompt_key": 0}
+
+
+def read(kind, path, tokenizer_texts, seed=0):
+    "Tokenized comparisons in a random order, whose mean loss is the mean over pairs, as TRL's."
+    draw = random.Random(seed)
+    if kind == "hh":
+        token = lambda: draw.randrange(2, VOCAB)
+        rows = []
+        for lengths in json.loads(Path(path).read_text()):
+            prompt, *responses = [[token() for _ in range(n)] for n in lengths]
+            responses = [response or [token()] for response in responses]
+            if responses[0][0] == responses[1][0]:
+                responses[1][0] = responses[0][0] % (VOCAB - 3) + 2 + (responses[0][0] % (VOCAB - 3) + 2 == responses[0][0])
+            rows.append(comparison(prompt, responses))
+        examples = rows
+    else:
+        rows = load_rows(path)
+        texts = [text for row in rows for text in (row["prompt"], *(row["responses"] if "responses" in row else (row["chosen"], row["rejected"])))]
+        tokenizer_texts += texts
+        examples = rows
+    return examples
+
+
+def tokenizer_and_model(folder, texts):
+    tiny_decoder(folder, texts or ["words"], vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS,
+                 num_attention_heads=8, max_position_embeddings=4096, initializer_range=0.02)
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    torch.manual_seed(0)
+    model = RewardModel(folder, 0.0, "cpu")
+    model.backbone.resize_token_embeddings(VOCAB)
+    model.save_pretrained(folder, tokenizer)
+    return tokenizer
+
+
+def ours(folder, examples, tokenizer, batch, device, **options):
+    model = RewardModel.from_pretrained(folder, dropout=0.0, device=device)
+    args = RewardConfig(str(folder / "ours"), per_device_train_batch_size=batch, layout="packed", **options)
+    return RewardTrainer(model, args, Dataset.from_list(examples, features=FEATURES), processing_class=tokenizer)
+
+
+def theirs(folder, examples, tokenizer, batch, device, checkpointing, grouped, **options):
+    import trl
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(device)
+    pairs = [{"chosen_ids": ids[winner], "rejected_ids": ids[loser], "length": max(len(ids[winner]), len(ids[loser]))}
+             for example in examples for ids in [whole_sequences(example)] for winner, loser in ranked_pairs(example["ranks"])]
+    per_comparison = len(pairs) // len(examples)
+    options = {**options, "train_sampling_strategy": "group_by_length", "remove_unused_columns": False} if grouped else options
+    args = trl.RewardConfig(str(folder / "theirs"), per_device_train_batch_size=batch * per_comparison, max_length=None,
+                            gradient_checkpointing=checkpointing, **options)
+    return trl.RewardTrainer(model, args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
+
+
+def train(make, steps):
+    trainer = make(max_steps=steps, use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=1,
+                   learning_rate=1e-4, lr_scheduler_type="constant", max_grad_norm=1.0, bf16=False, **(
+                       {} if make.__name__ == "grouped" else {"train_sampling_strategy": "sequential"}))
+    transformers.trainer_callback.PrinterCallback.on_log = lambda *args, **kwargs: None
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    return seconds, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def matrix_product_rate(dtype=torch.float32, size=2048):
+    "FLOP/s, the best of several."
+    a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return 2 * size ** 3 / min(times)
+
+
+def work(examples):
+    "Unique tokens, and FLOPs of forward and backward on them."
+    tokens = visible = 0
+    for example in examples:
+        prefix, rests = len(example["shared_prefix"]), list(map(len, example["rests"]))
+        tokens += prefix + sum(rests)
+        visible += prefix * (prefix + 1) // 2 + sum(rest * prefix + rest * (rest + 1) // 2 for rest in rests)
+    layer = 4 * WIDTH * WIDTH + 3 * WIDTH * INNER
+    return tokens, LAYERS * (6 * layer * tokens + 12 * WIDTH * visible)
+
+
+def train_table(name, examples, folder, tokenizer, batch, steps, rounds):
+    used = examples[:batch * steps]
+    padded = sum(pad_comparisons(used[i:i + batch])["input_ids"].numel() for i in range(0, len(used), batch))
+    computed = sum(pack_comparisons(used[i:i + batch])["input_ids"].numel() for i in range(0, len(used), batch))
+    unique, flops = work(used)
+    pairs = sum(len(ranked_pairs(example["ranks"])) for example in used)
+
+    def packed(**options): return ours(folder, used, tokenizer, batch, "cpu", **options)
+    def best(**options): return theirs(folder, used, tokenizer, batch, "cpu", False, False, **options)
+    def grouped(**options): return theirs(folder, used, tokenizer, batch, "cpu", False, True, **options)
+    def as_it_comes(**options): return theirs(folder, used, tokenizer, batch, "cpu", True, False, **options)
+
+    sides = {"rlhf_reward, packed": packed, "TRL, no checkpointing": best, "TRL, grouped by length": grouped, "TRL as it comes": as_it_comes}
+    seconds, losses = {side: [] for side in sides}, {}
+    train(packed, 1) # warm up
+    rates = [matrix_product_rate()]
+    for _ in range(rounds):
+        for side, make in sides.items():
+            spent, losses[side] = train(make, steps)
+            seconds[side].append(spent)
+        rates.append(matrix_product_rate())
+    print(f"\n### {name}: {len(used)} comparisons, {pairs} pairs, {steps} steps of {batch} comparisons, {rounds} rounds\n")
+    print("| side | seconds (median) | pairs a second | times as long as rlhf_reward (median, least to most) | losses of the steps |\n|---|---|---|---|---|")
+    for side, spent in seconds.items():
+        ratios = [theirs / own for theirs, own in zip(spent, seconds["rlhf_reward, packed"])]
+        print(f"| {side} | {statistics.median(spent):.2f} | {pairs / statistics.median(spent):.1f} | {statistics.median(ratios):.2f} "
+              f"({min(ratios):.2f} to {max(ratios):.2f}) | {' '.join(f'{loss:.4f}' for loss in losses[side])} |")
+    rate, own = statistics.median(rates), statistics.median(seconds["rlhf_reward, packed"])
+    print(f"\nTokens computed ÷ unique: {computed / unique:.3f} packed, {padded / unique:.2f} with one padded row for each response. "
+          f"FLOP/s on unique tokens: {flops / own / 1e9:.1f} G of {rate / 1e9:.1f} G ({flops / own / rate:.2f}).", flush=True)
+
+
+def score_table(folder, tokenizer, rounds, prompt_length=1000, response_length=100, n=16):
+    from sentence_transformers import CrossEncoder
+
+    draw = random.Random(0)
+    words = [tokenizer.decode([draw.randrange(260, len(tokenizer))]) for _ in range(4000)]
+    def text(length):
+        ids = tokenizer(" ".join(draw.choices(words, k=2 * length)))["input_ids"][:length]
+        return tokenizer.decode(ids)
+    prompt, responses = text(prompt_length), [" " + text(response_length) for _ in range(n)]
+    model = RewardModel.from_pretrained(folder, device="cpu")
+    rows = Dataset.from_list([{"prompt": prompt, "responses": responses, "scores": list(range(n))}])
+    example, = tokenize_rows(rows, tokenizer, 100_000)
+    classifier = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    saved = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    cross = CrossEncoder(str(folder), device="cpu", max_length=4096, activation_fn=torch.nn.Identity())
+
+    @torch.no_grad()
+    def packed():
+        return model(**model_inputs(pack_comparisons([example]), model)).flatten().tolist()
+
+    @torch.no_grad()
+    def padded():
+        inputs = pad_comparisons([example])
+        return classifier(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.flatten().tolist()
+
+    def cross_encoder():
+        return cross.predict([(prompt, response + saved.eos_token) for response in responses], batch_size=n, show_progress_bar=False).tolist()
+
+    sides = {"rlhf_reward, packed": packed, "AutoModelForSequenceClassification, one padded batch": padded, "CrossEncoder.predict": cross_encoder}
+    seconds, rewards = {side: [] for side in sides}, {}
+    for round in range(rounds + 1):
+        for side, score in sides.items():
+            start = time.perf_counter()
+            rewards[side] = score()
+            if round:
+                seconds[side].append(time.perf_counter() - start)
+    print(f"\n### Best of {n}: a prompt of {len(example['shared_prefix'])} tokens, responses of about {response_length}, {rounds} rounds\n")
+    print("| side | seconds (median) | times as long as rlhf_reward (median, least to most) | first rewards |\n|---|---|---|---|")
+    for side, spent in seconds.items():
+        ratios = [theirs / own for theirs, own in zip(spent, seconds["rlhf_reward, packed"])]
+        print(f"| {side} | {statistics.median(spent):.3f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
+              f"{' '.join(f'{reward:.5f}' for reward in rewards[side][:4])} |", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", action="append", default=[], metavar="KIND=FILE", help="hh=, pairs= or ranked=, as often as wanted")
+    parser.add_argument("--score", action="store_true", help="best of 16 too")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--max_length", type=int, default=1024)
+    options = parser.parse_args()
+    data = [item.split("=", 1) for item in options.data]
+    texts = []
+    sets = {kind: read(kind, path, texts) for kind, path in data}
+    import trl
+
+    print(f"Python {platform.python_version()}, torch {torch.__version__} ({torch.get_num_threads()} threads), transformers {transformers.__version__}, "
+          f"trl {trl.__version__}, {platform.machine()}; llama of {LAYERS} layers, width {WIDTH}, float32")
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = tokenizer_and_model(Path(folder) / "model", texts or [f" word{n}" for n in range(5000)])
+        folder = Path(folder) / "model"
+        for kind, examples in sets.items():
+            if kind != "hh":
+                examples = list(tokenize_rows(examples, tokenizer, options.max_length, name=kind))
+            draw = random.Random(0)
+            if kind == "ranked": # TRL's batches are of a fixed number of pairs, so all comparisons have all of them
+                examples = [example for example in examples if len(ranked_pairs(example["ranks"])) == 6]
+            draw.shuffle(examples)
+            train_table(kind, examples, folder, tokenizer, 4 if kind == "ranked" else 16, options.steps, options.rounds)
+        if options.score:
+            score_table(folder, tokenizer, max(5, options.rounds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+import random
+
+import pytest
+import torch
+import transformers as T
+from datasets import Dataset
+
+from architectures import LLAMA, PACKABLE, VOCAB, save_language_model, word_tokenizer
+from rlhf_reward import PairwiseLoss, RewardConfig, RewardModel, RewardTrainer
+from rlhf_reward.packing import attention_mask, best_fit, model_inputs, pack_comparisons, packing_difference, pad_comparisons
+from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
+
+
+def example(prefix, rests, ranks=None):
+    return {"shared_prefix": prefix, "rests": rests, "ranks": ranks or list(range(1, len(rests) + 1)), "margins": [0.0] * (len(rests) * (len(rests) - 1) // 2),
+            "weight": 1.0, "length": len(prefix) + max(map(len, rests))}
+
+
+def random_examples(seed=0, count=7):
+    "K from 2 to 8, and the odd cases: no prefix, a response that is the prefix, identical responses, rests of one token."
+    draw = random.Random(seed)
+    ids = lambda low, high: draw.choices(range(3, VOCAB), k=draw.randint(low, high))
+    examples = [example(ids(1, 9), [ids(1, 9) for _ in range(k)]) for k in range(2, 2 + count)]
+    same = ids(2, 4)
+    return [*examples, example([], [ids(1, 6) for _ in range(3)]), example(ids(3, 8), [[], ids(1, 5), ids(1, 1)]),
+            example(ids(2, 6), [same, same, ids(1, 4)], [1, 1, 2]) | {"margins": [0.0, 0.0]}, example(ids(2, 6), [[5], [6], [7]])]
+
+
+def rewards_and_gradients(model, batches):
+    "Rewards of all batches, and the gradient of one loss over them together."
+    model.zero_grad()
+    rewards = torch.cat([model(**model_inputs(batch, model)) for batch in batches])
+    weights = torch.linspace(-1, 1, len(rewards))[:, None] # each reward counts on its own
+    (rewards * weights).sum().backward()
+    return rewards.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def alone(examples):
+    "A batch for each response, of nothing else."
+    return [pad_comparisons([example(item["shared_prefix"] + rest, [[]])]) for item in examples for rest in item["rests"]]
+
+
+def open_model(family, folder, attention, **options):
+    torch.manual_seed(0)
+    return RewardModel(save_language_model(family, folder), dropout=0.0, device="cpu", attn_implementation=attention, **options)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", PACKABLE)
+def test_rewards_and_gradients_are_those_of_one_sequence_at_a_time(family, attention, tmp_path):
+    try:
+        model = open_model(family, tmp_path, attention)
+    except ValueError as error:
+        assert "scaled_dot_product_attention" in str(error) and attention == "sdpa"
+        pytest.skip("transformers has eager attention only for this family")
+    examples = random_examples()
+    packed, packed_gradients = rewards_and_gradients(model, [pack_comparisons(examples)])
+    plain, plain_gradients = rewards_and_gradients(model, alone(examples))
+    assert plain.std() > 0.01
+    assert (packed - plain).abs().max() <= 1e-5 * plain.abs().max()
+    assert packed_gradients.keys() == plain_gradients.keys() and len(packed_gradients) > 10
+    whole = torch.cat([gradient.flatten() for gradient in plain_gradients.values()]).norm()
+    for name, gradient in plain_gradients.items(): # those that vanish, such as of the bias of keys, hold rounding only
+        assert (packed_gradients[name] - gradient).norm() <= 1e-5 * max(gradient.norm(), 1e-2 * whole), name
+
+
+BROKEN = {
+    "the prefix cannot be seen": lambda batch: batch["response_ids"].masked_fill_(batch["response_ids"] == 0, 99),
+    "responses see each other": lambda batch: batch["response_ids"].clamp_(max=1),
+    "comparisons see each other": lambda batch: batch["comparison_ids"].fill_(1),
+    "positions go on behind the response before": lambda batch: batch["position_ids"].copy_(torch.arange(batch["position_ids"].shape[1]).expand_as(batch["position_ids"])),
+    "a prefix ends one token early": lambda batch: batch["response_ids"].copy_(torch.where(batch["response_ids"].roll(-1, 1) == 1, 1, batch["response_ids"])),
+    "a response ends one token early": lambda batch: batch["end_positions"][:, 1].sub_(1).clamp_(min=0),
+    "the end is of another response": lambda batch: batch["end_positions"].copy_(batch["end_positions"].roll(1, 0)),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_mask_that_is_off_by_one_is_seen(fault, tmp_path):
+    "What the test above is worth: each of these makes rewards differ."
+    model, examples = open_model("llama", tmp_path, "sdpa"), random_examples()
+    batch = pack_comparisons(examples)
+    BROKEN[fault](batch)
+    with torch.no_grad():
+        packed, plain = model(**model_inputs(batch, model)), torch.cat([model(**model_inputs(one, model)) for one in alone(examples)])
+    assert (packed - plain).abs().max() > 1e-3 * plain.abs().max()
+
+
+@pytest.mark.parametrize("window", [3, 4, 5])
+def test_windows_count_positions(window, tmp_path):
+    "With a window of one more or less than the model's, rewards differ; with the model's own they do not."
+    config = T.MistralConfig(**LLAMA, sliding_window=4)
+    model, examples = open_model("mistral", tmp_path, "sdpa"), random_examples()
+    batch = pack_comparisons(examples)
+    inputs = model_inputs(batch, model)
+    config.sliding_window, config._attn_implementation = window, "sdpa"
+    inputs["attention_mask"] = attention_mask(batch, config)
+    with torch.no_grad():
+        packed, plain = model(**inputs), torch.cat([model(**model_inputs(one, model)) for one in alone(examples)])
+    assert ((packed - plain).abs().max() <= 1e-5 * plain.abs().max()) == (window == 4)
+
+
+def test_the_order_of_comparisons_and_the_length_of_rows_change_nothing(tmp_path):
+    model, examples = open_model("llama", tmp_path, "sdpa"), random_examples()
+    with torch.no_grad():
+        rewards = [model(**model_inputs(pack_comparisons(examples, row_length), model)) for row_length in (None, 1, 40, 10_000)]
+        backwards = torch.cat([model(**model_inputs(pack_comparisons([one]), model)) for one in reversed(examples)])
+    for other in rewards[1:]:
+        torch.testing.assert_close(other, rewards[0], atol=1e-6, rtol=1e-5)
+    counts = [len(one["rests"]) for one in reversed(examples)]
+    torch.testing.assert_close(torch.cat(backwards.split(counts)[::-1]), rewards[0], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_half_precision_keeps_rewards_in_float32_and_differs_by_its_rounding(how, tmp_path):
+    model = open_model("llama", tmp_path, "sdpa", dtype=torch.bfloat16 if how == "weights" else torch.float32)
+    exact, examples = open_model("llama", tmp_path, "sdpa"), random_examples()
+    exact.load_state_dict({name: tensor.float() for name, tensor in model.state_dict().items()})
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        packed, plain = (model(**model_inputs(batch, model)) for batch in (pack_comparisons(examples), pad_comparisons(examples)))
+    with torch.no_grad():
+        truth = exact(**model_inputs(pad_comparisons(examples), exact))
+    assert packed.dtype == plain.dtype == torch.float32
+    rounding = (plain - truth).abs().max() # what half precision costs without packing
+    assert rounding > 0 and (packed - truth).abs().max() <= 2 * rounding and (packed - plain).abs().max() <= 2 * rounding
+
+
+def test_rows_hold_every_comparison_once_and_are_full():
+    draw = random.Random(0)
+    lengths = [draw.randint(20, 600) for _ in range(64)]
+    rows = best_fit(lengths, 600)
+    assert sorted(place for row in rows for place in row) == list(range(64))
+    assert max(sum(lengths[place] for place in row) for row in rows) <= 600
+    assert len(rows) <= -(-sum(lengths) // 600) * 11 / 9 + 1
+    for lengths in (lengths, [100] + [60] * 15, [500], [7] * 16, [1000] + [10] * 15):
+        batch = pack_comparisons([example([3] * (n - 2), [[4], [5]]) for n in lengths])
+        assert batch["input_ids"].numel() <= 1.1 * sum(lengths)
+
+
+def test_each_token_stands_once():
+    batch, examples = pack_comparisons(random_examples()), random_examples()
+    unique = sum(len(one["shared_prefix"]) + sum(map(len, one["rests"])) for one in examples)
+    assert (batch["comparison_ids"] > 0).sum() == unique
+    real = batch["input_ids"][batch["comparison_ids"] > 0].tolist()
+    assert sorted(real) == sorted(token for one in examples for part in (one["shared_prefix"], *one["rests"]) for token in part)
+
+
+@pytest.mark.parametrize("family, because", [("bloom", "refused"), ("mamba", "refused|differ"), ("bert", "differ|refused"), ("gpt_neo", "refused|differ")])
+def test_models_that_take_no_such_rows_are_found_out(family, because, tmp_path):
+    import re
+
+    model = open_model(family, tmp_path, "eager")
+    assert re.search(because, packing_difference(model.train(), random_examples())) and model.training
+
+
+def test_what_packing_does_not_cover_is_refused_by_name():
+    config = T.LlamaConfig(**LLAMA)
+    config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(ValueError, match="layers of the type linear_attention; packing is for attention layers only"):
+        attention_mask(pack_comparisons(random_examples()), config)
+
+
+def test_running_out_of_memory_is_not_taken_for_a_difference(tmp_path, monkeypatch):
+    model = open_model("llama", tmp_path, "sdpa")
+    monkeypatch.setattr(model, "forward", lambda **inputs: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+    with pytest.raises(torch.OutOfMemoryError):
+        packing_difference(model, random_examples())
+
+
+# The trainer
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_decoder(tmp_path_factory.mktemp("base"), synthetic_texts())
+
+
+def trained(base, folder, layout, rows=None, **options):
+    torch.manual_seed(0)
+    args = RewardConfig(str(folder), layout=layout, use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no",
+                        **{"per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "max_steps": 50, **options})
+    tokenizer = T.PreTrainedTokenizerFast.from_pretrained(base)
+    trainer = RewardTrainer(RewardModel(base, 0.0, "cpu"), args, rows or synthetic_comparisons(400), synthetic_comparisons(30, seed=1), tokenizer)
+    trainer.train()
+    return trainer
+
+
+def test_fifty_steps_packed_and_padded_are_the_same_run(base, tmp_path):
+    runs = [trained(base, tmp_path, layout) for layout in ("packed", "padded")]
+    assert [run.data_collator for run in runs] == [pack_comparisons, pad_comparisons]
+    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in runs]
+    assert len(losses[0]) == 50 and max(losses[0]) - min(losses[0]) > 0.1
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    packed, padded = (run.evaluate() for run in runs)
+    for name in ("eval_loss", "eval_accuracy", "eval_margin", "eval_chosen_reward"):
+        assert packed[name] == pytest.approx(padded[name], abs=1e-3), name
+
+
+@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}, {"bf16": True}])
+def test_packing_works_with_the_trainers_options(base, tmp_path, options):
+    runs = [trained(base, tmp_path, layout, max_steps=3, logging_steps=3, **options) for layout in ("packed", "padded")]
+    one, other = (run.state.log_history[0]["loss"] for run in runs)
+    assert one == pytest.approx(other, abs=2e-2 if "bf16" in options else 1e-5)
+
+
+def test_auto_packs_what_can_be_packed_and_says_once_what_cannot(tmp_path, caplog):
+    rows = Dataset.from_list([{"prompt": f"w{5 + n % 9} ", "chosen": "w6 " * (1 + n % 5), "rejected": "w7"} for n in range(20)])
+    trainers = {}
+    for family in ("llama", "bloom"):
+        args = RewardConfig(str(tmp_path / family), use_cpu=True, report_to="none", max_steps=2, save_strategy="no", disable_tqdm=True)
+        model = RewardModel(save_language_model(family, tmp_path / family), 0.0, "cpu")
+        trainers[family] = RewardTrainer(model, args, rows, rows, word_tokenizer())
+        trainers[family].train(), trainers[family].evaluate(), trainers[family].predict(rows)
+    assert trainers["llama"].data_collator is pack_comparisons and trainers["bloom"].data_collator is pad_comparisons
+    told = [message for message in caplog.messages if "layout" in message]
+    assert len(told) == 1 and told[0].startswith("The padded layout is used for this bloom, in order of length: packed rows are refused")
+    assert trainers["bloom"].args.train_sampling_strategy == "group_by_length" and trainers["llama"].args.train_sampling_strategy == "random"
+    args = RewardConfig(str(tmp_path / "forced"), layout="packed", use_cpu=True, report_to="none", max_steps=2)
+    with pytest.raises(ValueError, match="layout is 'packed', but for this bloom packed rows are refused .*; wanted layout='auto' or 'padded'"):
+        RewardTrainer(trainers["bloom"].model, args, rows, processing_class=word_tokenizer()).train()
+
+
+def test_flex_attention_gives_the_same_rewards(tmp_path):
+    model, flex, examples = open_model("llama", tmp_path, "sdpa"), open_model("llama", tmp_path, "flex_attention"), random_examples()
+    batch = pack_comparisons(examples)
+    mask = attention_mask(batch, flex.config)
+    assert type(mask).__name__ == "BlockMask"
+    seen = torch.stack([torch.stack([mask.mask_mod(torch.tensor(row), None, q, torch.arange(batch["input_ids"].shape[1])) for q in torch.arange(batch["input_ids"].shape[1])])
+                        for row in range(len(batch["input_ids"]))])
+    assert torch.equal(seen, attention_mask(batch, model.config)[:, 0] == 0)
+
+
+def test_loss_of_packed_rows_is_that_of_pairs_alone(tmp_path):
+    model, examples = open_model("llama", tmp_path, "sdpa"), random_examples()
+    batch = pack_comparisons(examples)
+    rewards = model(**model_inputs(batch, model)).detach()
+    winner, loser = batch["pairs"].unbind(dim=1)
+    flat = torch.cat([model(**model_inputs(one, model)) for one in alone(examples)]).detach()
+    by_hand, first = [], 0
+    for one in examples:
+        ranks, own = one["ranks"], flat[first:first + len(one["ranks"]), 0].double()
+        losses = [torch.nn.functional.softplus(own[j] - own[i]) for i in range(len(ranks)) for j in range(len(ranks)) if ranks[i] < ranks[j]]
+        by_hand.append(torch.stack(losses).mean())
+        first += len(ranks)
+    assert PairwiseLoss()(rewards[winner], rewards[loser], batch["margins"], batch["pair_weights"]).item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-5)

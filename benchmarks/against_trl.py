@@ -18,9 +18,11 @@ and 12 per layer, width and visible pair of positions; the rate of the machine i
 """
 import argparse
 import json
+import os
 import platform
 import random
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -44,24 +46,16 @@ def comparison(prefix, rests):
 
 
 def read(kind, path, tokenizer_texts, seed=0):
-    "Tokenized comparisons in a random order, whose mean loss is the mean over pairs, as TRL's."
+    "Comparisons of random tokens, or rows whose texts are added to those that the tokenizer is trained on."
     draw = random.Random(seed)
     if kind == "hh":
-        token = lambda: draw.randrange(2, VOCAB)
-        rows = []
-        for lengths in json.loads(Path(path).read_text()):
-            prompt, *responses = [[token() for _ in range(n)] for n in lengths]
-            responses = [response or [token()] for response in responses]
-            if responses[0][0] == responses[1][0]:
-                responses[1][0] = responses[0][0] % (VOCAB - 3) + 2 + (responses[0][0] % (VOCAB - 3) + 2 == responses[0][0])
-            rows.append(comparison(prompt, responses))
-        examples = rows
-    else:
-        rows = load_rows(path)
-        texts = [text for row in rows for text in (row["prompt"], *(row["responses"] if "responses" in row else (row["chosen"], row["rejected"])))]
-        tokenizer_texts += texts
-        examples = rows
-    return examples
+        tokens = lambda number: draw.choices(range(4, VOCAB), k=number)
+        return [comparison(tokens(prompt), [[2, *tokens(chosen - 1)], [3, *tokens(rejected - 1)]]) # 2 and 3, so that they part at once
+                for prompt, chosen, rejected in json.loads(Path(path).read_text())]
+    rows = load_rows(path)
+    for row in rows:
+        tokenizer_texts += [row["prompt"], *(row["responses"] if kind == "ranked" else (row["chosen"], row["rejected"]))]
+    return rows
 
 
 def tokenizer_and_model(folder, texts):
@@ -234,4 +228,7 @@ def main():
 
 
 if __name__ == "__main__":
+    kept = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2 ** 40), "MALLOC_TOP_PAD_": str(2 ** 29)}
+    if not kept.items() <= os.environ.items(): # memory stays with the process: else page faults take up to half of the padded sides' time
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **kept})
     main()

@@ -7,6 +7,7 @@ __all__ = ['ROUNDING', 'pad_comparisons', 'best_fit', 'pack_comparisons', 'atten
            'packing_difference']
 
 # %% ../nbs/04_packing.ipynb #ecaf7d4b
+import bisect
 from typing import Any, Optional
 
 import torch
@@ -51,20 +52,20 @@ def best_fit(
     row_length: int, # tokens of a row, at least the largest of the lengths
 ) -> list[list[int]]: # for each row the places of its comparisons in `lengths`
     "Best fit decreasing (Johnson 1973): at most 11/9 of the fewest rows possible, and 6/9."
-    rows, room = [], []
+    rows, room = [], [] # room: (tokens left, row), in order
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        fitting = [row for row, left in enumerate(room) if left >= lengths[place]]
-        if fitting:
-            row = min(fitting, key=lambda row: room[row])
+        tightest = bisect.bisect_left(room, (lengths[place], 0))
+        if tightest < len(room):
+            left, row = room.pop(tightest)
         else:
-            row = len(rows)
-            rows.append([]), room.append(row_length)
+            left, row = row_length, len(rows)
+            rows.append([])
         rows[row].append(place)
-        room[row] -= lengths[place]
+        bisect.insort(room, (left - lengths[place], row))
     return rows
 
 # %% ../nbs/04_packing.ipynb #03303434
-ATTENTION = 1 / 12_000 # of what else a token costs, for each token of its row: one over six times a width of 2000 (Kaplan et al. 2020)
+ATTENTION = 1 / 6000 # of what else a token costs, for each token of its row: one over six times a width of 1000 (Kaplan et al. 2020)
 
 
 def _rows(lengths):
@@ -73,10 +74,7 @@ def _rows(lengths):
         length = max(sum(lengths[place] for place in row) for row in rows)
         return len(rows) * length * (1 + ATTENTION * length)
 
-    longest, total = max(lengths), sum(lengths)
-    most = total // longest + 1
-    numbers = {max(1, round(share * most)) for share in (1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.25)} # of rows, as if they could be filled
-    return min((best_fit(lengths, max(longest, -(-total // number))) for number in sorted(numbers)), key=cost)
+    return min((best_fit(lengths, int(max(lengths) * (1 + 0.05 * stretch))) for stretch in range(61)), key=cost)
 
 # %% ../nbs/04_packing.ipynb #34f80ac0
 def pack_comparisons(

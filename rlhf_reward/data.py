@@ -334,9 +334,14 @@ def load_rows(
     return rows
 
 
+def _suffix(path):
+    "The last one, but for .gz."
+    return Path(path.name.removesuffix(".gz")).suffix
+
+
 def _files(path, split):
     "Kind and names of local files; neither for a data set on the hub."
-    kind_of = lambda file: KINDS.get(([""] + [suffix for suffix in file.suffixes if suffix != ".gz"])[-1])
+    kind_of = lambda file: KINDS.get(_suffix(file))
     if path.is_dir():
         try:
             patterns = get_data_patterns(str(path.resolve())) # by split, as `datasets` tells them from the names of files
@@ -362,31 +367,30 @@ def _records(file):
     "Each row of a JSON or CSV file, or what is wrong with it and where."
     opened = gzip.open if file.endswith(".gz") else open
     with opened(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        if ".csv" in Path(file).suffixes:
+        if _suffix(Path(file)) == ".csv":
             yield from _csv_records(lines)
-            return
-        if ".jsonl" not in Path(file).suffixes and lines.read(1_000).lstrip().startswith("["):
+        elif _suffix(Path(file)) == ".json" and lines.read(1_000).lstrip().startswith("["):
             lines.seek(0)
-            for number, row in enumerate(json.load(lines), start=1):
-                yield row if isinstance(row, dict) else {UNREADABLE: f"element {number} is not an object with columns"}
-            return
-        lines.seek(0)
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _json_record(line, number)
+            for number, row in enumerate(json.load(lines, parse_constant=str), start=1):
+                yield _json_record(row, f"element {number}")
+        else:
+            lines.seek(0)
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    try:
+                        yield _json_record(json.loads(line, parse_constant=str), f"line {number}") # NaN is no JSON; a table would make it null
+                    except json.JSONDecodeError as error:
+                        yield {UNREADABLE: f"line {number} is not JSON ({error.msg.removesuffix(' at')} at character {error.pos})"}
 
 
-def _json_record(line, number):
+def _json_record(row, where):
+    if not isinstance(row, dict):
+        return {UNREADABLE: f"{where} is not an object with columns"}
     try:
-        row = json.loads(line)
-        line.encode()
-        if "\\ud" in line.lower(): # an escaped half of a character
-            json.dumps(row, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        return {UNREADABLE: f"line {number} is not JSON ({error.msg.removesuffix(' at')} at character {error.pos})"}
+        json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return {UNREADABLE: f"line {number} is not valid Unicode (bytes that are not UTF-8, or a lone surrogate)"}
-    return row if isinstance(row, dict) else {UNREADABLE: f"line {number} is not an object with columns"}
+        return {UNREADABLE: f"{where} is not valid Unicode (bytes that are not UTF-8, or a lone surrogate)"}
+    return row
 
 
 def _csv_records(lines):
@@ -435,7 +439,7 @@ def _read(files, columns, on_bad_row, streaming):
     if not features:
         return []
     changed = [(os.stat(file).st_mtime_ns, os.stat(file).st_size) for file in files] # else the cache may be of an older file
-    code = "".join(map(inspect.getsource, (_records, _json_record, _csv_records, _generate)))
+    code = "".join(map(inspect.getsource, (_records, _json_record, _csv_records, _generate, _suffix)))
     return Dataset.from_generator(_generate, features, gen_kwargs={**arguments, "features": features, "changed": changed, "code": code})
 
 # %% ../nbs/03_data.ipynb #d2a47c9b

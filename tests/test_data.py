@@ -226,12 +226,15 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "surrogate.jsonl").write_text('{"prompt": "a"}\n{"prompt": "\\ud800"}\n')
     (tmp_path / "latin.jsonl").write_bytes('{"prompt": "a"}\n{"prompt": "\xe9"}\n'.encode("latin-1"))
     (tmp_path / "lists.jsonl").write_text('[1]\n[2]\n')
+    (tmp_path / "array.json").write_bytes('[{"prompt": "a"}, {"prompt": "\xe9"}]'.encode("latin-1"))
+    (tmp_path / "open.json").write_text('[{"prompt": "a"},')
     with pytest.raises(FileNotFoundError, match="missing.jsonl' is not there"):
         load_rows(str(tmp_path / "missing.jsonl"))
     for name, message in (("empty.jsonl", "it has no rows"), ("header.csv", "it has no rows"), ("none.json", "it has no rows"), ("rows.txt", "another kind"),
                           ("broken.jsonl", "broken.jsonl' cannot be read: line 3 is not JSON"),
                           ("surrogate.jsonl", "line 2 is not valid Unicode"), ("latin.jsonl", "line 2 is not valid Unicode"),
-                          ("lists.jsonl", "line 1 is not an object with columns")):
+                          ("lists.jsonl", "line 1 is not an object with columns"), ("array.json", "element 2 is not valid Unicode"),
+                          ("open.json", "open.json' cannot be read: Expecting value: line 1 column 18")):
         with pytest.raises(ValueError, match=message):
             load_rows(str(tmp_path / name))
 
@@ -272,6 +275,18 @@ def test_values_stay_as_they_are_written_wherever_they_stand(tmp_path):
     assert list(load_rows(str(path), streaming=True))[-5:] == late
     with pytest.raises(ValueError, match=r"^Row 18002 of the data cannot be used: 3 stands where a text"):
         tokenize_rows(rows.select_columns(rows.column_names), word_tokenizer(chat_template="{{ messages[0].content }}"), 999)
+
+
+@pytest.mark.parametrize("name, text", [
+    ("rows.jsonl", '{"prompt": "é", "responses": ["a", "b"], "scores": [NaN, 1]}\r\n'), ("rows.json", '[{"prompt": "é", "responses": ["a", "b"], "scores": [NaN, 1]}]'),
+    ("rows.csv.jsonl", '{"prompt": "é", "responses": ["a", "b"], "scores": [NaN, 1]}'), ("rows.csv", 'prompt,responses,scores\r\né,"[""a"", ""b""]","[NaN, 1]"\r\n')])
+def test_marks_and_line_ends_of_other_systems_are_no_content(tmp_path, name, text):
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    for streaming in (False, True):
+        row, = load_rows(str(tmp_path / name), streaming=streaming)
+        assert row["prompt"] == "é"
+        with pytest.raises(ValueError, match="(?i)nan'? stands as scores"):
+            to_comparison(row)
 
 
 def test_a_changed_file_is_read_anew(tmp_path):

@@ -49,7 +49,7 @@ def pad_comparisons(
 # %% ../nbs/04_packing.ipynb #97f74d85
 def best_fit(
     lengths: list[int], # tokens of each comparison
-    row_length: int, # tokens of a row, at least the largest of the lengths
+    row_length: int, # tokens of a row; a longer comparison has a row of its own
 ) -> list[list[int]]: # for each row the places of its comparisons in `lengths`
     "Best fit decreasing (Johnson 1973): at most 11/9 of the fewest rows possible, and 6/9."
     rows, room = [], [] # room: (tokens left, row), in order
@@ -83,7 +83,7 @@ def pack_comparisons(
 ) -> dict[str, torch.Tensor]: # `input_ids`, `position_ids`, `comparison_ids`, `response_ids` (num_rows, seq_len); `end_positions` (num_responses, 2), the row and place where each response ends; and what `pad_comparisons` gives beside its tokens
     "Each shared prefix once, then the rest of each of its responses; several comparisons in a row."
     lengths = [len(example["shared_prefix"]) + sum(map(len, example["rests"])) for example in examples]
-    rows = _rows(lengths) if row_length is None else best_fit(lengths, max(row_length, *lengths))
+    rows = _rows(lengths) if row_length is None else best_fit(lengths, row_length)
     columns = {name: [[] for _ in rows] for name in ("input_ids", "position_ids", "comparison_ids", "response_ids")}
     ends = [None] * len(examples)
     for row, places in enumerate(rows):

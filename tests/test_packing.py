@@ -22,7 +22,7 @@ def random_examples(seed=0, count=7):
     ids = lambda low, high: draw.choices(range(3, VOCAB), k=draw.randint(low, high))
     examples = [example(ids(1, 9), [ids(1, 9) for _ in range(k)]) for k in range(2, 2 + count)]
     same = ids(2, 4)
-    return [*examples, example([], [ids(1, 6) for _ in range(3)]), example(ids(3, 8), [[], ids(1, 5), ids(1, 1)]),
+    return [*examples, example([], [ids(1, 6) for _ in range(3)]), example(ids(3, 8), [ids(1, 5), [], ids(1, 1)]),
             example(ids(2, 6), [same, same, ids(1, 4)], [1, 1, 2]) | {"margins": [0.0, 0.0]}, example(ids(2, 6), [[5], [6], [7]])]
 
 
@@ -218,6 +218,19 @@ def test_auto_packs_what_can_be_packed_and_says_once_what_cannot(tmp_path, caplo
     args = RewardConfig(str(tmp_path / "forced"), layout="packed", use_cpu=True, report_to="none", max_steps=2)
     with pytest.raises(ValueError, match="layout is 'packed', but for this bloom packed rows are refused .*; wanted layout='auto' or 'padded'"):
         RewardTrainer(trainers["bloom"].model, args, rows, processing_class=word_tokenizer()).train()
+
+
+def test_the_longest_comparison_is_among_those_compared(base, tmp_path, monkeypatch):
+    import rlhf_reward.training
+
+    compared = []
+    monkeypatch.setattr(rlhf_reward.training, "packing_difference", lambda model, examples: compared.extend(examples))
+    rows = synthetic_comparisons(40)
+    short_first = rows.select(sorted(range(40), key=lambda n: max(len(response.split()) for response in rows[n]["responses"])))
+    trainer = trained(base, tmp_path, "auto", short_first, max_steps=1)
+    lengths = list(trainer.train_dataset["length"])
+    assert max(lengths[:3]) < max(lengths)
+    assert compared == [trainer.train_dataset[n] for n in (lengths.index(max(lengths)), 0, 1, 2)]
 
 
 def test_flex_attention_gives_the_same_rewards(tmp_path):

@@ -48,7 +48,8 @@ def _record(row, comparison, number, tokenizer):
     record = {
         "row": number, "source": comparison.source, "responses": len(responses), "pairs": len(pairs),
         "longer_wins": sum((lengths[winner] > lengths[loser]) + 0.5 * (lengths[winner] == lengths[loser]) for winner, loser in pairs),
-        "prompt": len(prompt), "chosen": lengths[comparison.ranks.index(1)], "rejected": lengths[comparison.ranks.index(max(comparison.ranks))],
+        "prompt": len(prompt), "chosen": lengths[comparison.ranks.index(1)],
+        "rejected": lengths[comparison.ranks.index(max(comparison.ranks))],
         "empty_prompt": not prompt, "empty_response": apart and not all(responses), "identical": len(different) < len(pairs),
         "repeats_prompt": bool(prompt) and isinstance(prompt, str) and all(response.startswith(prompt) for response in responses),
         "prompt_key": text_key(comparison.prompt), "key": _exact_key((prompt_key, sorted(zip(keys, comparison.ranks)))),

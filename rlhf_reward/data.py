@@ -222,7 +222,8 @@ def to_comparison(
         ranks = tuple(1 + sum(other < own for other in order) for own in order)
     margin = _number("margin", row.get("margin"))
     if margin is not None and len(responses) > 2:
-        raise ValueError(f"there is one margin for {len(responses)} responses; wanted margins for pairs only (scores give one for each pair).")
+        raise ValueError(f"there is one margin for {len(responses)} responses; wanted margins for pairs only (scores give "
+                         "one for each pair).")
     weight = _number("weight", row.get("weight"))
     weight = 1.0 if weight is None else weight
     if weight < 0:
@@ -280,7 +281,8 @@ def _from_json(name, value, kind):
 
 def _template(row):
     "Arguments for the chat template: `chat_template_kwargs`, and `tools`."
-    tools, arguments = _from_json("tools", row.get("tools"), list), _from_json("chat_template_kwargs", row.get("chat_template_kwargs"), dict)
+    tools = _from_json("tools", row.get("tools"), list)
+    arguments = _from_json("chat_template_kwargs", row.get("chat_template_kwargs"), dict)
     return {**_without_nulls(arguments or {}), **({"tools": _without_nulls(tools)} if tools else {})}
 
 # %% ../nbs/03_data.ipynb #d494de2f
@@ -353,8 +355,9 @@ def _files(path, split):
                 files += [file for file in map(Path, resolve_pattern(pattern, str(path.resolve()))) if kind_of(file)]
         files, kinds = sorted(set(files)), {kind_of(file) for file in files}
         if len(kinds) != 1:
-            raise ValueError(f"the folder {str(path)!r} has {len(files)} files for the split {split!r}, of the kinds {sorted(kinds)}; wanted "
-                             f"some of one kind ({', '.join(KINDS)}). Its splits are {sorted(map(str, patterns))}.")
+            raise ValueError(f"the folder {str(path)!r} has {len(files)} files for the split {split!r}, of the kinds "
+                             f"{sorted(kinds)}; wanted some of one kind ({', '.join(KINDS)}). Its splits are "
+                             f"{sorted(map(str, patterns))}.")
         return kinds.pop(), [str(file) for file in files]
     if path.is_file() and not kind_of(path):
         raise ValueError(f"{str(path)!r} is a file of another kind; wanted {', '.join(KINDS)}, also with .gz.")
@@ -378,7 +381,8 @@ def _records(file):
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     try:
-                        yield _json_record(json.loads(line, parse_constant=str), f"line {number}") # NaN is no JSON; a table would make it null
+                        # NaN is no JSON, and a table would make it null
+                        yield _json_record(json.loads(line, parse_constant=str), f"line {number}")
                     except json.JSONDecodeError as error:
                         yield {UNREADABLE: f"line {number} is not JSON ({error.msg.removesuffix(' at')} at character {error.pos})"}
 

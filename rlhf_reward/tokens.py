@@ -137,61 +137,77 @@ def _prompt_ids(comparison, tokenizer, ends_with_eos):
         return []
 
 
-def _tokenize_batch(batch, indices, tokenizer, max_length, on_overlong, on_bad_row, margin_from_scores, keep_ties, ends_with_eos, name, code):
+def _read(row, number, tokenizer, margin_from_scores, name):
+    "The comparison of a row, its margins and its rendered texts (none of token ids). Raises `ValueError` that names the row."
+    comparison = row_comparison(row, number, name)
+    try:
+        whole = whole_texts(comparison)
+        if is_ids(whole[0]) and max(map(max, whole)) >= len(tokenizer):
+            raise ValueError(f"it holds the token id {max(map(max, whole))}; the tokenizer has the ids 0 to {len(tokenizer) - 1}.")
+        texts = [] if is_ids(whole[0]) else [render(text, tokenizer, comparison.template) for text in whole]
+        return comparison, _margins(comparison, margin_from_scores), texts
+    except ValueError as error:
+        raise ValueError(f"Row {number} of {name} cannot be used: {error}") from None
+
+
+def _fit(comparison, sequences, tokenizer, max_length, on_overlong, ends_with_eos):
+    "The sequences cut to `max_length`, or `None` where they are to be dropped. Raises `ValueError` where that is an error."
+    length = max(map(len, sequences))
+    if length <= max_length:
+        return sequences
+    if on_overlong == "error":
+        raise ValueError(f"has {length} tokens; wanted at most {max_length}. Allow more with max_length, or choose "
+                         "on_overlong='drop' or 'truncate_prompt'.")
+    if on_overlong == "truncate_prompt":
+        return truncate_prompt(sequences, _prompt_ids(comparison, tokenizer, ends_with_eos), max_length, tokenizer)
+
+
+def _why_dropped(ranks, sequences, keep_ties):
+    "A reason, or an empty string."
+    pairs = ranked_pairs(ranks)
+    if not pairs and not keep_ties:
+        return "all responses tie"
+    return "winner and loser are the same tokens" if any(sequences[winner] == sequences[loser] for winner, loser in pairs) else ""
+
+
+def _tokenize_batch(batch, indices, tokenizer, max_length, on_overlong, on_bad_row, margin_from_scores, keep_ties,
+                    ends_with_eos, name, code):
     "Columns of rows → columns of FEATURES and of REPORTED."
-    comparisons, texts, details = [], [], []
+    read = []
     for index, values in zip(indices, zip(*batch.values())):
-        comparison, rendered, detail = None, [], ""
         try:
-            comparison = row_comparison(dict(zip(batch, values)), index + 1, name)
-            try:
-                rendered = [render(text, tokenizer, comparison.template) for text in whole_texts(comparison) if not is_ids(text)]
-                if not rendered and max(map(max, whole_texts(comparison))) >= len(tokenizer):
-                    raise ValueError(f"it holds the token id {max(map(max, whole_texts(comparison)))}; the tokenizer has the "
-                                     f"ids 0 to {len(tokenizer) - 1}.")
-                _margins(comparison, margin_from_scores)
-            except ValueError as error:
-                raise ValueError(f"Row {index + 1} of {name} cannot be used: {error}") from None
+            read.append((_read(dict(zip(batch, values)), index + 1, tokenizer, margin_from_scores, name), ""))
         except ValueError as error:
             if on_bad_row == "error":
                 raise ValueError(f"{error} Mend the row, or leave such rows out with on_bad_row='skip'.") from None
-            comparison, rendered, detail = None, [], str(error)
-        comparisons.append(comparison), texts.append(rendered), details.append(detail)
-    encoded = iter(encode([text for rendered in texts for text in rendered], tokenizer, ends_with_eos))
+            read.append(((None, [], []), str(error)))
+    encoded = iter(encode([text for (_, _, texts), _ in read for text in texts], tokenizer, ends_with_eos))
+    end_id = _end(tokenizer)[1] if ends_with_eos else None
     rows = []
-    for index, comparison, rendered, detail in zip(indices, comparisons, texts, details):
-        row = dict(shared_prefix=[], rests=[], ranks=[], margins=[], weight=0.0, length=0, source=None, prompt_key=0,
-                   dropped="bad row", cut=0, not_ended=False, detail=detail)
+    for index, ((comparison, margins, texts), problem) in zip(indices, read):
+        row = dict(shared_prefix=[], rests=[], ranks=[], margins=margins, weight=0.0, length=0, source=None, prompt_key=0,
+                   dropped="bad row", cut=0, not_ended=False, detail=problem)
         rows.append(row)
         if comparison is None:
             continue
-        sequences = [next(encoded) for _ in rendered] or whole_texts(comparison)
-        length, end_id = max(map(len, sequences)), _end(tokenizer)[1] if ends_with_eos else None
-        row.update(dropped="", ranks=comparison.ranks, margins=_margins(comparison, margin_from_scores), length=length,
-                   not_ended=end_id is not None and any(ids[-1:] != [end_id] for ids in sequences), weight=comparison.weight, source=comparison.source, prompt_key=text_key(comparison.prompt))
+        sequences = [next(encoded) for _ in texts] or whole_texts(comparison)
+        row.update(ranks=comparison.ranks, weight=comparison.weight, source=comparison.source, prompt_key=text_key(comparison.prompt),
+                   not_ended=end_id is not None and any(ids[-1:] != [end_id] for ids in sequences))
         if not all(sequences):
             row["dropped"] = "a response without any token"
             continue
-        if length > max_length:
-            row["detail"] = f"{length} tokens"
-            if on_overlong == "error":
-                raise ValueError(f"Row {index + 1} of {name} has {length} tokens; wanted at most {max_length}. Allow more with "
-                                 "max_length, or choose on_overlong='drop' or 'truncate_prompt'.")
-            cut = None
-            if on_overlong == "truncate_prompt":
-                prompt_ids = _prompt_ids(comparison, tokenizer, ends_with_eos)
-                cut = truncate_prompt(sequences, prompt_ids, max_length, tokenizer)
-            if cut is None:
-                row["dropped"] = f"longer than {max_length} tokens{' without the prompt' * (on_overlong == 'truncate_prompt')}"
-                continue
-            sequences, row["cut"], row["length"] = cut, length - max_length, max_length
-        pairs = ranked_pairs(comparison.ranks)
-        if not pairs and not keep_ties:
-            row["dropped"] = "all responses tie"
-        elif any(sequences[winner] == sequences[loser] for winner, loser in pairs):
-            row["dropped"] = "winner and loser are the same tokens"
-        shared = shared_length(sequences)
-        row.update(shared_prefix=sequences[0][:shared], rests=[ids[shared:] for ids in sequences])
+        try:
+            kept = _fit(comparison, sequences, tokenizer, max_length, on_overlong, ends_with_eos)
+        except ValueError as error:
+            raise ValueError(f"Row {index + 1} of {name} {error}") from None
+        length = max(map(len, sequences))
+        row["detail"] = f"{length} tokens"
+        if kept is None:
+            row["dropped"] = f"longer than {max_length} tokens{' without the prompt' * (on_overlong == 'truncate_prompt')}"
+            continue
+        shared = shared_length(kept)
+        row.update(shared_prefix=kept[0][:shared], rests=[ids[shared:] for ids in kept], length=max(map(len, kept)),
+                   cut=length - max(map(len, kept)), dropped=_why_dropped(comparison.ranks, kept, keep_ties))
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 # %% ../nbs/03a_tokens.ipynb #f3514248
@@ -208,7 +224,8 @@ def tokenize_rows(
     name: str = "the data", # what the rows are called in messages
 ) -> Union[Dataset, IterableDataset]: # with the columns of `FEATURES`
     "Token ids of each comparison's responses. Raises `ValueError` naming the row that cannot be used, or if none is left."
-    for option, value, wanted in (("on_overlong", on_overlong, ("drop", "truncate_prompt", "error")), ("on_bad_row", on_bad_row, ("error", "skip"))):
+    for option, value, wanted in (("on_overlong", on_overlong, ("drop", "truncate_prompt", "error")),
+                                  ("on_bad_row", on_bad_row, ("error", "skip"))):
         if value not in wanted:
             raise ValueError(f"{option} is {value!r}; wanted one of {', '.join(wanted)}.")
     modules = Path(data.__file__), Path(data.__file__).with_name("tokens.py")

@@ -123,7 +123,8 @@ class RewardTrainer(Trainer):
                              "checkpoint.")
         self._layout_is_chosen = False
         self._tokenized = partial(tokenize_for_model, model, processing_class, args)
-        train_dataset, eval_dataset = self._tokenized(train_dataset, "the training set"), self._tokenized(eval_dataset, "the evaluation set")
+        train_dataset = self._tokenized(train_dataset, "the training set")
+        eval_dataset = self._tokenized(eval_dataset, "the evaluation set")
         super().__init__(model, args, pad_comparisons, train_dataset, eval_dataset, processing_class,
                          compute_metrics=compute_metrics, **kwargs)
 

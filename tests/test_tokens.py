@@ -308,6 +308,14 @@ def test_a_stream_gives_what_a_table_gives(tmp_path, caplog):
     assert next(iter(renamed)) == {"prompt": "w5 ", "chosen": "w7"}
 
 
+def test_rows_of_a_stream_may_differ_in_their_columns(tmp_path):
+    rows = [PAIR] * 1100 + [{**PAIR, "margin": 1.5, "extra": {"a": 1}}, {"prompt": "w5 ", "responses": ["w6", "w7", "w8"], "ranks": [1, 2, 2], "weight": 3}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    streamed = list(tokenize_rows(load_rows(str(tmp_path / "rows.jsonl"), streaming=True), word_tokenizer(), 9))
+    assert len(streamed) == 1102 and streamed[1100]["margins"] == [1.5] and streamed[1101]["ranks"] == [1, 2, 2] and streamed[1101]["weight"] == 3
+    assert streamed == list(tokenize_rows(load_rows(str(tmp_path / "rows.jsonl")), word_tokenizer(), 9))
+
+
 def test_several_processes_give_what_one_gives(tmp_path):
     rows = [{**PAIR, "chosen": f"w{8 + n % 5} " * (1 + n % 4)} for n in range(20)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -9,6 +9,7 @@ __all__ = ['SYNTHETIC', 'TrainArguments', 'parse_columns', 'parse_train', 'train
 import argparse
 import difflib
 import json
+import logging
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -152,6 +153,10 @@ def train(
     "Train, evaluate, save; print the accuracy over held-out pairs, its baseline, and where the checkpoint lies."
     job, args = parse_train(argv)
     from datasets.exceptions import DatasetsError
+
+    logging.basicConfig(format="%(message)s") # what is dropped or cut is said, at --log_level debug with examples
+    level = logging.INFO if args.log_level == "passive" and args.should_log else args.get_process_log_level()
+    logging.getLogger("rlhf_reward").setLevel(level)
 
     try:
         trainer = _prepare(job, args)

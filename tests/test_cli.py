@@ -1,3 +1,4 @@
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,27 @@ def test_wrong_arguments_are_named(tmp_path, capsys, yaml_text, argv, message):
     with pytest.raises(SystemExit):
         parse_train(argv)
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def log_level_as_before():
+    yield
+    logging.getLogger("rlhf_reward").setLevel(logging.NOTSET)
+
+
+def test_every_run_says_what_was_dropped_and_debug_gives_examples(tmp_path, caplog):
+    from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
+
+    rows = ['{"prompt": "I like birds %d. ", "chosen": "robin", "rejected": "%s"}' % (n, "owl" if n else "robin") for n in range(30)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    (tmp_path / "sound.jsonl").write_text("\n".join(rows[1:]))
+    argv = ["--model", tiny_decoder(tmp_path / "base", synthetic_texts()), "--output_dir", str(tmp_path / "out"), *QUICK]
+    train([*argv, "--dataset", str(tmp_path / "sound.jsonl")])
+    assert [message.split(" of ")[0] for message in caplog.messages if "comparisons of" in message] == ["All 29 comparisons"]
+    caplog.clear()
+    train([*argv, "--dataset", str(tmp_path / "rows.jsonl"), "--log_level", "debug"])
+    told = [message for message in caplog.messages if "rows.jsonl" in message]
+    assert told[0].startswith("Row 1 of ") and told[1].startswith("Dropped 1 of 30 comparisons of ")
 
 
 @pytest.mark.parametrize("options, message", [

@@ -14,7 +14,7 @@ they must agree, or the sides did not do the same work. TRL runs as it comes (gr
   with a byte-level BPE trained on the texts.
 
 Unique tokens count a shared prefix once and no padding. FLOP/s on unique tokens counts six per parameter of the layers and token,
-and 12 per layer, width and visible pair of positions; the rate of the machine is that of a float32 (or bfloat16) matrix product.
+and 12 per layer, width and visible pair of positions; the rate of the machine is that of a float32 matrix product.
 """
 import argparse
 import json
@@ -25,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ from rlhf_reward.synthetic import tiny_decoder
 from rlhf_reward.tokens import FEATURES, whole_sequences
 
 VOCAB, WIDTH, LAYERS, INNER = 8192, 512, 4, 1376
+OWN = "rlhf_reward, packed"
 
 
 def comparison(prefix, rests):
@@ -69,16 +71,16 @@ def tokenizer_and_model(folder, texts):
     return tokenizer
 
 
-def ours(folder, examples, tokenizer, batch, device, **options):
-    model = RewardModel.from_pretrained(folder, dropout=0.0, device=device)
+def ours(folder, examples, tokenizer, batch, **options):
+    model = RewardModel.from_pretrained(folder, dropout=0.0, device="cpu")
     args = RewardConfig(str(folder / "ours"), per_device_train_batch_size=batch, layout="packed", **options)
     return RewardTrainer(model, args, Dataset.from_list(examples, features=FEATURES), processing_class=tokenizer)
 
 
-def theirs(folder, examples, tokenizer, batch, device, checkpointing, grouped, **options):
+def theirs(folder, examples, tokenizer, batch, checkpointing=False, grouped=False, **options):
     import trl
 
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(device)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     pairs = [{"chosen_ids": ids[winner], "rejected_ids": ids[loser], "length": max(len(ids[winner]), len(ids[loser]))}
              for example in examples for ids in [whole_sequences(example)] for winner, loser in ranked_pairs(example["ranks"])]
     per_comparison = len(pairs) // len(examples)
@@ -89,9 +91,8 @@ def theirs(folder, examples, tokenizer, batch, device, checkpointing, grouped, *
 
 
 def train(make, steps):
-    trainer = make(max_steps=steps, use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=1,
-                   learning_rate=1e-4, lr_scheduler_type="constant", max_grad_norm=1.0, bf16=False, **(
-                       {} if make.__name__ == "grouped" else {"train_sampling_strategy": "sequential"}))
+    trainer = make(max_steps=steps, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=1,
+                   learning_rate=1e-4, lr_scheduler_type="constant", max_grad_norm=1.0, bf16=False, train_sampling_strategy="sequential")
     transformers.trainer_callback.PrinterCallback.on_log = lambda *args, **kwargs: None
     start = time.perf_counter()
     trainer.train()
@@ -99,15 +100,20 @@ def train(make, steps):
     return seconds, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def matrix_product_rate(dtype=torch.float32, size=2048):
+def matrix_product_rate(size=2048):
     "FLOP/s, the best of several."
-    a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    a, b = torch.randn(size, size), torch.randn(size, size)
     times = []
     for _ in range(8):
         start = time.perf_counter()
         a @ b
         times.append(time.perf_counter() - start)
     return 2 * size ** 3 / min(times)
+
+
+def times_as_long(spent, own):
+    ratios = [theirs / ours for theirs, ours in zip(spent, own)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def work(examples):
@@ -128,14 +134,10 @@ def train_table(name, examples, folder, tokenizer, batch, steps, rounds):
     unique, flops = work(used)
     pairs = sum(len(ranked_pairs(example["ranks"])) for example in used)
 
-    def packed(**options): return ours(folder, used, tokenizer, batch, "cpu", **options)
-    def best(**options): return theirs(folder, used, tokenizer, batch, "cpu", False, False, **options)
-    def grouped(**options): return theirs(folder, used, tokenizer, batch, "cpu", False, True, **options)
-    def as_it_comes(**options): return theirs(folder, used, tokenizer, batch, "cpu", True, False, **options)
-
-    sides = {"rlhf_reward, packed": packed, "TRL, no checkpointing": best, "TRL, grouped by length": grouped, "TRL as it comes": as_it_comes}
+    own, other = (partial(side, folder, used, tokenizer, batch) for side in (ours, theirs))
+    sides = {OWN: own, "TRL, no checkpointing": other, "TRL, grouped by length": partial(other, grouped=True), "TRL as it comes": partial(other, checkpointing=True)}
     seconds, losses = {side: [] for side in sides}, {}
-    train(packed, 1) # warm up
+    train(own, 1) # warm up
     rates = [matrix_product_rate()]
     for _ in range(rounds):
         for side, make in sides.items():
@@ -145,12 +147,10 @@ def train_table(name, examples, folder, tokenizer, batch, steps, rounds):
     print(f"\n### {name}: {len(used)} comparisons, {pairs} pairs, {steps} steps of {batch} comparisons, {rounds} rounds\n")
     print("| side | seconds (median) | pairs a second | times as long as rlhf_reward (median, least to most) | losses of the steps |\n|---|---|---|---|---|")
     for side, spent in seconds.items():
-        ratios = [theirs / own for theirs, own in zip(spent, seconds["rlhf_reward, packed"])]
-        print(f"| {side} | {statistics.median(spent):.2f} | {pairs / statistics.median(spent):.1f} | {statistics.median(ratios):.2f} "
-              f"({min(ratios):.2f} to {max(ratios):.2f}) | {' '.join(f'{loss:.4f}' for loss in losses[side])} |")
-    rate, own = statistics.median(rates), statistics.median(seconds["rlhf_reward, packed"])
+        print(f"| {side} | {statistics.median(spent):.2f} | {pairs / statistics.median(spent):.1f} | {times_as_long(spent, seconds[OWN])} | {' '.join(f'{loss:.4f}' for loss in losses[side])} |")
+    rate, spent = statistics.median(rates), statistics.median(seconds[OWN])
     print(f"\nTokens computed ÷ unique: {computed / unique:.3f} packed, {padded / unique:.2f} with one padded row for each response. "
-          f"FLOP/s on unique tokens: {flops / own / 1e9:.1f} G of {rate / 1e9:.1f} G ({flops / own / rate:.2f}).", flush=True)
+          f"FLOP/s on unique tokens: {flops / spent / 1e9:.1f} G of {rate / 1e9:.1f} G ({flops / spent / rate:.2f}).", flush=True)
 
 
 def score_table(folder, tokenizer, rounds, prompt_length=1000, response_length=100, n=16):
@@ -181,7 +181,7 @@ def score_table(folder, tokenizer, rounds, prompt_length=1000, response_length=1
     def cross_encoder():
         return cross.predict([(prompt, response + saved.eos_token) for response in responses], batch_size=n, show_progress_bar=False).tolist()
 
-    sides = {"rlhf_reward, packed": packed, "AutoModelForSequenceClassification, one padded batch": padded, "CrossEncoder.predict": cross_encoder}
+    sides = {OWN: packed, "AutoModelForSequenceClassification, one padded batch": padded, "CrossEncoder.predict": cross_encoder}
     seconds, rewards = {side: [] for side in sides}, {}
     for round in range(rounds + 1):
         for side, score in sides.items():
@@ -192,8 +192,7 @@ def score_table(folder, tokenizer, rounds, prompt_length=1000, response_length=1
     print(f"\n### Best of {n}: a prompt of {len(example['shared_prefix'])} tokens, responses of about {response_length}, {rounds} rounds\n")
     print("| side | seconds (median) | times as long as rlhf_reward (median, least to most) | first rewards |\n|---|---|---|---|")
     for side, spent in seconds.items():
-        ratios = [theirs / own for theirs, own in zip(spent, seconds["rlhf_reward, packed"])]
-        print(f"| {side} | {statistics.median(spent):.3f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
+        print(f"| {side} | {statistics.median(spent):.3f} | {times_as_long(spent, seconds[OWN])} | "
               f"{' '.join(f'{reward:.5f}' for reward in rewards[side][:4])} |", flush=True)
 
 

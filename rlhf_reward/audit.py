@@ -6,7 +6,6 @@
 __all__ = ['TOLERATED', 'audit', 'audit_table']
 
 # %% ../nbs/03b_audit.ipynb #4490aab0
-import hashlib
 import json
 from array import array
 from collections import Counter
@@ -17,7 +16,7 @@ import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .data import is_ids, ranked_pairs, row_comparison, row_form, text_key, whole_texts
+from .data import exact_key, is_ids, ranked_pairs, row_comparison, row_form, text_key, whole_texts
 from .tokens import encode, render
 
 # %% ../nbs/03b_audit.ipynb #326cde8a
@@ -29,11 +28,6 @@ def _plain(text):
                        for message in text)
 
 
-def _exact_key(value):
-    "63 bits that are the same for the same value."
-    return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "big") >> 1
-
-
 def _record(row, comparison, number, tokenizer):
     "Numbers of one comparison, and for each of its pairs the keys of (prompt, winner, loser) and of (prompt, loser, winner)."
     whole = whole_texts(comparison)
@@ -42,7 +36,7 @@ def _record(row, comparison, number, tokenizer):
     if tokenizer is not None:
         sequences = whole if is_ids(whole[0]) else encode([render(text, tokenizer, comparison.template) for text in whole], tokenizer)
         tokens = max(map(len, sequences))
-    prompt_key, keys = _exact_key(prompt), list(map(_exact_key, responses))
+    prompt_key, keys = exact_key(repr(prompt)), [exact_key(repr(response)) for response in responses]
     different = [(winner, loser) for winner, loser in pairs if keys[winner] != keys[loser]]
     apart = row.get("prompt") is not None or isinstance(comparison.prompt, list) and not is_ids(whole[0]) # whole strings may begin one another
     record = {
@@ -52,13 +46,14 @@ def _record(row, comparison, number, tokenizer):
         "rejected": lengths[comparison.ranks.index(max(comparison.ranks))],
         "empty_prompt": not prompt, "empty_response": apart and not all(responses), "identical": len(different) < len(pairs),
         "repeats_prompt": bool(prompt) and isinstance(prompt, str) and all(response.startswith(prompt) for response in responses),
-        "prompt_key": text_key(comparison.prompt), "key": _exact_key((prompt_key, sorted(zip(keys, comparison.ranks)))),
+        "prompt_key": text_key(comparison.prompt), "key": exact_key(repr((prompt_key, sorted(zip(keys, comparison.ranks))))),
         "rated": ratings is not None, "constant": ratings is not None and len(set(ratings)) == 1,
         "inverted": ratings is not None and any(ratings[winner] < ratings[loser] for winner, loser in pairs),
         "like_ranks": ratings is not None and len(ratings) > 2 and sorted(ratings) == list(range(1, len(ratings) + 1)),
         "tokens": tokens,
     }
-    return record, [(_exact_key((prompt_key, keys[a], keys[b])), _exact_key((prompt_key, keys[b], keys[a]))) for a, b in different]
+    above = lambda one, other: exact_key(repr((prompt_key, keys[one], keys[other])))
+    return record, [(above(winner, loser), above(loser, winner)) for winner, loser in different]
 
 # %% ../nbs/03b_audit.ipynb #522f865d
 TOLERATED = 0.01 # share of comparisons with one fault that is only noted

@@ -55,7 +55,7 @@ def parse_columns(
 # %% ../nbs/09_cli.ipynb #d1622c81
 def parse_train(
     argv: list[str], # such as ['config.yaml', '--learning_rate', '1e-5']
-) -> tuple: # `TrainArguments`, `RewardConfig`
+) -> tuple: # `TrainArguments` with `columns` as a dict, `RewardConfig`
     "Arguments of `rlhf_reward train`. Exits with a message for those that are unknown or do not fit together."
     import yaml
     from transformers import HfArgumentParser
@@ -105,7 +105,7 @@ def parse_train(
         parser.error("--streaming goes with --eval_dataset, since nothing can be held out of a stream, and with "
                      "--max_steps, since its length is not known.")
     try:
-        parse_columns(job.columns)
+        job.columns = parse_columns(job.columns)
     except ValueError as error:
         parser.error(str(error))
     resume = args.resume_from_checkpoint
@@ -126,7 +126,7 @@ def _prepare(job, args):
     from rlhf_reward.training import RewardTrainer, tokenize_for_model
 
     set_seed(args.seed)
-    load = partial(load_rows, columns=parse_columns(job.columns), on_bad_row=args.on_bad_row)
+    load = partial(load_rows, columns=job.columns, on_bad_row=args.on_bad_row)
     train_rows = synthetic_comparisons() if job.dataset == SYNTHETIC else load(job.dataset, streaming=job.streaming)
     if job.streaming:
         train_rows = train_rows.shuffle(args.seed, buffer_size=10_000)

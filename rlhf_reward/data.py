@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'Text', 'UNREADABLE', 'RANKS_BY_WINNER', 'FORMS', 'KINDS', 'Comparison', 'is_ids', 'whole_texts',
            'ranked_pairs', 'shared_length', 'row_form', 'to_comparison', 'row_comparison', 'load_rows', 'normalized',
-           'text_key', 'hold_out']
+           'exact_key', 'text_key', 'hold_out']
 
 # %% ../nbs/03_data.ipynb #35b82043
 import csv
@@ -456,11 +456,18 @@ def normalized(
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def exact_key(
+    text: str,
+) -> int: # 63 bits
+    "A number that is the same for the same string, in every process."
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
 def text_key(
     text: Text,
 ) -> int: # 63 bits
     "A number that is the same for two texts if `normalized` is."
-    return int.from_bytes(hashlib.blake2b(normalized(text).encode(), digest_size=8).digest(), "big") >> 1
+    return exact_key(normalized(text))
 
 
 def hold_out(

@@ -1,7 +1,7 @@
 """
 Training and scoring beside TRL, transformers and sentence-transformers, on the same model, data and batches.
 
-    pip install trl==1.16.* sentence-transformers
+    pip install 'rlhf_reward[benchmarks]'
     python benchmarks/against_trl.py [--data hh=HH_LENGTHS.json] [--data pairs=PAIRS.jsonl] [--data ranked=RANKED.jsonl] [--score]
 
 Each measurement is `trainer.train()` from the first batch to the last step, every side from the same weights, in turn, several
@@ -34,11 +34,11 @@ from datasets import Dataset
 
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, load_rows, tokenize_rows
 from rlhf_reward.data import ranked_pairs
-from rlhf_reward.packing import model_inputs, pack_comparisons, pad_comparisons
+from rlhf_reward.packing import choose_collator, model_inputs, pad_comparisons
 from rlhf_reward.synthetic import tiny_decoder
 from rlhf_reward.tokens import FEATURES, whole_sequences
 
-VOCAB, WIDTH, LAYERS, INNER = 8192, 512, 4, 1376
+VOCAB = 8192
 OWN = "rlhf_reward, packed"
 
 
@@ -60,9 +60,9 @@ def read(kind, path, tokenizer_texts, seed=0):
     return rows
 
 
-def tokenizer_and_model(folder, texts):
-    tiny_decoder(folder, texts or ["words"], vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS,
-                 num_attention_heads=8, max_position_embeddings=4096, initializer_range=0.02)
+def tokenizer_and_model(folder, texts, width, layers):
+    tiny_decoder(folder, texts or ["words"], vocab_size=VOCAB, hidden_size=width, intermediate_size=width * 43 // 16, num_hidden_layers=layers,
+                 num_attention_heads=width // 64, max_position_embeddings=4096, initializer_range=0.02)
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     torch.manual_seed(0)
     model = RewardModel(folder, 0.0, "cpu")
@@ -116,22 +116,24 @@ def times_as_long(spent, own):
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def work(examples):
+def work(examples, config):
     "Unique tokens, and FLOPs of forward and backward on them."
     tokens = visible = 0
     for example in examples:
         prefix, rests = len(example["shared_prefix"]), list(map(len, example["rests"]))
         tokens += prefix + sum(rests)
         visible += prefix * (prefix + 1) // 2 + sum(rest * prefix + rest * (rest + 1) // 2 for rest in rests)
-    layer = 4 * WIDTH * WIDTH + 3 * WIDTH * INNER
-    return tokens, LAYERS * (6 * layer * tokens + 12 * WIDTH * visible)
+    layer = 4 * config.hidden_size ** 2 + 3 * config.hidden_size * config.intermediate_size
+    return tokens, config.num_hidden_layers * (6 * layer * tokens + 12 * config.hidden_size * visible)
 
 
 def train_table(name, examples, folder, tokenizer, batch, steps, rounds):
     used = examples[:batch * steps]
     padded = sum(pad_comparisons(used[i:i + batch])["input_ids"].numel() for i in range(0, len(used), batch))
-    computed = sum(pack_comparisons(used[i:i + batch])["input_ids"].numel() for i in range(0, len(used), batch))
-    unique, flops = work(used)
+    model = RewardModel.from_pretrained(folder, device="cpu")
+    collator, _ = choose_collator(model, used[:batch])
+    computed = sum(collator(used[i:i + batch])["input_ids"].numel() for i in range(0, len(used), batch))
+    unique, flops = work(used, model.config)
     pairs = sum(len(ranked_pairs(example["ranks"])) for example in used)
 
     own, other = (partial(side, folder, used, tokenizer, batch) for side in (ours, theirs))
@@ -162,16 +164,17 @@ def score_table(folder, tokenizer, rounds, prompt_length=1000, response_length=1
         ids = tokenizer(" ".join(draw.choices(words, k=2 * length)))["input_ids"][:length]
         return tokenizer.decode(ids)
     prompt, responses = text(prompt_length), [" " + text(response_length) for _ in range(n)]
-    model = RewardModel.from_pretrained(folder, device="cpu")
     rows = Dataset.from_list([{"prompt": prompt, "responses": responses, "scores": list(range(n))}])
     example, = tokenize_rows(rows, tokenizer, 100_000)
+    model = RewardModel.from_pretrained(folder, device="cpu")
+    collator, _ = choose_collator(model, [example])
     classifier = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     saved = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     cross = CrossEncoder(str(folder), device="cpu", max_length=4096, activation_fn=torch.nn.Identity())
 
     @torch.no_grad()
     def packed():
-        return model(**model_inputs(pack_comparisons([example]), model)).flatten().tolist()
+        return model(**model_inputs(collator([example]), model)).flatten().tolist()
 
     @torch.no_grad()
     def padded():
@@ -201,7 +204,9 @@ def main():
     parser.add_argument("--data", action="append", default=[], metavar="KIND=FILE", help="hh=, pairs= or ranked=, as often as wanted")
     parser.add_argument("--score", action="store_true", help="best of 16 too")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--max_length", type=int, default=1024)
     options = parser.parse_args()
     data = [item.split("=", 1) for item in options.data]
@@ -210,9 +215,9 @@ def main():
     import trl
 
     print(f"Python {platform.python_version()}, torch {torch.__version__} ({torch.get_num_threads()} threads), transformers {transformers.__version__}, "
-          f"trl {trl.__version__}, {platform.machine()}; llama of {LAYERS} layers, width {WIDTH}, float32")
+          f"trl {trl.__version__}, {platform.machine()}; llama of {options.layers} layers, width {options.width}, float32")
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = tokenizer_and_model(Path(folder) / "model", texts or [f" word{n}" for n in range(5000)])
+        tokenizer = tokenizer_and_model(Path(folder) / "model", texts or [f" word{n}" for n in range(5000)], options.width, options.layers)
         folder = Path(folder) / "model"
         for kind, examples in sets.items():
             if kind != "hh":

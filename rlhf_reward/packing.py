@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['ROUNDING', 'pad_comparisons', 'best_fit', 'pack_comparisons', 'attention_mask', 'model_inputs', 'by_comparison',
-           'packing_difference']
+           'packing_difference', 'choose_collator']
 
 # %% ../nbs/04_packing.ipynb #ecaf7d4b
 import bisect
-from typing import Any, Optional
+import math
+from functools import partial
+from typing import Any, Callable, Optional
 
 import torch
-from transformers import PretrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from .data import ranked_pairs
 from .reward import RewardModel
@@ -49,7 +53,7 @@ def pad_comparisons(
 # %% ../nbs/04_packing.ipynb #97f74d85
 def best_fit(
     lengths: list[int], # tokens of each comparison
-    row_length: int, # tokens of a row; a longer comparison has a row of its own
+    row_length: float, # tokens of a row; a longer comparison has a row of its own
 ) -> list[list[int]]: # for each row the places of its comparisons in `lengths`
     "Best fit decreasing (Johnson 1973): at most 11/9 of the fewest rows possible, and 6/9."
     rows, room = [], [] # room: (tokens left, row), in order
@@ -79,7 +83,7 @@ def _rows(lengths):
 # %% ../nbs/04_packing.ipynb #34f80ac0
 def pack_comparisons(
     examples: list[dict], # tokenized comparisons, from `tokens.tokenize_rows`
-    row_length: Optional[int] = None, # tokens of a row; longer comparisons have a row of their own, and rows are as long as the longest. By default chosen so that rows are short and full
+    row_length: Optional[float] = None, # tokens of a row, or `math.inf` for one row of all; longer comparisons have a row of their own, and rows are as long as the longest. By default chosen so that rows are short and full
 ) -> dict[str, torch.Tensor]: # `input_ids`, `position_ids`, `comparison_ids`, `response_ids` (num_rows, seq_len); `end_positions` (num_responses, 2), the row and place where each response ends; and what `pad_comparisons` gives beside its tokens
     "Each shared prefix once, then the rest of each of its responses; several comparisons in a row."
     lengths = [len(example["shared_prefix"]) + sum(map(len, example["rests"])) for example in examples]
@@ -107,32 +111,75 @@ def pack_comparisons(
     }
 
 # %% ../nbs/04_packing.ipynb #1c053795
+def _causal(query, key, window=None, chunk=None):
+    "Whether the position `query` of a sequence sees the position `key`."
+    seen = query >= key
+    if window:
+        seen = seen & (query - key < window)
+    if chunk:
+        seen = seen & (query // chunk == key // chunk)
+    return seen
+
+
 def _visible(batch, window=None, chunk=None):
     "Whether the query sees the key, as FlexAttention asks: (row, head, query, key) → bool."
     comparisons, responses, positions = batch["comparison_ids"], batch["response_ids"], batch["position_ids"]
 
     def visible(row, head, query, key):
-        seen = (comparisons[row, query] == comparisons[row, key]) & (query >= key)
-        seen = seen & ((responses[row, key] == 0) | (responses[row, key] == responses[row, query]))
-        if window:
-            seen = seen & (positions[row, query] - positions[row, key] < window)
-        if chunk:
-            seen = seen & (positions[row, query] // chunk == positions[row, key] // chunk)
-        return seen
+        same = (responses[row, key] == 0) | (responses[row, key] == responses[row, query])
+        same = same & (comparisons[row, query] == comparisons[row, key])
+        return same & _causal(positions[row, query], positions[row, key], window, chunk)
 
     return visible
 
 # %% ../nbs/04_packing.ipynb #f21bcfd5
+BY_SEGMENT = "sdpa_by_segment" # the name of this attention for transformers
+
+
+def _segments(batch, window, chunk):
+    "(1, 1, num_segments, 4): length, place of its prefix in the table or -1, window and chunk or 0."
+    segments, lengths = torch.stack([batch["comparison_ids"][0], batch["response_ids"][0]]).unique_consecutive(dim=1, return_counts=True)
+    comparisons, responses = segments
+    prefix = (comparisons[:, None] == comparisons) & (responses == 0) & (responses[:, None] > 0) # (segment, its prefix)
+    table = [lengths, torch.where(prefix.any(1), prefix.int().argmax(1), -1), torch.full_like(lengths, window or 0), torch.full_like(lengths, chunk or 0)]
+    return torch.stack(table, dim=1)[None, None]
+
+
+@torch.compiler.disable
+def _attention_by_segment(module, query, key, value, attention_mask, **kwargs):
+    "transformers' SDPA, segment by segment where the mask is a table of them."
+    if attention_mask is None or attention_mask.dtype != torch.long:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    table = attention_mask[0, 0].tolist()
+    queries, keys, values = (states.split([line[0] for line in table], dim=2) for states in (query, key, value))
+    outputs = []
+    for own_query, own_key, own_value, (length, prefix, window, chunk) in zip(queries, keys, values, table):
+        mask = None # a segment that begins its sequence is causal
+        if prefix >= 0:
+            own_key, own_value = torch.cat([keys[prefix], own_key], dim=2), torch.cat([values[prefix], own_value], dim=2)
+        if prefix >= 0 or window or chunk:
+            positions = torch.arange(own_key.shape[2])
+            mask = _causal(positions[-length:, None], positions, window, chunk)[None, None]
+        outputs.append(sdpa_attention_forward(module, own_query, own_key, own_value, mask, **kwargs)[0])
+    return torch.cat(outputs, dim=1), None
+
+
+AttentionInterface.register(BY_SEGMENT, _attention_by_segment)
+AttentionMaskInterface.register(BY_SEGMENT, sdpa_mask) # for batches that are not packed
+
+# %% ../nbs/04_packing.ipynb #0448a9f9
 def attention_mask(
     batch: dict[str, torch.Tensor], # from `pack_comparisons`, on the device of the model
     config: PretrainedConfig, # of the backbone
     dtype: torch.dtype = torch.float32, # of the attention scores
-) -> Any: # a float mask (num_rows, 1, seq_len, seq_len), a `BlockMask`, or a dict of them by type of layer
+) -> Any: # a float mask (num_rows, 1, seq_len, seq_len), a `BlockMask`, a table of segments (1, 1, num_segments, 4), or a dict of them by type of layer
     "The mask of packed rows, as the backbone takes it. Raises `ValueError` for layers that are not attention."
     rows, length = batch["input_ids"].shape
     device = batch["input_ids"].device
 
     def mask(window=None, chunk=None):
+        if config._attn_implementation == BY_SEGMENT and rows == 1:
+            return _segments(batch, window, chunk)
         visible = _visible(batch, window, chunk)
         if config._attn_implementation == "flex_attention":
             from torch.nn.attention.flex_attention import create_block_mask
@@ -177,6 +224,7 @@ ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9} # of the largest reward; h
 def packing_difference(
     model: RewardModel,
     examples: list[dict], # tokenized comparisons
+    collator: Callable[[list[dict]], dict[str, torch.Tensor]] = pack_comparisons, # that packs them
 ) -> Optional[str]: # `None` where packed rewards are the plain ones up to rounding, otherwise what is different
     "Compare packed rewards of the comparisons with plain ones."
     device, training = next(model.parameters()).device, model.training
@@ -185,7 +233,7 @@ def packing_difference(
     try:
         with torch.no_grad():
             plain = torch.cat([model(**model_inputs(on_device(pad_comparisons([example])), model)) for example in examples])
-            packed = model(**model_inputs(on_device(pack_comparisons(examples)), model))
+            packed = model(**model_inputs(on_device(collator(examples)), model))
     except torch.OutOfMemoryError:
         raise
     except Exception as error: # whatever a backbone says to a mask that it does not take
@@ -196,3 +244,19 @@ def packing_difference(
     if difference <= ROUNDING.get(next(model.backbone.parameters()).dtype, 5e-2) * largest:
         return None
     return f"packed rewards differ from plain ones by up to {difference:.2g} (the largest reward is {largest:.2g})"
+
+# %% ../nbs/04_packing.ipynb #44184776
+def choose_collator(
+    model: RewardModel, # on a CPU with `sdpa` attention its attention function is exchanged
+    examples: list[dict], # tokenized comparisons
+) -> tuple[Callable[[list[dict]], dict[str, torch.Tensor]], Optional[str]]: # the collator, and why it is not a packed one
+    "The fastest way to batch comparisons that gives the plain rewards: packed in one row, in several, or padded."
+    if next(model.parameters()).device.type == "cpu" and model.config._attn_implementation in ("sdpa", BY_SEGMENT):
+        collator = partial(pack_comparisons, row_length=math.inf)
+        model.backbone.set_attn_implementation(BY_SEGMENT)
+        taken = model.config._attn_implementation == BY_SEGMENT # falcon and its like look up their attention elsewhere
+        if taken and packing_difference(model, examples, collator) is None:
+            return collator, None
+        model.backbone.set_attn_implementation("sdpa")
+    difference = packing_difference(model, examples)
+    return (pack_comparisons if difference is None else pad_comparisons), difference

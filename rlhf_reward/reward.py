@@ -159,12 +159,15 @@ def _check_shapes(input_ids, attention_mask, position_ids, end_positions):
                          "(batch_size, seq_len). One text is a batch of one: input_ids[None].")
     shape = batch_size, seq_len = tuple(input_ids.shape)
     for mask in attention_mask.values() if isinstance(attention_mask, dict) else [attention_mask]:
-        packed = mask.ndim == 4 and mask.shape[0] in (1, batch_size) and tuple(mask.shape[2:]) == (seq_len, seq_len)
-        packed = packed and mask.is_floating_point() # a bool mask would be added as 0 and 1
-        if tuple(mask.shape) != shape and not packed:
-            raise ValueError(f"attention_mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; wanted {shape}, "
-                             f"the shape of input_ids, or for packed rows a float mask ({batch_size}, 1, {seq_len}, "
-                             f"{seq_len}) that is added to the attention scores.")
+        packed = len(mask.shape) == 4
+        if isinstance(mask, torch.Tensor): # else a BlockMask, which FlexAttention checks
+            dense = mask.is_floating_point() and mask.shape[0] in (1, batch_size) and tuple(mask.shape[2:]) == (seq_len, seq_len)
+            segments = mask.dtype == torch.long and batch_size == mask.shape[0] == 1
+            packed = packed and (dense or segments) # a bool mask would be added as 0 and 1
+            if tuple(mask.shape) != shape and not packed:
+                raise ValueError(f"attention_mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; wanted {shape}, "
+                                 f"the shape of input_ids, or for packed rows a float mask ({batch_size}, 1, {seq_len}, "
+                                 f"{seq_len}) that is added to the attention scores, or what `packing.attention_mask` gives.")
         if end_positions is None and (packed or isinstance(attention_mask, dict)):
             raise ValueError("An attention_mask for packed rows does not say where a response ends; pass "
                              "end_positions (num_responses, 2) with it.")
@@ -249,7 +252,8 @@ class RewardModel(nn.Module):
         One reward for each row, or for each of `end_positions`.
 
         With `end_positions`, for packed rows, the mask may also be a float (batch_size, 1, seq_len, seq_len) that is
-        added to the attention scores, or a dict of such masks by layer type.
+        added to the attention scores, or what else `packing.attention_mask` gives: a `BlockMask`, a table of segments, a
+        dict of masks by layer type.
 
         Raises `ValueError` for shapes that do not fit, a row without a real token, or ids outside the vocabulary. In
         training on a GPU such values stop the run without saying which; under `torch.compile` they are not looked for.

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from .packing import by_comparison, model_inputs, pack_comparisons, packing_difference, pad_comparisons
+from .packing import by_comparison, choose_collator, model_inputs, pad_comparisons
 from .reward import PairwiseLoss, RewardModel
 from .tokens import FEATURES, tokenize_rows
 
@@ -140,10 +140,10 @@ class RewardTrainer(Trainer):
         else:
             longest = int(np.argmax(dataset["length"])) if isinstance(dataset, Dataset) else 0
             examples = [dataset[place] for place in dict.fromkeys([longest, *range(min(3, len(dataset)))])]
-        difference = packing_difference(self.model, examples)
+        self.data_collator, difference = choose_collator(self.model, examples)
         if difference is None:
-            self.data_collator = pack_comparisons
-        elif self.args.layout == "packed":
+            return
+        if self.args.layout == "packed":
             raise ValueError(f"layout is 'packed', but for this {name} {difference}; wanted layout='auto' or 'padded'.")
         else:
             logger.warning("The padded layout is used for this %s, in order of length: %s.", name, difference)

@@ -1,4 +1,7 @@
+import math
 import random
+import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -7,7 +10,7 @@ from datasets import Dataset
 
 from architectures import LLAMA, PACKABLE, VOCAB, save_language_model, word_tokenizer
 from rlhf_reward import PairwiseLoss, RewardConfig, RewardModel, RewardTrainer
-from rlhf_reward.packing import attention_mask, best_fit, model_inputs, pack_comparisons, packing_difference, pad_comparisons
+from rlhf_reward.packing import BY_SEGMENT, attention_mask, best_fit, choose_collator, model_inputs, pack_comparisons, packing_difference, pad_comparisons
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 
 
@@ -42,19 +45,29 @@ def alone(examples):
 
 def open_model(family, folder, attention, **options):
     torch.manual_seed(0)
-    return RewardModel(save_language_model(family, folder), dropout=0.0, device="cpu", attn_implementation=attention, **options)
+    model = RewardModel(save_language_model(family, folder), dropout=0.0, device="cpu",
+                        attn_implementation="sdpa" if attention == BY_SEGMENT else attention, **options)
+    if attention == BY_SEGMENT:
+        model.backbone.set_attn_implementation(BY_SEGMENT)
+    return model
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+pack_in_one_row = partial(pack_comparisons, row_length=math.inf)
+
+
+@pytest.mark.parametrize("attention", [BY_SEGMENT, "sdpa", "eager"])
 @pytest.mark.parametrize("family", PACKABLE)
 def test_rewards_and_gradients_are_those_of_one_sequence_at_a_time(family, attention, tmp_path):
     try:
         model = open_model(family, tmp_path, attention)
     except ValueError as error:
-        assert "scaled_dot_product_attention" in str(error) and attention == "sdpa"
+        assert "scaled_dot_product_attention" in str(error) and attention in ("sdpa", BY_SEGMENT)
         pytest.skip("transformers has eager attention only for this family")
+    if attention == BY_SEGMENT and family == "falcon":
+        pytest.skip("falcon looks up its attention by itself; test_what_is_taken_apart holds that it gets the dense mask")
+    assert model.config._attn_implementation == attention
     examples = random_examples()
-    packed, packed_gradients = rewards_and_gradients(model, [pack_comparisons(examples)])
+    packed, packed_gradients = rewards_and_gradients(model, [(pack_in_one_row if attention == BY_SEGMENT else pack_comparisons)(examples)])
     plain, plain_gradients = rewards_and_gradients(model, alone(examples))
     assert plain.std() > 0.01
     assert (packed - plain).abs().max() <= 1e-5 * plain.abs().max()
@@ -62,6 +75,45 @@ def test_rewards_and_gradients_are_those_of_one_sequence_at_a_time(family, atten
     whole = torch.cat([gradient.flatten() for gradient in plain_gradients.values()]).norm()
     for name, gradient in plain_gradients.items(): # those that vanish, such as of the bias of keys, hold rounding only
         assert (packed_gradients[name] - gradient).norm() <= 1e-5 * max(gradient.norm(), 1e-2 * whole), name
+
+
+def test_what_is_taken_apart(tmp_path):
+    "On a CPU with sdpa, all in one row; the dense mask where the attention function cannot be exchanged, or is eager."
+    for family, attention, one_row in [("llama", "sdpa", True), ("gemma3_text", "sdpa", True), ("falcon", "sdpa", False), ("llama", "eager", False)]:
+        model, examples = open_model(family, tmp_path / family / attention, attention), random_examples()
+        for _ in range(2): # a second trainer for the same model
+            collator, difference = choose_collator(model, examples)
+            assert difference is None and (getattr(collator, "keywords", {}) == {"row_length": math.inf}) == one_row
+            assert model.config._attn_implementation == (BY_SEGMENT if one_row else attention)
+    batch = pack_in_one_row(examples)
+    unique = sum(len(one["shared_prefix"]) + sum(map(len, one["rests"])) for one in examples)
+    assert batch["input_ids"].shape == (1, unique)
+
+
+def test_segments_are_the_dense_mask(tmp_path):
+    "Each line of the table, written into a mask, gives the mask; batches of several rows and padded ones work as ever."
+    model, examples = open_model("llama", tmp_path, BY_SEGMENT), random_examples()
+    batch = pack_in_one_row(examples)
+    table = attention_mask(batch, model.config)[0, 0].tolist()
+    seen, start, starts = torch.zeros(batch["input_ids"].shape[1], batch["input_ids"].shape[1], dtype=torch.bool), 0, []
+    for length, prefix, window, chunk in table:
+        starts.append(start)
+        seen[start:start + length, start:start + length] = torch.ones(length, length).tril().bool()
+        if prefix >= 0:
+            seen[start:start + length, starts[prefix]:starts[prefix] + table[prefix][0]] = True
+        start += length
+        assert (window, chunk) == (0, 0)
+    assert torch.equal(seen, attention_mask(batch, T.LlamaConfig(**LLAMA))[0, 0] == 0)
+    with torch.no_grad():
+        rewards = [model(**model_inputs(made, model)) for made in (batch, pack_comparisons(examples, 40), pad_comparisons(examples))]
+    for other in rewards[1:]:
+        torch.testing.assert_close(other, rewards[0], atol=1e-6, rtol=1e-5)
+
+
+def test_a_checkpoint_does_not_carry_the_exchanged_attention(tmp_path):
+    model = open_model("llama", tmp_path / "base", BY_SEGMENT)
+    model.save_pretrained(tmp_path / "saved", word_tokenizer())
+    assert BY_SEGMENT not in (tmp_path / "saved/config.json").read_text()
 
 
 BROKEN = {
@@ -75,25 +127,27 @@ BROKEN = {
 }
 
 
+@pytest.mark.parametrize("attention", [BY_SEGMENT, "sdpa"])
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_mask_that_is_off_by_one_is_seen(fault, tmp_path):
+def test_a_mask_that_is_off_by_one_is_seen(fault, attention, tmp_path):
     "What the test above is worth: each of these makes rewards differ."
-    model, examples = open_model("llama", tmp_path, "sdpa"), random_examples()
-    batch = pack_comparisons(examples)
+    model, examples = open_model("llama", tmp_path, attention), random_examples()
+    batch = (pack_in_one_row if attention == BY_SEGMENT else pack_comparisons)(examples)
     BROKEN[fault](batch)
     with torch.no_grad():
         packed, plain = model(**model_inputs(batch, model)), torch.cat([model(**model_inputs(one, model)) for one in alone(examples)])
     assert (packed - plain).abs().max() > 1e-3 * plain.abs().max()
 
 
+@pytest.mark.parametrize("attention", [BY_SEGMENT, "sdpa"])
 @pytest.mark.parametrize("window", [3, 4, 5])
-def test_windows_count_positions(window, tmp_path):
+def test_windows_count_positions(window, attention, tmp_path):
     "With a window of one more or less than the model's, rewards differ; with the model's own they do not."
     config = T.MistralConfig(**LLAMA, sliding_window=4)
-    model, examples = open_model("mistral", tmp_path, "sdpa"), random_examples()
-    batch = pack_comparisons(examples)
+    model, examples = open_model("mistral", tmp_path, attention), random_examples()
+    batch = pack_in_one_row(examples)
     inputs = model_inputs(batch, model)
-    config.sliding_window, config._attn_implementation = window, "sdpa"
+    config.sliding_window, config._attn_implementation = window, attention
     inputs["attention_mask"] = attention_mask(batch, config)
     with torch.no_grad():
         packed, plain = model(**inputs), torch.cat([model(**model_inputs(one, model)) for one in alone(examples)])
@@ -103,7 +157,7 @@ def test_windows_count_positions(window, tmp_path):
 def test_the_order_of_comparisons_and_the_length_of_rows_change_nothing(tmp_path):
     model, examples = open_model("llama", tmp_path, "sdpa"), random_examples()
     with torch.no_grad():
-        rewards = [model(**model_inputs(pack_comparisons(examples, row_length), model)) for row_length in (None, 1, 40, 10_000)]
+        rewards = [model(**model_inputs(pack_comparisons(examples, row_length), model)) for row_length in (None, 1, 40, math.inf)]
         backwards = torch.cat([model(**model_inputs(pack_comparisons([one]), model)) for one in reversed(examples)])
     for other in rewards[1:]:
         torch.testing.assert_close(other, rewards[0], atol=1e-6, rtol=1e-5)
@@ -111,13 +165,14 @@ def test_the_order_of_comparisons_and_the_length_of_rows_change_nothing(tmp_path
     torch.testing.assert_close(torch.cat(backwards.split(counts)[::-1]), rewards[0], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("attention", [BY_SEGMENT, "sdpa"])
 @pytest.mark.parametrize("how", ["weights", "autocast"])
-def test_half_precision_keeps_rewards_in_float32_and_differs_by_its_rounding(how, tmp_path):
-    model = open_model("llama", tmp_path, "sdpa", dtype=torch.bfloat16 if how == "weights" else torch.float32)
+def test_half_precision_keeps_rewards_in_float32_and_differs_by_its_rounding(how, attention, tmp_path):
+    model = open_model("llama", tmp_path, attention, dtype=torch.bfloat16 if how == "weights" else torch.float32)
     exact, examples = open_model("llama", tmp_path, "sdpa"), random_examples()
     exact.load_state_dict({name: tensor.float() for name, tensor in model.state_dict().items()})
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        packed, plain = (model(**model_inputs(batch, model)) for batch in (pack_comparisons(examples), pad_comparisons(examples)))
+        packed, plain = (model(**model_inputs(batch, model)) for batch in (pack_in_one_row(examples), pad_comparisons(examples)))
     with torch.no_grad():
         truth = exact(**model_inputs(pad_comparisons(examples), exact))
     assert packed.dtype == plain.dtype == torch.float32
@@ -187,7 +242,7 @@ def trained(base, folder, layout, rows=None, **options):
 
 def test_fifty_steps_packed_and_padded_are_the_same_run(base, tmp_path):
     runs = [trained(base, tmp_path, layout) for layout in ("packed", "padded")]
-    assert [run.data_collator for run in runs] == [pack_comparisons, pad_comparisons]
+    assert runs[0].data_collator.func is pack_comparisons and runs[1].data_collator is pad_comparisons
     losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in runs]
     assert len(losses[0]) == 50 and max(losses[0]) - min(losses[0]) > 0.1
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
@@ -211,7 +266,7 @@ def test_auto_packs_what_can_be_packed_and_says_once_what_cannot(tmp_path, caplo
         model = RewardModel(save_language_model(family, tmp_path / family), 0.0, "cpu")
         trainers[family] = RewardTrainer(model, args, rows, rows, word_tokenizer())
         trainers[family].train(), trainers[family].evaluate(), trainers[family].predict(rows)
-    assert trainers["llama"].data_collator is pack_comparisons and trainers["bloom"].data_collator is pad_comparisons
+    assert trainers["llama"].data_collator.func is pack_comparisons and trainers["bloom"].data_collator is pad_comparisons
     told = [message for message in caplog.messages if "layout" in message]
     assert len(told) == 1 and told[0].startswith("The padded layout is used for this bloom, in order of length: packed rows are refused")
     assert trainers["bloom"].args.train_sampling_strategy == "group_by_length" and trainers["llama"].args.train_sampling_strategy == "random"
@@ -224,7 +279,7 @@ def test_the_longest_comparison_is_among_those_compared(base, tmp_path, monkeypa
     import rlhf_reward.training
 
     compared = []
-    monkeypatch.setattr(rlhf_reward.training, "packing_difference", lambda model, examples: compared.extend(examples))
+    monkeypatch.setattr(rlhf_reward.training, "choose_collator", lambda model, examples: (compared.extend(examples), choose_collator(model, examples))[1])
     rows = synthetic_comparisons(40)
     short_first = rows.select(sorted(range(40), key=lambda n: max(len(response.split()) for response in rows[n]["responses"])))
     trainer = trained(base, tmp_path, "auto", short_first, max_steps=1)
@@ -241,6 +296,9 @@ def test_flex_attention_gives_the_same_rewards(tmp_path):
     seen = torch.stack([torch.stack([mask.mask_mod(torch.tensor(row), None, q, torch.arange(batch["input_ids"].shape[1])) for q in torch.arange(batch["input_ids"].shape[1])])
                         for row in range(len(batch["input_ids"]))])
     assert torch.equal(seen, attention_mask(batch, model.config)[:, 0] == 0)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), warnings.catch_warnings(): # its kernels are for GPUs
+        warnings.simplefilter("ignore")
+        torch.testing.assert_close(flex(**model_inputs(batch, flex)), model(**model_inputs(batch, model)), atol=1e-6, rtol=1e-5)
 
 
 def test_loss_of_packed_rows_is_that_of_pairs_alone(tmp_path):

@@ -34,7 +34,8 @@ from datasets import Dataset
 
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, load_rows, tokenize_rows
 from rlhf_reward.data import ranked_pairs
-from rlhf_reward.packing import choose_collator, model_inputs, pad_comparisons
+from rlhf_reward.losses import BradleyTerry
+from rlhf_reward.packing import by_comparison, choose_collator, model_inputs, pad_comparisons
 from rlhf_reward.synthetic import tiny_decoder
 from rlhf_reward.tokens import FEATURES, whole_sequences
 
@@ -43,8 +44,8 @@ OWN = "rlhf_reward, packed"
 
 
 def comparison(prefix, rests):
-    return {"shared_prefix": prefix, "rests": rests, "ranks": [1, 2], "margins": [0.0], "weight": 1.0, "length": len(prefix) + max(map(len, rests)),
-            "source": None, "prompt_key": 0}
+    return {"shared_prefix": prefix, "rests": rests, "ranks": [1, 2], "margins": [0.0], "ratings": None, "weight": 1.0, "length": len(prefix) + max(map(len, rests)),
+            "source": None, "prompt_key": 0, "row": 0}
 
 
 def read(kind, path, tokenizer_texts, seed=0):
@@ -155,6 +156,32 @@ def train_table(name, examples, folder, tokenizer, batch, steps, rounds):
           f"FLOP/s on unique tokens: {flops / spent / 1e9:.1f} G of {rate / 1e9:.1f} G ({flops / spent / rate:.2f}).", flush=True)
 
 
+def peak_table(examples, texts, batch=16, steps=6):
+    "Forward and backward alone, without trainer and optimizer: how near to the machine's matrix products, by the width of the model."
+    print(f"\n### Forward and backward of {batch} comparisons, median of {steps} steps\n")
+    print("| width, layers | parameters | unique tokens a second | share of the matrix-product rate |\n|---|---|---|---|")
+    for width, layers in ((512, 4), (1024, 4), (2048, 2)):
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer_and_model(folder, texts, width, layers)
+            model = RewardModel.from_pretrained(folder, dropout=0.0, device="cpu")
+        collator, _ = choose_collator(model, examples[:batch])
+        model.train()
+        speeds, shares = [], []
+        for step in range(-2, steps): # two to warm up
+            used = examples[step % 8 * batch:(step % 8 + 1) * batch]
+            start = time.perf_counter()
+            made = collator(used)
+            rewards = by_comparison(model(**model_inputs(made, model)), made["ranks"])
+            BradleyTerry()(rewards, made["ranks"], made["margins"]).mean().backward()
+            spent = time.perf_counter() - start
+            model.zero_grad(set_to_none=False)
+            tokens, flops = work(used, model.config)
+            speeds.append(tokens / spent)
+            shares.append(flops / spent / matrix_product_rate())
+        million = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        print(f"| {width}, {layers} | {million:.0f} M | {statistics.median(speeds[2:]):.0f} | {statistics.median(shares[2:]):.2f} |", flush=True)
+
+
 def score_table(folder, tokenizer, rounds, prompt_length=1000, response_length=100, n=16):
     from sentence_transformers import CrossEncoder
 
@@ -203,6 +230,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", action="append", default=[], metavar="KIND=FILE", help="hh=, pairs= or ranked=, as often as wanted")
     parser.add_argument("--score", action="store_true", help="best of 16 too")
+    parser.add_argument("--peak", action="store_true", help="forward and backward on the hh lengths at three widths too")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--width", type=int, default=512)
@@ -227,6 +255,8 @@ def main():
                 examples = [example for example in examples if len(ranked_pairs(example["ranks"])) == 6]
             draw.shuffle(examples)
             train_table(kind, examples, folder, tokenizer, 4 if kind == "ranked" else 16, options.steps, options.rounds)
+            if kind == "hh" and options.peak:
+                peak_table(examples, texts or [f" word{n}" for n in range(5000)])
         if options.score:
             score_table(folder, tokenizer, max(5, options.rounds))
 

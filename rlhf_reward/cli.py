@@ -38,6 +38,16 @@ class TrainArguments:
     dropout: float = field(default=0.1, metadata={"help": "Dropout before the reward head, while training."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={
         "help": "Of the weights while training; for mixed precision keep float32 and pass --bf16."})
+    lora_r: Optional[int] = field(default=None, metadata={
+        "help": "Rank of a LoRA adapter, such as 16: train it and the head, not the backbone. Needs the extra peft."})
+    lora_alpha: Optional[int] = field(default=None, metadata={"help": "Scale of the adapter: lora_alpha / lora_r. By default twice lora_r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapter, while training."})
+    lora_target_modules: str = field(default="all-linear", metadata={
+        "help": "Modules that get an adapter: all-linear, or names with commas, such as q_proj,v_proj."})
+    load_in_4bit: bool = field(default=False, metadata={
+        "help": "QLoRA: hold the backbone in 4 bits (NF4, bitsandbytes) under the adapter."})
+    merge_adapter: bool = field(default=False, metadata={
+        "help": "Save the final model with the adapter merged in, as a plain checkpoint."})
     attn_implementation: Optional[str] = field(default=None, metadata={
         "help": "Attention of transformers: sdpa, eager, flash_attention_2, …"})
 
@@ -108,6 +118,11 @@ def parse_train(
         job.columns = parse_columns(job.columns)
     except ValueError as error:
         parser.error(str(error))
+    if job.lora_r is None and (job.load_in_4bit or job.merge_adapter or job.lora_alpha is not None):
+        parser.error("--load_in_4bit, --merge_adapter and --lora_alpha go with --lora_r, such as 16.")
+    if job.load_in_4bit and job.merge_adapter:
+        parser.error("--merge_adapter does not go with --load_in_4bit: merged into 4 bits the adapter would be rounded away. Open the "
+                     "adapter on the unquantized model and merge it there, with rlhf_reward.adapters.merge_adapter.")
     resume = args.resume_from_checkpoint
     args.resume_from_checkpoint = {"true": True, "false": None}.get(str(resume).lower(), resume)
     if isinstance(args.resume_from_checkpoint, str) and not Path(resume).is_dir():
@@ -138,13 +153,22 @@ def _prepare(job, args):
             if args.should_save:
                 tiny_decoder(model_name, synthetic_texts(), seed=args.seed)
     options = {"attn_implementation": job.attn_implementation} if job.attn_implementation else {}
+    peft_config = None
+    if job.lora_r:
+        from rlhf_reward.adapters import lora_config
+        peft_config = lora_config(job.lora_r, job.lora_alpha, job.lora_dropout, job.lora_target_modules)
+    if job.load_in_4bit:
+        from transformers import BitsAndBytesConfig
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype="bfloat16" if args.bf16 else "float32")
     model = RewardModel(model_name, job.dropout, str(args.device), dtype=job.dtype, **options)
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     tokenize = partial(tokenize_for_model, model, tokenizer, args)
     train_set, eval_set = tokenize(train_rows, job.dataset), tokenize(eval_rows, job.eval_dataset)
     if eval_set is None:
         train_set, eval_set = hold_out(train_set, seed=args.seed)
-    return RewardTrainer(model, args, train_set, eval_set, tokenizer)
+    return RewardTrainer(model, args, train_set, eval_set, tokenizer, peft_config=peft_config)
 
 # %% ../nbs/09_cli.ipynb #988203a0
 def train(
@@ -160,13 +184,18 @@ def train(
 
     try:
         trainer = _prepare(job, args)
-    except (ValueError, OSError, DatasetsError) as error: # in the user's data or model; the run itself keeps its traceback
+    except (ValueError, OSError, ImportError, DatasetsError) as error: # in the user's data or model; the run itself keeps its traceback
         sys.exit(f"rlhf_reward train: {error}")
     from rlhf_reward.tokens import longer_wins
 
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if job.merge_adapter:
+        from rlhf_reward.adapters import merge_adapter
+        merge_adapter(trainer.model)
     trainer.save_model() # before the evaluation, which may fail too
     metrics = trainer.evaluate()
+    trainer.set_reward_scale(metrics, job.eval_dataset or f"held out of {job.dataset}")
+    trainer.create_model_card(dataset=job.dataset)
     metrics["eval_longer_wins"] = longer_wins(trainer.eval_dataset)
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():

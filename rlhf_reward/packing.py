@@ -27,25 +27,28 @@ def _pad(tensors):
 
 
 def _targets(examples):
-    "Pairs as places among all responses, their margins and weights, and the ranks: the same in every layout."
-    pairs, weights, margins, first = [], [], [], 0
-    for example in examples:
-        own_pairs = ranked_pairs(example["ranks"])
-        pairs += [(first + winner, first + loser) for winner, loser in own_pairs]
-        weights += [example["weight"] / max(1, len(own_pairs))] * len(own_pairs)
-        margins += example["margins"]
-        first += len(example["ranks"])
+    "Tables of what is known of the responses, and counts of tokens: the same in every layout."
+    ranks = _pad([torch.tensor(example["ranks"]) for example in examples])
+    margins = torch.zeros(*ranks.shape, ranks.shape[1])
+    ratings = torch.full(ranks.shape, math.nan)
+    for place, example in enumerate(examples):
+        for (winner, loser), margin in zip(ranked_pairs(example["ranks"]), example["margins"]):
+            margins[place, winner, loser] = margin
+        for response, rating in enumerate(example["ratings"] or []):
+            ratings[place, response] = math.nan if rating is None else rating
+    unique = sum(len(example["shared_prefix"]) + sum(map(len, example["rests"])) for example in examples)
+    longest = max(len(example["shared_prefix"]) + len(rest) for example in examples for rest in example["rests"])
     return {
-        "pairs": torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
-        "margins": torch.tensor(margins, dtype=torch.float32),
-        "pair_weights": torch.tensor(weights, dtype=torch.float32),
-        "ranks": _pad([torch.tensor(example["ranks"]) for example in examples]),
+        "ranks": ranks, "margins": margins, "ratings": ratings,
+        "weights": torch.tensor([example["weight"] for example in examples], dtype=torch.float32),
+        "rows": torch.tensor([example["row"] for example in examples]),
+        "tokens": torch.tensor([unique, longest * sum(len(example["rests"]) for example in examples)]),
     }
 
 # %% ../nbs/04_packing.ipynb #8a2015c4
 def pad_comparisons(
     examples: list[dict], # tokenized comparisons, from `tokens.tokenize_rows`
-) -> dict[str, torch.Tensor]: # `input_ids`, `attention_mask` (num_responses, seq_len); `pairs` (num_pairs, 2), the places of winner and loser; `margins`, `pair_weights` (num_pairs,); `ranks` (num_comparisons, largest K), 0 where there is no response
+) -> dict[str, torch.Tensor]: # `input_ids`, `attention_mask` (num_responses, seq_len); `ranks`, `ratings` (num_comparisons, largest K), 0 and NaN where there is none; `margins` (num_comparisons, winner, loser); `weights`, `rows` (num_comparisons,), their numbers in the data; `tokens` (2,): unique ones, and those of this layout
     "One row for each response of each comparison, in order. K may differ from comparison to comparison."
     sequences = [torch.tensor(ids) for example in examples for ids in whole_sequences(example)]
     return {"input_ids": _pad(sequences), "attention_mask": _pad([torch.ones_like(ids) for ids in sequences]), **_targets(examples)}
@@ -213,9 +216,9 @@ def by_comparison(
     ranks: torch.Tensor, # (num_comparisons, largest K), 0 where there is no response
 ) -> torch.Tensor: # (num_comparisons, largest K), 0 where there is no response
     "Each reward at the place of its rank."
-    table = rewards.new_zeros(ranks.shape)
-    table[ranks > 0] = rewards.squeeze(1)
-    return table
+    real = ranks > 0
+    place = (real.flatten().cumsum(0) - 1).clamp(min=0).reshape(ranks.shape)
+    return rewards.squeeze(1)[place].masked_fill(~real, 0)
 
 # %% ../nbs/04_packing.ipynb #3469e8ec
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9} # of the largest reward; half precision may differ by 5e-2

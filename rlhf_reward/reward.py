@@ -71,6 +71,17 @@ def _hub_options(kwargs):
     return {name: kwargs[name] for name in names if name in kwargs}
 
 
+def _is_adapter(model_name, kwargs):
+    "Whether the folder or hub name is an adapter of PEFT. What cannot be opened is none; `_load_config` then says why."
+    path = Path(model_name).expanduser()
+    if path.is_dir():
+        return (path / kwargs.get("subfolder", "") / "adapter_config.json").is_file()
+    try:
+        return bool(cached_file(str(model_name), "adapter_config.json", _raise_exceptions_for_missing_entries=False, **_hub_options(kwargs)))
+    except OSError:
+        return False
+
+
 def _load_config(model_name, kwargs):
     "The folder or hub name to open, and its config. Raises `OSError` for one that cannot be opened."
     path = Path(model_name).expanduser()
@@ -294,8 +305,12 @@ class RewardModel(nn.Module):
         all) is written with a pad token of its own, `<|pad|>`, and the embeddings with a row for it where none is free.
         The tokenizer is written to pad on the right, since transformers' GPT-2 and its like count positions from the
         padding on. A half-precision checkpoint gives there what half precision can hold, since transformers rounds the
-        head too; here the head stays in float32. The tokenizer and the model in memory stay as they are.
+        head too; here the head stays in float32. The tokenizer and the model in memory stay as they are. Of a model with an
+        adapter, see `adapters.add_adapter`, the adapter and the head are written.
         """
+        if hasattr(self.backbone, "peft_config"):
+            from rlhf_reward.adapters import save_adapter
+            return save_adapter(self, folder, tokenizer, state_dict)
         embeddings = self.get_input_embeddings()
         tokenizer = _saved_tokenizer(tokenizer, self.config)
         num_embeddings = max(embeddings.num_embeddings, tokenizer.pad_token_id + 1)
@@ -303,7 +318,8 @@ class RewardModel(nn.Module):
         config.num_labels, config.problem_type = 1, "regression" # vLLM applies a sigmoid to any other
         config.pad_token_id, config.vocab_size = tokenizer.pad_token_id, max(config.vocab_size, num_embeddings)
         checkpoint = _classifier(config, self.backbone, self.score) if self.pooling == "last" else None
-        config.rlhf_reward = {"pooling": self.pooling, "ends_with_eos": self.ends_with_eos,
+        known = {name: value for name, value in getattr(config, "rlhf_reward", {}).items() if name != "note"}
+        config.rlhf_reward = {**known, "pooling": self.pooling, "ends_with_eos": self.ends_with_eos,
                               "opens_as_sequence_classification": checkpoint is not None}
         prefix = ""
         if checkpoint is None:
@@ -335,8 +351,11 @@ class RewardModel(nn.Module):
         Open a trained reward model, from safetensors only. Raises `ValueError` where there is no head for one reward.
 
         `ends_with_eos` is what was saved. A model made elsewhere is taken to have been trained on texts as its tokenizer
-        and chat template write them, without an end-of-sequence token of ours.
+        and chat template write them, without an end-of-sequence token of ours. An adapter opens with its base model.
         """
+        if _is_adapter(model_name, kwargs):
+            from rlhf_reward.adapters import open_adapter
+            return open_adapter(model_name, dropout, device, pooling, **kwargs)
         model = cls(model_name, dropout, device, pooling, **{"dtype": "auto", **kwargs})
         model.ends_with_eos = getattr(model.config, "rlhf_reward", {}).get("ends_with_eos", False)
         shape, prefix = tuple(model.score.weight.shape), model.backbone.base_model_prefix
@@ -351,6 +370,21 @@ class RewardModel(nn.Module):
 
     def get_input_embeddings(self) -> nn.Embedding: # the backbone's token embeddings
         return self.backbone.get_input_embeddings()
+
+    def normalize(
+        self,
+        rewards: TensorType["batch_size", 1], # as `forward` gives them
+    ) -> TensorType["batch_size", 1]: # with mean 0 and deviation 1 over the data that training measured them on
+        "Raises `ValueError` where mean and deviation are not known; `RewardTrainer.measure_rewards` saves them with the model."
+        known = getattr(self.config, "rlhf_reward", {})
+        if "reward_mean" not in known:
+            raise ValueError("The model does not know the mean and deviation of its rewards; wanted a checkpoint of `rlhf_reward train`, "
+                             "or RewardTrainer.measure_rewards(rows, name) and then save_model().")
+        return (rewards - known["reward_mean"]) / known["reward_std"]
+
+    @property
+    def _no_split_modules(self) -> list[str]: # the backbone's, by which FSDP shards
+        return self.backbone._no_split_modules
 
     @property
     def max_positions(self) -> Optional[int]: # tokens that the backbone has positions for, None if its config does not say

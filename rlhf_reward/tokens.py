@@ -93,10 +93,12 @@ FEATURES = Features({
     "rests": List(List(Value("int32"))), # K lists of ids, what follows
     "ranks": List(Value("int32")), # K
     "margins": List(Value("float64")), # one for each of `ranked_pairs(ranks)`, 0 where none is known
+    "ratings": List(Value("float64")), # K, or null where none are known
     "weight": Value("float64"), # of all pairs together
     "length": Value("int32"), # of the longest sequence, to group by
     "source": Value("string"),
     "prompt_key": Value("int64"), # the same for the same prompt
+    "row": Value("int64"), # its number in the data, from 1
 })
 
 # %% ../nbs/03a_tokens.ipynb #5b05b5a0
@@ -185,13 +187,14 @@ def _tokenize_batch(batch, indices, tokenizer, max_length, on_overlong, on_bad_r
     end_id = _end(tokenizer)[1] if ends_with_eos else None
     rows = []
     for index, ((comparison, margins, texts), problem) in zip(indices, read):
-        row = dict(shared_prefix=[], rests=[], ranks=[], margins=margins, weight=0.0, length=0, source=None, prompt_key=0,
+        row = dict(shared_prefix=[], rests=[], ranks=[], margins=margins, ratings=None, weight=0.0, length=0, source=None,
+                   prompt_key=0, row=index + 1,
                    dropped="bad row", cut=0, not_ended=False, detail=problem)
         rows.append(row)
         if comparison is None:
             continue
         sequences = [next(encoded) for _ in texts] or whole_texts(comparison)
-        row.update(ranks=comparison.ranks, weight=comparison.weight, source=comparison.source, prompt_key=text_key(comparison.prompt),
+        row.update(ranks=comparison.ranks, ratings=comparison.ratings, weight=comparison.weight, source=comparison.source, prompt_key=text_key(comparison.prompt),
                    not_ended=end_id is not None and any(ids[-1:] != [end_id] for ids in sequences))
         if not all(sequences):
             row["dropped"] = "a response without any token"

@@ -9,14 +9,15 @@ import transformers as T
 from datasets import Dataset
 
 from architectures import LLAMA, PACKABLE, VOCAB, save_language_model, word_tokenizer
-from rlhf_reward import PairwiseLoss, RewardConfig, RewardModel, RewardTrainer
-from rlhf_reward.packing import BY_SEGMENT, attention_mask, best_fit, choose_collator, model_inputs, pack_comparisons, packing_difference, pad_comparisons
+from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
+from rlhf_reward.losses import BradleyTerry
+from rlhf_reward.packing import BY_SEGMENT, attention_mask, best_fit, by_comparison, choose_collator, model_inputs, pack_comparisons, packing_difference, pad_comparisons
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 
 
 def example(prefix, rests, ranks=None):
     return {"shared_prefix": prefix, "rests": rests, "ranks": ranks or list(range(1, len(rests) + 1)), "margins": [0.0] * (len(rests) * (len(rests) - 1) // 2),
-            "weight": 1.0, "length": len(prefix) + max(map(len, rests))}
+            "ratings": None, "weight": 1.0, "row": 1, "length": len(prefix) + max(map(len, rests))}
 
 
 def random_examples(seed=0, count=7):
@@ -304,8 +305,7 @@ def test_flex_attention_gives_the_same_rewards(tmp_path):
 def test_loss_of_packed_rows_is_that_of_pairs_alone(tmp_path):
     model, examples = open_model("llama", tmp_path, "sdpa"), random_examples()
     batch = pack_comparisons(examples)
-    rewards = model(**model_inputs(batch, model)).detach()
-    winner, loser = batch["pairs"].unbind(dim=1)
+    rewards = by_comparison(model(**model_inputs(batch, model)).detach(), batch["ranks"])
     flat = torch.cat([model(**model_inputs(one, model)) for one in alone(examples)]).detach()
     by_hand, first = [], 0
     for one in examples:
@@ -313,4 +313,4 @@ def test_loss_of_packed_rows_is_that_of_pairs_alone(tmp_path):
         losses = [torch.nn.functional.softplus(own[j] - own[i]) for i in range(len(ranks)) for j in range(len(ranks)) if ranks[i] < ranks[j]]
         by_hand.append(torch.stack(losses).mean())
         first += len(ranks)
-    assert PairwiseLoss()(rewards[winner], rewards[loser], batch["margins"], batch["pair_weights"]).item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-5)
+    assert BradleyTerry()(rewards, batch["ranks"], batch["margins"]).mean().item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-5)

@@ -1,0 +1,143 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import AutoPeftModelForSequenceClassification, IA3Config, LoraConfig
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from architectures import save_language_model, word_tokenizer
+from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
+from rlhf_reward.adapters import add_adapter, lora_config, merge_adapter
+from rlhf_reward.cli import train
+from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
+
+IDS = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_decoder(tmp_path_factory.mktemp("base"), synthetic_texts())
+
+
+def make(base, folder, peft_config=None, model=None, **options):
+    torch.manual_seed(0)
+    args = RewardConfig(str(folder), use_cpu=True, report_to="none", disable_tqdm=True, per_device_train_batch_size=8, learning_rate=5e-3,
+                        **{"logging_steps": 1, "save_strategy": "no", "max_steps": 4, **options})
+    return RewardTrainer(model or RewardModel(base, 0.0, "cpu"), args, synthetic_comparisons(40), synthetic_comparisons(10, seed=1),
+                         AutoTokenizer.from_pretrained(base), peft_config=peft_config or LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1))
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_only_the_adapter_and_the_head_change_and_both_are_saved(base, tmp_path):
+    trainer = make(base, tmp_path)
+    before = state(trainer.model)
+    trainer.train()
+    trainer.save_model()
+    after = state(trainer.model)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "lora_" in name or name == "score.weight"} and len(changed) > 10
+    assert trainer.data_collator.func.__name__ == "pack_comparisons"
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert len(saved) == len(changed) and "base_model.model.score.weight" in saved and not (tmp_path / "model.safetensors").exists()
+    expected = trainer.model.eval()(IDS)
+    again = RewardModel.from_pretrained(str(tmp_path), device="cpu")
+    assert torch.equal(again(IDS), expected) and again.ends_with_eos and not again.training
+    with torch.no_grad():
+        elsewhere = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1, pad_token_id=0)(IDS).logits
+    torch.testing.assert_close(elsewhere, expected, atol=1e-5, rtol=1e-5)
+    merged = merge_adapter(again)
+    merged.save_pretrained(tmp_path / "merged", AutoTokenizer.from_pretrained(base))
+    for opened in (RewardModel.from_pretrained(str(tmp_path / "merged"), device="cpu")(IDS), AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")(IDS).logits):
+        torch.testing.assert_close(opened, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_resumed_run_of_an_adapter_is_the_same_run(base, tmp_path):
+    options = dict(max_steps=6, save_strategy="steps", save_steps=3)
+    whole, resumed = make(base, tmp_path / "whole", **options), make(base, tmp_path / "resumed", **options)
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-3"))
+    for name, tensor in state(whole.model).items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"bf16": True}, {"layout": "padded"}], ids=str)
+def test_adapters_train_with_the_trainers_options(base, tmp_path, options):
+    trainer = make(base, tmp_path, LoraConfig(r=4, target_modules="all-linear"), **options)
+    before = state(trainer.model)
+    trainer.train()
+    plain = make(base, tmp_path, LoraConfig(r=4, target_modules="all-linear"))
+    plain.train()
+    for name, tensor in state(plain.model).items():
+        assert torch.allclose(tensor, trainer.model.state_dict()[name], atol=2e-2 if "bf16" in options else 1e-4), name
+    assert any(not torch.equal(before[name], tensor) for name, tensor in state(plain.model).items())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3", "cohere", "bert"])
+@pytest.mark.parametrize("peft_config", [lora_config(2), LoraConfig(r=2, use_dora=True), IA3Config(target_modules="all-linear", feedforward_modules=[])], ids=["lora", "dora", "ia3"])
+def test_families_with_and_without_a_classifier(family, peft_config, tmp_path):
+    "gpt2 has Conv1D layers, cohere no classifier in transformers, bert pools the first token."
+    torch.manual_seed(0)
+    model = add_adapter(RewardModel(save_language_model(family, tmp_path / "base"), 0.0, "cpu"), peft_config)
+    trained = [parameter for name, parameter in model.named_parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "saved", word_tokenizer())
+    again = RewardModel.from_pretrained(str(tmp_path / "saved"), device="cpu")
+    torch.testing.assert_close(again(IDS), model(IDS))
+    torch.testing.assert_close(merge_adapter(again)(IDS), model(IDS), atol=1e-5, rtol=1e-4)
+
+
+def test_an_adapter_made_by_peft_alone_opens_here(base, tmp_path):
+    "As TRL writes it: task SEQ_CLS on transformers' classifier."
+    from peft import TaskType, get_peft_model
+
+    torch.manual_seed(0)
+    classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    adapted = get_peft_model(classifier, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type=TaskType.SEQ_CLS, init_lora_weights=False))
+    adapted.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
+    model = RewardModel.from_pretrained(str(tmp_path), device="cpu")
+    assert not model.ends_with_eos
+    torch.testing.assert_close(model(IDS), adapted.eval()(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_that_do_not_fit_are_refused(base, tmp_path):
+    model = add_adapter(RewardModel(base, device="cpu"), lora_config(2))
+    model.save_pretrained(tmp_path, AutoTokenizer.from_pretrained(base))
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    other = add_adapter(RewardModel(base, device="cpu"), lora_config(2, target_modules="q_proj"))
+    from rlhf_reward.adapters import load_adapter
+    with pytest.raises(ValueError, match="holds .* weights of an adapter and the model .*, which differ in"):
+        load_adapter(other, tmp_path)
+    save_file({name: weight for name, weight in weights.items() if "score" not in name}, file)
+    with pytest.raises(ValueError, match="The reward head of .* is not there; wanted an adapter with base_model.model.score.weight"):
+        RewardModel.from_pretrained(str(tmp_path), device="cpu")
+
+
+def test_lora_from_the_command_line(base, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    synthetic_comparisons(60).to_json(rows)
+    common = ["--model", base, "--dataset", str(rows), "--max_steps", "2", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--eval_strategy", "no",
+              "--lora_r", "4", "--lora_target_modules", "q_proj, v_proj"]
+    train([*common, "--output_dir", str(tmp_path / "adapter")])
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert sorted(config["target_modules"]) == ["q_proj", "v_proj"] and (config["r"], config["lora_alpha"]) == (4, 8)
+    assert RewardModel.from_pretrained(str(tmp_path / "adapter"), device="cpu").normalize(torch.zeros(1, 1)).isfinite()
+    train([*common, "--output_dir", str(tmp_path / "merged"), "--merge_adapter"])
+    assert (tmp_path / "merged/model.safetensors").exists() and not (tmp_path / "merged/adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("options, told", [(["--load_in_4bit"], "go with --lora_r"), (["--merge_adapter"], "go with --lora_r"),
+                                           (["--lora_r", "4", "--load_in_4bit", "--merge_adapter"], "rounded away")])
+def test_options_that_do_not_fit_together(options, told, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(["--output_dir", str(tmp_path), *options])
+    assert told in capsys.readouterr().err

@@ -1,0 +1,308 @@
+"Whole runs: several processes, kill and resume, adapters, losses, and what stops a run."
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, EarlyStoppingCallback, EvalPrediction
+
+from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
+from rlhf_reward.losses import LOSSES
+from rlhf_reward.packing import pack_comparisons, pad_comparisons
+from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
+from rlhf_reward.training import SIZES, newest_checkpoint, pair_metrics, unfinished
+
+QUIET = dict(use_cpu=True, report_to="none", disable_tqdm=True)
+EXACT = {"accuracy", "pairs", "tied_rewards"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_decoder(tmp_path_factory.mktemp("base"), synthetic_texts())
+
+
+def make(base, folder, rows=None, eval_rows=None, model=None, tokenizer=None, callbacks=None, peft_config=None, compute_metrics=pair_metrics, **options):
+    torch.manual_seed(0)
+    args = RewardConfig(str(folder), **{**QUIET, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no", **options})
+    return RewardTrainer(model or RewardModel(base, 0.0, "cpu"), args, rows or synthetic_comparisons(40), eval_rows or synthetic_comparisons(10, seed=1),
+                         tokenizer or AutoTokenizer.from_pretrained(base), callbacks=callbacks, peft_config=peft_config, compute_metrics=compute_metrics)
+
+
+def logs(trainer):
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def ragged(number):
+    "K = 4 and K = 2 in turn, with weights."
+    four, two = synthetic_comparisons(number), synthetic_comparisons(number, num_responses=2, seed=7)
+    return Dataset.from_list([{**(four, two)[n % 2][n], "weight": 1.0 + n % 3} for n in range(number)])
+
+
+# A step is one mean
+
+
+@pytest.mark.parametrize("options", [{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 3}], ids=str)
+def test_micro_batches_of_any_size_are_one_step(base, tmp_path, options):
+    "Comparisons of other K and weight in each micro-batch, and a last step of fewer; 8 or 9 comparisons a step."
+    size = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
+    whole, parts = (make(base, tmp_path, ragged(21), num_train_epochs=1, **more) for more in ({"per_device_train_batch_size": size}, options))
+    whole.train(), parts.train()
+    assert len(logs(whole)) == len(logs(parts)) == math.ceil(21 / size)
+    for one, other in zip(logs(whole), logs(parts)):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-6) and one["pairs"] == other["pairs"]
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+    for name, tensor in whole.model.state_dict().items():
+        torch.testing.assert_close(tensor, parts.model.state_dict()[name], atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_of_a_step_is_the_weighted_mean_over_its_comparisons(base, tmp_path):
+    trainer = make(base, tmp_path, ragged(12), max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=3, train_sampling_strategy="sequential")
+    examples = list(trainer.train_dataset)
+    with torch.no_grad():
+        flat = [trainer.model(**{name: pad_comparisons([one])[name] for name in ("input_ids", "attention_mask")}).double().flatten() for one in examples]
+    losses = []
+    for own, one in zip(flat, examples):
+        ranks = one["ranks"]
+        losses.append(np.mean([math.log1p(math.exp(own[j] - own[i])) for i in range(len(ranks)) for j in range(len(ranks)) if ranks[i] < ranks[j]]))
+    trainer.train()
+    assert logs(trainer)[0]["loss"] == pytest.approx(np.average(losses, weights=[one["weight"] for one in examples]), abs=1e-6)
+
+
+# Metrics while training
+
+
+def test_logged_metrics_are_those_of_all_pairs_since_the_last_log(base, tmp_path):
+    "Learning rate 0, so that rewards stay: two logs of three steps are the metrics of their 24 comparisons."
+    trainer = make(base, tmp_path, ragged(48), max_steps=6, logging_steps=3, learning_rate=0.0, train_sampling_strategy="sequential")
+    trainer.train()
+    for place, entry in enumerate(logs(trainer)):
+        part = trainer.train_dataset.select(range(24 * place, 24 * place + 24))
+        expected = trainer.evaluate(part, metric_key_prefix="x")
+        assert entry["loss"] == pytest.approx(expected["x_loss"], abs=0.1) # that of the steps is a mean of three means
+        for name in ("accuracy", "pairs", "tied_rewards", "margin", "margin_q25", "margin_median", "margin_q75", "chosen_reward", "chosen_reward_std", "rejected_reward_std"):
+            assert entry[name] == pytest.approx(expected[f"x_{name}"], abs=1e-5), name
+        batches = [[part[n] for n in range(start, start + 8)] for start in (0, 8, 16)]
+        unique = sum(len(one["shared_prefix"]) + sum(map(len, one["rests"])) for batch in batches for one in batch)
+        padded = sum(pad_comparisons(batch)["input_ids"].numel() for batch in batches)
+        assert entry["tokens_saved"] == pytest.approx(1 - unique / padded)
+        assert entry["tokens_per_second"] / entry["pairs_per_second"] == pytest.approx(unique / entry["pairs"])
+    assert len(logs(trainer)) == 2
+
+
+def test_metrics_of_pairs_by_hand():
+    rewards, ranks = np.array([[3.0, 1.0, 0.0], [0.0, 4.0, -100]]), np.array([[1, 2, 2], [1, 2, -100]])
+    metrics = pair_metrics(EvalPrediction(rewards, ranks)) # margins 2, 3, -4
+    assert metrics["accuracy"] == 2 / 3 and metrics["margin"] == pytest.approx(1 / 3) and metrics["margin_median"] == 2 and metrics["margin_q25"] == -1
+    assert metrics["chosen_reward_std"] == pytest.approx(np.std([3, 3, 0])) and metrics["rejected_reward_std"] == pytest.approx(np.std([1, 0, 4]))
+    assert pair_metrics(EvalPrediction(rewards, np.zeros((2, 3)))) == {"pairs": 0}
+
+
+def test_the_host_waits_for_nothing_but_logs(base, tmp_path, monkeypatch):
+    "No tensor becomes a number in a step that logs nothing, in rows as a GPU gets them. The Trainer's own loop has no such place either."
+    import rlhf_reward.reward
+    import rlhf_reward.training
+
+    monkeypatch.setattr(rlhf_reward.training, "choose_collator", lambda model, examples: (pack_comparisons, None))
+    monkeypatch.setattr(rlhf_reward.reward, "_require", lambda *args: None) # on a GPU it asserts by itself
+    trainer, waits, inside = make(base, tmp_path, max_steps=4, logging_steps=100), [], []
+    for name in ("item", "tolist", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *args, _name=name, _original=original, **more: (inside and waits.append(_name), _original(self, *args, **more))[1])
+    compute_loss = trainer.compute_loss
+    monkeypatch.setattr(trainer, "compute_loss", lambda *args, **more: (inside.append(1), compute_loss(*args, **more), inside.pop())[1])
+    trainer.train()
+    assert waits == [] and trainer.state.global_step == 4
+    inside.append(1)
+    trainer.reward_loss.forward(torch.zeros(1, 2), torch.tensor([[1, 2]])).item()
+    assert waits == ["item"] # the count itself works
+
+
+# Losses by name
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains(base, tmp_path, loss):
+    "The loss of training, of evaluation and of the function are the same number, and it falls."
+    rows = synthetic_comparisons(64)
+    trainer = make(base, tmp_path, rows, rows, loss=loss, margin_from_scores=LOSSES[loss].uses_margins, max_steps=40, per_device_train_batch_size=64, learning_rate=3e-3)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert logs(trainer)[0]["loss"] == pytest.approx(before, abs=1e-5)
+    assert trainer.evaluate()["eval_loss"] < 0.9 * before
+    if loss in ("rao_kupper", "davidson"):
+        assert trainer.reward_loss.log_tie.item() != type(trainer.reward_loss)().log_tie.item()
+
+
+def test_a_learnt_threshold_is_saved_and_resumed(base, tmp_path):
+    rows = Dataset.from_list([{"prompt": row["prompt"], "responses": row["responses"], "ranks": [1, 1, 2, 2]} for row in synthetic_comparisons(40)])
+    options = dict(rows=rows, loss="rao_kupper", max_steps=8, save_strategy="steps", save_steps=4)
+    whole, resumed = make(base, tmp_path / "whole", **options), make(base, tmp_path / "resumed", **options)
+    whole.train()
+    assert set(json.loads((tmp_path / "whole/checkpoint-8/loss.json").read_text())) == {"loss", "log_tie"}
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-4"))
+    assert resumed.reward_loss.log_tie.item() == whole.reward_loss.log_tie.item() != math.log(3)
+
+
+@pytest.mark.parametrize("loss, row, told", [
+    ("margin_scaled", {"chosen": "a", "rejected": "b"}, "Row 2 of the training set has a pair without a margin above 0"),
+    ("regression", {"chosen": "a", "rejected": "b"}, "Row 2 of the training set has no scores, which the loss regression learns"),
+])
+def test_what_a_loss_needs_is_said_before_training(base, tmp_path, loss, row, told):
+    good = {"chosen": " a", "rejected": " b", "margin": 1.0, "score_chosen": 2.0, "score_rejected": 1.0}
+    rows = Dataset.from_list([{"prompt": "x", **good}, {"prompt": "y", **good, "margin": None, "score_chosen": None, "score_rejected": None, **row}])
+    with pytest.raises(ValueError, match=told):
+        make(base, tmp_path, rows, loss=loss)
+    with pytest.raises(ValueError, match="margin_from_scores is on, but the loss davidson has no margin"):
+        make(base, tmp_path, rows, loss="davidson", margin_from_scores=True)
+
+
+def test_comparisons_that_only_tie_are_kept_for_losses_that_learn_from_ties(base, tmp_path):
+    rows = Dataset.from_list([{"prompt": "x", "responses": [" a", " b"], "ranks": ranks} for ranks in ([1, 2], [1, 1])])
+    assert len(make(base, tmp_path, rows, rows, loss="davidson").train_dataset) == 2 and len(make(base, tmp_path, rows, rows).train_dataset) == 1
+
+
+# What stops a run
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_rows(base, tmp_path):
+    rows = synthetic_comparisons(24)
+    trainer = make(base, tmp_path, rows, max_steps=3, logging_steps=3, train_sampling_strategy="sequential")
+    original = trainer.reward_loss.forward
+    trainer.reward_loss.forward = lambda rewards, ranks, *known: original(rewards, ranks, *known) * torch.where(
+        (torch.arange(len(ranks)) == 5) & torch.tensor(trainer.state.global_step == 1), math.nan, 1.0)
+    with pytest.raises(ValueError, match=r"The loss of step 2 is not finite, of 1 comparisons \(row 14 of the training set\)"):
+        trainer.train()
+
+
+def test_a_spoilt_run_is_not_saved(base, tmp_path):
+    trainer = make(base, tmp_path, max_steps=4, logging_steps=100, save_strategy="steps", save_steps=2, learning_rate=math.inf)
+    with pytest.raises(ValueError, match="The loss of step 2 is not finite, of 8 comparisons"):
+        trainer.train()
+    assert not list(Path(tmp_path).glob("checkpoint-*"))
+
+
+def test_out_of_memory_names_the_batch(base, tmp_path, monkeypatch):
+    trainer = make(base, tmp_path, max_steps=1)
+    trainer.get_train_dataloader()
+    monkeypatch.setattr(trainer, "compute_loss", lambda *args, **kwargs: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried …")))
+    with pytest.raises(torch.OutOfMemoryError, match=r"Step 1 does not fit into memory: 1 rows of \d+ tokens, of 8 comparisons. Lower per_device_train_batch_size .*CUDA out of memory"):
+        trainer.train()
+
+
+# Checkpoints
+
+
+def test_torn_checkpoints_are_known_and_the_one_before_is_taken(base, tmp_path, caplog):
+    options = dict(max_steps=6, save_strategy="steps", save_steps=2)
+    whole = make(base, tmp_path, **options)
+    whole.train()
+    last, middle = tmp_path / "checkpoint-6", tmp_path / "checkpoint-4"
+    assert unfinished(last) is None and newest_checkpoint(tmp_path) == str(last)
+    weights = (last / "model.safetensors").read_bytes()
+    (last / "model.safetensors").write_bytes(weights[:-5])
+    assert unfinished(last) == f"model.safetensors has {len(weights) - 5} bytes of {len(weights)}"
+    (middle / SIZES).write_text((middle / SIZES).read_text()[:-4])
+    assert unfinished(middle) == "a list in it is cut off"
+    resumed = make(base, tmp_path, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert [message.split(" was not")[0] for message in caplog.messages if "written to its end" in message] == [f"The checkpoint {last}", f"The checkpoint {middle}"]
+    assert resumed.state.log_history[-1]["step"] == 6 and all(torch.equal(tensor, whole.model.state_dict()[name]) for name, tensor in resumed.model.state_dict().items())
+    assert unfinished(last) is None and unfinished(middle) is None # written anew
+    (last / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match="checkpoint-6' cannot be resumed from: optimizer.pt is not there; wanted one"):
+        make(base, tmp_path, **options).train(resume_from_checkpoint=str(last))
+    with pytest.raises(ValueError, match="There is no checkpoint in .* written to its end, of 0"):
+        newest_checkpoint(tmp_path / "none")
+
+
+def command(base, rows, folder, *options):
+    return ["train", "--model", str(base), "--dataset", str(rows), "--eval_dataset", str(rows), "--output_dir", str(folder), "--use_cpu", "--report_to", "none",
+            "--disable_tqdm", "true", "--dropout", "0", "--learning_rate", "1e-3", "--logging_steps", "1", "--max_length", "64", *options]
+
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+CLI = [sys.executable, "-m", "rlhf_reward"]
+
+
+def finished(run):
+    assert run.returncode == 0, run.stderr[-3000:]
+    return run
+
+
+@pytest.mark.parametrize("moment", [0.3, 0.6, 0.9])
+def test_killed_at_any_moment_and_resumed_is_the_same_run(base, tmp_path, moment):
+    "SIGKILL after a share of the run's log lines; dropout on, so that the state of the random numbers counts."
+    ragged(50).to_json(tmp_path / "rows.jsonl")
+    options = ("--dropout", "0.1", "--per_device_train_batch_size", "4", "--num_train_epochs", "2", "--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "no")
+    arguments = lambda folder, *more: [*CLI, *command(base, tmp_path / "rows.jsonl", folder, *options, *more)]
+    finished(subprocess.run(arguments(tmp_path / "whole"), capture_output=True, text=True, env=ONE_THREAD))
+    run = subprocess.Popen(arguments(tmp_path / "killed"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**ONE_THREAD, "PYTHONUNBUFFERED": "1"})
+    seen = 0
+    for line in run.stdout: # 26 steps
+        seen += "grad_norm" in line
+        if seen >= 26 * moment:
+            time.sleep(0.02 * moment)
+            run.send_signal(signal.SIGKILL)
+            break
+    assert run.wait() == -signal.SIGKILL
+    finished(subprocess.run(arguments(tmp_path / "killed", "--resume_from_checkpoint", "true"), capture_output=True, text=True, env=ONE_THREAD))
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# Several processes
+
+
+FSDP2 = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+use_cpu: true
+num_processes: 2
+num_machines: 1
+mixed_precision: "no"
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_state_dict_type: FULL_STATE_DICT
+"""
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_two_processes_are_one(base, tmp_path, how):
+    "21 comparisons, 8 a step: the last step has 5, and the second process of it one. K and weights differ."
+    ragged(21).to_json(tmp_path / "rows.jsonl")
+    (tmp_path / "fsdp2.yaml").write_text(FSDP2)
+    options = ("--num_train_epochs", "2", "--eval_strategy", "epoch", "--save_strategy", "epoch")
+    launch = {"ddp": ["--multi_gpu", "--num_processes", "2"], "fsdp2": ["--config_file", str(tmp_path / "fsdp2.yaml")]}[how]
+    launch = ["torch.distributed.run", "--nproc_per_node", "2"] if how == "ddp" else ["accelerate.commands.launch", *launch, "--main_process_port", "0"]
+    runs = {"one": [*CLI, *command(base, tmp_path / "rows.jsonl", tmp_path / "one", *options, "--per_device_train_batch_size", "8")],
+            "two": [sys.executable, "-m", *launch, "-m", "rlhf_reward",
+                    *command(base, tmp_path / "rows.jsonl", tmp_path / "two", *options, "--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "4")]}
+    for name, arguments in runs.items():
+        finished(subprocess.run(arguments, capture_output=True, text=True, env=ONE_THREAD))
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in runs)
+    start = RewardModel(base, device="cpu").state_dict()
+    moved = max((one[name] - start[name.replace("model.", "backbone.", 1) if name.startswith("model.") else name]).abs().max() for name in one if "embed" not in name and name != "score.weight")
+    assert moved > 1e-3
+    for name in one:
+        torch.testing.assert_close(other[name], one[name], atol=1e-5, rtol=1e-5, msg=name)
+    histories = [json.loads((tmp_path / name / "checkpoint-6/trainer_state.json").read_text())["log_history"] for name in runs]
+    assert [entry["step"] for entry in histories[0]] == [entry["step"] for entry in histories[1]] == [1, 2, 3, 3, 4, 5, 6, 6]
+    for mine, theirs in zip(*histories):
+        for key in mine:
+            bare = key.removeprefix("eval_")
+            if bare in EXACT:
+                assert mine[key] == theirs[key], key
+            elif bare in ("loss", "grad_norm") or "margin" in bare or bare.endswith("_reward"):
+                assert mine[key] == pytest.approx(theirs[key], abs=2e-5), key
+    assert sorted(path.name for path in (tmp_path / "two").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
+    assert unfinished(tmp_path / "two/checkpoint-6") is None

@@ -1,4 +1,5 @@
 "`python -m rlhf_reward` is the command `rlhf_reward`, for launchers that start modules: `accelerate launch -m rlhf_reward train …`."
 from rlhf_reward.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -192,10 +192,12 @@ def train(
     if job.merge_adapter:
         from rlhf_reward.adapters import merge_adapter
         merge_adapter(trainer.model)
-    trainer.save_model() # before the evaluation, which may fail too
+    trainer.save_model(_internal_call=True) # before the evaluation, which may fail too
     metrics = trainer.evaluate()
     trainer.set_reward_scale(metrics, job.eval_dataset or f"held out of {job.dataset}")
     trainer.create_model_card(dataset=job.dataset)
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset=job.dataset)
     metrics["eval_longer_wins"] = longer_wins(trainer.eval_dataset)
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():

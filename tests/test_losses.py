@@ -120,9 +120,13 @@ def test_neither_padding_nor_the_order_of_responses_matters(name):
     plain = loss(rewards, ranks, margins, ratings)
     wider = [torch.nn.functional.pad(rewards, (0, 2), value=math.inf), torch.nn.functional.pad(ranks, (0, 2)),
              torch.nn.functional.pad(margins, (0, 2, 0, 2), value=7.0), torch.nn.functional.pad(ratings, (0, 2), value=5.0)]
-    torch.testing.assert_close(loss(*wider), plain)
-    wider[1] = wider[1].masked_fill(wider[1] == 0, -100) # as transformers.Trainer pads
-    torch.testing.assert_close(loss(*wider), plain)
+    for padding in (0, -100): # -100 as transformers.Trainer pads
+        wider[0] = wider[0].detach().requires_grad_()
+        wider[1] = wider[1].masked_fill(wider[1] < 1, padding)
+        losses = loss(*wider)
+        torch.testing.assert_close(losses, plain)
+        losses.sum().backward()
+        assert wider[0].grad.isfinite().all()
     order = [2, 0, 3, 1]
     torch.testing.assert_close(loss(rewards[:, order], ranks[:, order], margins[:, order][:, :, order], ratings[:, order]), plain)
 

@@ -98,6 +98,34 @@ def test_logged_metrics_are_those_of_all_pairs_since_the_last_log(base, tmp_path
     assert len(logs(trainer)) == 2
 
 
+def test_evaluating_is_not_counted_as_training(base, tmp_path):
+    trainer = make(base, tmp_path, max_steps=4, logging_steps=2, eval_strategy="steps", eval_steps=1, compute_metrics=lambda prediction: time.sleep(1.5) or {})
+    trainer.train()
+    seconds = [entry["pairs"] / entry["pairs_per_second"] for entry in logs(trainer)]
+    assert len(seconds) == 2 and max(seconds) < 1.5
+
+
+def test_own_metrics_get_rewards_and_ranks_alone(base, tmp_path):
+    "Another metric, of comparisons with K = 4 and K = 2: where there is no response stands 0."
+    def best_is_first(prediction):
+        assert prediction.predictions.shape == prediction.label_ids.shape == (9, 4)
+        assert (prediction.predictions[prediction.label_ids < 1] == 0).all() and (prediction.label_ids < 1).sum() == 2 * 4
+        return {"best": float((np.where(prediction.label_ids > 0, prediction.predictions, -np.inf).argmax(1) == (prediction.label_ids == 1).argmax(1)).mean())}
+
+    trainer = make(base, tmp_path, eval_rows=ragged(9), compute_metrics=best_is_first, per_device_eval_batch_size=2)
+    metrics = trainer.evaluate()
+    assert 0 <= metrics["eval_best"] <= 1 and metrics["eval_loss"] > 0 and metrics["eval_responses"] == 5 * 4 + 4 * 2 and "eval_accuracy" not in metrics
+    rewards = [reward for row, ranks in zip(*trainer.predict(ragged(9))[:2]) for reward in row[ranks > 0]]
+    assert metrics["eval_reward_mean"] == pytest.approx(np.mean(rewards), abs=1e-6) and metrics["eval_reward_std"] == pytest.approx(np.std(rewards), abs=1e-6)
+    assert "eval_accuracy" not in make(base, tmp_path, compute_metrics=None).evaluate()
+
+
+def test_the_evaluation_loss_is_the_weighted_mean(base, tmp_path):
+    trainer = make(base, tmp_path, eval_rows=ragged(9))
+    each = [trainer.evaluate(trainer.eval_dataset.select([n]))["eval_loss"] for n in range(9)]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(np.average(each, weights=[1.0 + n % 3 for n in range(9)]), abs=1e-6)
+
+
 def test_metrics_of_pairs_by_hand():
     rewards, ranks = np.array([[3.0, 1.0, 0.0], [0.0, 4.0, -100]]), np.array([[1, 2, 2], [1, 2, -100]])
     metrics = pair_metrics(EvalPrediction(rewards, ranks)) # margins 2, 3, -4
@@ -170,6 +198,93 @@ def test_comparisons_that_only_tie_are_kept_for_losses_that_learn_from_ties(base
     assert len(make(base, tmp_path, rows, rows, loss="davidson").train_dataset) == 2 and len(make(base, tmp_path, rows, rows).train_dataset) == 1
 
 
+# The arguments of transformers.Trainer
+
+
+def test_several_sets_early_stopping_and_tensorboard(base, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sets = {"one": synthetic_comparisons(8, seed=1), "two": synthetic_comparisons(6, seed=2, num_responses=2)}
+    trainer = make(base, tmp_path, eval_rows=sets, max_steps=12, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2, learning_rate=0.0,
+                   load_best_model_at_end=True, metric_for_best_model="eval_one_loss", callbacks=[EarlyStoppingCallback(2)], report_to="tensorboard")
+    trainer.train()
+    assert trainer.state.global_step == 6 # the first evaluation is the best, and two more are no better
+    events = EventAccumulator(str(next(tmp_path.rglob("events.out*")).parent))
+    events.Reload()
+    wanted = {f"train/{name}" for name in ("loss", "accuracy", "tied_rewards", "margin", "margin_q25", "margin_median", "margin_q75", "chosen_reward", "chosen_reward_std",
+                                           "rejected_reward", "rejected_reward_std", "grad_norm", "pairs_per_second", "tokens_per_second", "tokens_saved")}
+    assert wanted | {"eval/one_loss", "eval/two_accuracy"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("options", [{"torch_compile": True, "torch_compile_backend": "eager"}, {"torch_compile": True, "torch_compile_backend": "aot_eager", "layout": "padded"}], ids=str)
+def test_compiled_training_is_the_same(base, tmp_path, options):
+    plain, compiled = (make(base, tmp_path, max_steps=3, **more) for more in ({}, options))
+    plain.train(), compiled.train()
+    assert [entry["loss"] for entry in logs(plain)] == pytest.approx([entry["loss"] for entry in logs(compiled)], abs=1e-5)
+
+
+# After training
+
+
+def test_the_scale_of_rewards_is_saved_and_used_on_request(base, tmp_path):
+    trainer = make(base, tmp_path, max_steps=2)
+    with pytest.raises(ValueError, match="does not know the mean and deviation of its rewards; wanted"):
+        trainer.model.normalize(torch.zeros(1, 1))
+    trainer.train()
+    trainer.save_model()
+    trainer.set_reward_scale(trainer.evaluate(), "ten comparisons")
+    output = trainer.predict(trainer.eval_dataset)
+    rewards = torch.tensor(output.predictions[output.label_ids > 0])[:, None]
+    for _ in range(2): # in the folder that was saved before, and saved again
+        model = RewardModel.from_pretrained(str(tmp_path), device="cpu")
+        normalized = model.normalize(rewards)
+        assert normalized.mean().item() == pytest.approx(0, abs=1e-5) and normalized.std(unbiased=False).item() == pytest.approx(1, abs=1e-5)
+        assert model.config.rlhf_reward["reward_over"] == {"data": "ten comparisons", "responses": 40}
+        assert AutoModelForSequenceClassification.from_pretrained(tmp_path).config.rlhf_reward["reward_mean"] == model.config.rlhf_reward["reward_mean"]
+        trainer.save_model()
+    again = make(base, tmp_path / "more", model=model, max_steps=1)
+    again.train()
+    with pytest.raises(ValueError, match="does not know"): # they were of the weights before
+        again.model.normalize(rewards)
+
+
+def test_the_card_says_what_was_trained_on_what(base, tmp_path):
+    import yaml
+
+    trainer = make(base, tmp_path, max_steps=3, eval_strategy="steps", eval_steps=3, loss="plackett_luce", weight_decay=0.01)
+    trainer.train()
+    trainer.set_reward_scale(trainer.evaluate(), "the evaluation set")
+    trainer.create_model_card("my-reward", dataset="org/preferences", tags=["test"])
+    card = (tmp_path / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert header == {"library_name": "transformers", "pipeline_tag": "text-classification", "datasets": ["org/preferences"], "tags": ["reward-model", "rlhf_reward", "test"]}
+    for line in ("# my-reward", "| `loss` | `plackett_luce` |", "| `weight_decay` | `0.01` |", f"| accuracy | {trainer.state.log_history[-1]['eval_accuracy']:.4g} |",
+                 "Rewards of 40 responses of `the evaluation set` have the mean", "| step | loss | accuracy |"):
+        assert line in card, line
+    assert sum(line.startswith(("| 1 |", "| 2 |", "| 3 |")) for line in card.splitlines()) >= 3 and "None" not in card and str(tmp_path) not in card
+
+
+def test_push_to_hub_uploads_model_and_card(base, tmp_path, monkeypatch):
+    "The hub's own functions are stood in for; what would be uploaded is looked at."
+    import transformers.trainer
+
+    uploads = []
+    class Hub:
+        def create_repo(self, name, **more):
+            return type("Url", (), {"repo_id": f"me/{name}"})
+
+        def upload_folder(self, repo_id, folder_path, **more):
+            uploads.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+
+    monkeypatch.setattr(transformers.trainer, "hf_api", Hub)
+    trainer = make(base, tmp_path / "mine", max_steps=1, push_to_hub=True)
+    trainer.train()
+    trainer.push_to_hub(dataset="org/preferences")
+    repo, files = uploads[-1]
+    assert repo == "me/mine" and {"README.md", "model.safetensors", "config.json", "tokenizer.json", "training_args.json"} <= set(files)
+    assert "datasets:\n- org/preferences" in (tmp_path / "mine/README.md").read_text()
+
+
 # What stops a run
 
 
@@ -222,6 +337,16 @@ def test_torn_checkpoints_are_known_and_the_one_before_is_taken(base, tmp_path, 
         make(base, tmp_path, **options).train(resume_from_checkpoint=str(last))
     with pytest.raises(ValueError, match="There is no checkpoint in .* written to its end, of 0"):
         newest_checkpoint(tmp_path / "none")
+
+
+def test_a_checkpoint_written_over_another_is_not_whole_until_its_end(base, tmp_path, monkeypatch):
+    options = dict(max_steps=2, save_strategy="steps", save_steps=2)
+    make(base, tmp_path, **options).train()
+    assert unfinished(tmp_path / "checkpoint-2") is None
+    monkeypatch.setattr(RewardTrainer, "_save_optimizer_and_scheduler", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        make(base, tmp_path, **options).train()
+    assert unfinished(tmp_path / "checkpoint-2") == f"{SIZES} is not there"
 
 
 def command(base, rows, folder, *options):

@@ -62,7 +62,7 @@ def test_metrics_do_not_depend_on_the_batch_size(base, tmp_path):
     for size in (1, 4, 20):
         trainer = make_trainer(base, tmp_path, eval_rows=rows, per_device_eval_batch_size=size)
         results.append({key: value for key, value in trainer.evaluate().items() if key.split("_")[-1] in "loss accuracy pairs rewards margin reward".split()})
-    assert len(results[0]) == 8 and results[0]["eval_pairs"] == 10 * 6 + 10
+    assert len(results[0]) == 7 and results[0]["eval_pairs"] == 10 * 6 + 10
     for result in results[1:]:
         assert result == pytest.approx(results[0], abs=1e-5)
     assert len({result["eval_accuracy"] for result in results}) == 1

@@ -158,6 +158,9 @@ def _prepare(job, args):
         from rlhf_reward.adapters import lora_config
         peft_config = lora_config(job.lora_r, job.lora_alpha, job.lora_dropout, job.lora_target_modules)
     if job.load_in_4bit:
+        if args.device.type == "cpu":
+            raise ValueError("--load_in_4bit wants a GPU: on a CPU the 4-bit kernels of bitsandbytes have no backward; wanted a GPU, or LoRA "
+                             "without it.")
         from transformers import BitsAndBytesConfig
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,

@@ -6,6 +6,7 @@
 __all__ = ['MIXES_PADDING', 'default_pooling', 'right_padded', 'RewardModel', 'PairwiseLoss']
 
 # %% ../nbs/01_reward.ipynb #024ba88a
+import contextlib
 import copy
 import inspect
 import json
@@ -18,6 +19,7 @@ from safetensors import safe_open
 from torch import nn
 from torchtyping import TensorType
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.integrations import deepspeed
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -101,13 +103,24 @@ def _load_config(model_name, kwargs):
                       f"The hub says: {error}") from error
 
 
+@contextlib.contextmanager
+def _not_sharded():
+    "Under DeepSpeed ZeRO-3 transformers shards every model as it is made; ours is sharded whole, with its head, when training begins."
+    config, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
+
+
 def _load_backbone(model_name, kwargs):
     "The backbone without its pooler, which a reward does not use. Raises `ValueError` if the checkpoint lacks weights."
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error() # no table of the unused language-model head; what is missing is checked here
     try:
         options = {"use_safetensors": True, **kwargs}
-        backbone, report = AutoModel.from_pretrained(model_name, output_loading_info=True, **options)
+        with _not_sharded():
+            backbone, report = AutoModel.from_pretrained(model_name, output_loading_info=True, **options)
     finally:
         transformers_logging.set_verbosity(verbosity)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
@@ -142,10 +155,10 @@ def _classifier(config, backbone, head):
     classifier_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     if classifier_class is None:
         return None
-    with torch.device("meta"):
+    with torch.device("meta"), _not_sharded():
         classifier = classifier_class(config)
-    score = getattr(classifier, "score", None)
-    if not isinstance(score, nn.Linear) or score.weight.shape != head.weight.shape or score.bias is not None:
+    score, shape = getattr(classifier, "score", None), getattr(head.weight, "ds_shape", head.weight.shape)
+    if not isinstance(score, nn.Linear) or score.weight.shape != shape or score.bias is not None:
         return None
     setattr(classifier, classifier.base_model_prefix, backbone)
     classifier.score = head
@@ -395,9 +408,11 @@ class RewardModel(nn.Module):
         return limit if limit > 0 else None
 
     def activation_checkpointing_enable(self, **kwargs): # as on the backbone; the Trainer calls it
+        self.backbone.enable_input_require_grads() # reentrant checkpoints see no gradient behind frozen embeddings otherwise
         self.backbone.activation_checkpointing_enable(**kwargs)
 
     def gradient_checkpointing_enable(self, **kwargs): # its name before transformers 5.23
+        self.backbone.enable_input_require_grads()
         self.backbone.gradient_checkpointing_enable(**kwargs)
 
 # %% ../nbs/01_reward.ipynb #379dbbcf

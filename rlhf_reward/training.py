@@ -22,6 +22,7 @@ import yaml
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer import TRAINER_STATE_NAME
 
 from .losses import LOSSES, make_loss
@@ -465,6 +466,9 @@ class RewardTrainer(Trainer):
         elif resume_from_checkpoint and (wrong := unfinished(resume_from_checkpoint)):
             raise ValueError(f"The checkpoint {str(resume_from_checkpoint)!r} cannot be resumed from: {wrong}; wanted one that was written to its end, "
                              "such as the one before.")
+        if self.args.use_liger_kernel:
+            apply_liger_kernel(self.model.backbone, self.args.liger_kernel_config)
+            logging.getLogger("transformers.integrations.liger").setLevel(logging.ERROR) # the Trainer looks for a model of transformers, and warns
         for name in ("reward_mean", "reward_std", "reward_over"): # of the weights before
             getattr(self.model.config, "rlhf_reward", {}).pop(name, None)
         return super().train(resume_from_checkpoint, **kwargs)

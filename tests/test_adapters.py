@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 from peft import AutoPeftModelForSequenceClassification, IA3Config, LoraConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
 from architectures import save_language_model, word_tokenizer
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
@@ -141,3 +141,23 @@ def test_options_that_do_not_fit_together(options, told, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(["--output_dir", str(tmp_path), *options])
     assert told in capsys.readouterr().err
+
+
+def test_qlora_trains_an_adapter_on_a_base_in_four_bits(base, tmp_path):
+    "On a CPU bitsandbytes has no backward once it has packed the weights for inference, so no comparison of layouts before, and no evaluation."
+    four_bits = dict(quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32"))
+    trainer = make(base, tmp_path, lora_config(4), RewardModel(base, 0.0, "cpu", **four_bits), layout="padded")
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    assert before["backbone.base_model.model.layers.0.self_attn.q_proj.base_layer.weight"].dtype == torch.uint8
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]) == ("lora_" not in name and name != "score.weight"), name
+    trainer.save_model()
+    again = RewardModel.from_pretrained(str(tmp_path), device="cpu", **four_bits)
+    torch.testing.assert_close(again(IDS), trainer.model.eval()(IDS), atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(RewardModel.from_pretrained(str(tmp_path), device="cpu")(IDS), again(IDS), atol=1e-4) # the base in full
+
+
+def test_qlora_from_the_command_line_wants_a_gpu(base, tmp_path):
+    with pytest.raises(SystemExit, match="--load_in_4bit wants a GPU"):
+        train(["--model", base, "--dataset", "synthetic", "--output_dir", str(tmp_path), "--use_cpu", "--lora_r", "4", "--load_in_4bit"])

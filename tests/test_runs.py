@@ -11,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import Dataset
+from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EarlyStoppingCallback, EvalPrediction
 
+import rlhf_reward.training
+from architectures import save_language_model, word_tokenizer
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.losses import LOSSES
 from rlhf_reward.packing import pack_comparisons, pad_comparisons
@@ -223,6 +227,54 @@ def test_compiled_training_is_the_same(base, tmp_path, options):
     assert [entry["loss"] for entry in logs(plain)] == pytest.approx([entry["loss"] for entry in logs(compiled)], abs=1e-5)
 
 
+def test_liger_kernels_go_into_the_backbone(base, tmp_path, monkeypatch):
+    "What transformers calls for its own models is called for the backbone. The kernels themselves need a GPU."
+    import transformers.trainer
+
+    patched = []
+    monkeypatch.setattr(rlhf_reward.training, "apply_liger_kernel", lambda model, config: patched.append((type(model).__name__, config)))
+    monkeypatch.setattr(transformers.trainer, "apply_liger_kernel", lambda *args: None)
+    make(base, tmp_path, max_steps=1, use_liger_kernel=True, liger_kernel_config={"rope": False}).train()
+    assert patched == [("LlamaModel", {"rope": False})]
+
+
+# What TRL's own tests of its reward trainer check and the tests above do not (its test_reward_trainer.py, read as a list):
+# one-label models, dtypes, dataset types, raw and tokenized rows, tools, template arguments, streams, margins, several
+# evaluation sets, own metrics, adapters and tags have their tests here, in test_training, test_data, test_tokens and test_adapters.
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpointing_reentrant_or_not(base, tmp_path, adapter, use_reentrant):
+    peft_config = LoraConfig(r=4, target_modules="all-linear") if adapter else None
+    runs = [make(base, tmp_path, max_steps=3, peft_config=peft_config, **more) for more in
+            ({}, {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": use_reentrant}})]
+    before = {name: parameter.clone() for name, parameter in runs[1].model.named_parameters() if parameter.requires_grad}
+    for run in runs:
+        run.train()
+    assert [entry["grad_norm"] for entry in logs(runs[0])] == pytest.approx([entry["grad_norm"] for entry in logs(runs[1])], rel=1e-4)
+    assert not [name for name in before if torch.equal(before[name], runs[1].model.get_parameter(name))]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_stay_so_and_all_change(base, tmp_path, dtype):
+    model = RewardModel(base, 0.0, "cpu", dtype=dtype)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    make(base, tmp_path, model=model, max_steps=3, learning_rate=0.02, adam_epsilon=1e-4).train()
+    assert {parameter.dtype for name, parameter in model.named_parameters() if name != "score.weight"} == {dtype} and model.score.weight.dtype == torch.float32
+    assert not [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
+
+
+def test_a_mixture_of_experts_trains_with_an_adapter(tmp_path):
+    model = RewardModel(save_language_model("qwen3_moe", tmp_path / "base"), 0.0, "cpu")
+    rows = Dataset.from_list([{"prompt": f"w{n} ", "chosen": f"w{n + 1}", "rejected": f"w{n + 2}"} for n in range(5, 30)])
+    trainer = make(None, tmp_path, rows, rows, model, word_tokenizer(), peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]), max_steps=3)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    trainer.train()
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {name for name in before if "lora_" in name or name == "score.weight"}
+
+
 # After training
 
 
@@ -387,33 +439,23 @@ def test_killed_at_any_moment_and_resumed_is_the_same_run(base, tmp_path, moment
 # Several processes
 
 
-FSDP2 = """
-compute_environment: LOCAL_MACHINE
-distributed_type: FSDP
-use_cpu: true
-num_processes: 2
-num_machines: 1
-mixed_precision: "no"
-fsdp_config:
-  fsdp_version: 2
-  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
-  fsdp_state_dict_type: FULL_STATE_DICT
-"""
-
-
-@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("how", ["ddp", "fsdp2", "deepspeed_zero3"])
 def test_two_processes_are_one(base, tmp_path, how):
-    "21 comparisons, 8 a step: the last step has 5, and the second process of it one. K and weights differ."
+    "21 comparisons, 8 a step: the last step has 5, and the second process of it one. K and weights differ. With the configs that ship."
+    if how == "deepspeed_zero3":
+        pytest.importorskip("deepspeed", reason="deepspeed is not installed; it is no requirement of the tests, since it is built from source")
     ragged(21).to_json(tmp_path / "rows.jsonl")
-    (tmp_path / "fsdp2.yaml").write_text(FSDP2)
+    launch = ["torch.distributed.run", "--nproc_per_node", "2"]
+    if how != "ddp":
+        config = yaml.safe_load((Path(rlhf_reward.__file__).parent / f"configs/{how}.yaml").read_text())
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "use_cpu": True, "num_processes": 2, "mixed_precision": "no"}))
+        launch = ["accelerate.commands.launch", "--config_file", str(tmp_path / "config.yaml"), "--main_process_port", "0"]
     options = ("--num_train_epochs", "2", "--eval_strategy", "epoch", "--save_strategy", "epoch")
-    launch = {"ddp": ["--multi_gpu", "--num_processes", "2"], "fsdp2": ["--config_file", str(tmp_path / "fsdp2.yaml")]}[how]
-    launch = ["torch.distributed.run", "--nproc_per_node", "2"] if how == "ddp" else ["accelerate.commands.launch", *launch, "--main_process_port", "0"]
     runs = {"one": [*CLI, *command(base, tmp_path / "rows.jsonl", tmp_path / "one", *options, "--per_device_train_batch_size", "8")],
             "two": [sys.executable, "-m", *launch, "-m", "rlhf_reward",
                     *command(base, tmp_path / "rows.jsonl", tmp_path / "two", *options, "--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "4")]}
     for name, arguments in runs.items():
-        finished(subprocess.run(arguments, capture_output=True, text=True, env=ONE_THREAD))
+        finished(subprocess.run(arguments, capture_output=True, text=True, env={**ONE_THREAD, "DS_ACCELERATOR": "cpu"}))
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in runs)
     start = RewardModel(base, device="cpu").state_dict()
     moved = max((one[name] - start[name.replace("model.", "backbone.", 1) if name.startswith("model.") else name]).abs().max() for name in one if "embed" not in name and name != "score.weight")

@@ -41,6 +41,8 @@ from rlhf_reward.tokens import FEATURES, whole_sequences
 
 VOCAB = 8192
 OWN = "rlhf_reward, packed"
+MEMORY = { # glibc's settings by which memory stays with the process: else page faults take up to half of the padded sides' time
+    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2 ** 40), "MALLOC_TOP_PAD_": str(2 ** 29)}
 
 
 def comparison(prefix, rests):
@@ -74,7 +76,7 @@ def tokenizer_and_model(folder, texts, width, layers):
 
 def ours(folder, examples, tokenizer, batch, **options):
     model = RewardModel.from_pretrained(folder, dropout=0.0, device="cpu")
-    args = RewardConfig(str(folder / "ours"), per_device_train_batch_size=batch, layout="packed", **options)
+    args = RewardConfig(str(folder / "ours"), per_device_train_batch_size=batch, **{"layout": "packed", **options})
     return RewardTrainer(model, args, Dataset.from_list(examples, features=FEATURES), processing_class=tokenizer)
 
 
@@ -262,7 +264,6 @@ def main():
 
 
 if __name__ == "__main__":
-    kept = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2 ** 40), "MALLOC_TOP_PAD_": str(2 ** 29)}
-    if not kept.items() <= os.environ.items(): # memory stays with the process: else page faults take up to half of the padded sides' time
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **kept})
+    if not MEMORY.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MEMORY})
     main()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'SIZES', 'pair_metrics', 'RewardConfig', 'tokenize_for_model', 'unfinished', 'newest_checkpoint',
-           'model_card', 'RewardTrainer']
+           'RewardTrainer']
 
 # %% ../nbs/05_training.ipynb #0b9885ba
 import json
@@ -18,13 +18,14 @@ from typing import Any, Callable, Literal, Optional, Union
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset, concatenate_datasets
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer import TRAINER_STATE_NAME
 
+from .card import model_card
 from .losses import LOSSES, make_loss
 from .packing import by_comparison, choose_collator, model_inputs, pad_comparisons
 from .reward import RewardModel
@@ -166,56 +167,6 @@ def newest_checkpoint(
         logger.warning("The checkpoint %s was not written to its end (%s); the one before is taken.", folder, wrong)
     raise ValueError(f"There is no checkpoint in {str(output_dir)!r} that was written to its end, of {len(checkpoints)}; wanted one to resume "
                      "from. Train without resuming to begin anew.")
-
-# %% ../nbs/05_training.ipynb #4be79d46
-CURVES = ("loss", "accuracy", "margin", "grad_norm", "learning_rate", "eval_loss", "eval_accuracy", "eval_margin")
-
-
-def _table(header, rows):
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows))
-
-
-def _number(value):
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-# %% ../nbs/05_training.ipynb #78495409
-def model_card(
-    model: RewardModel,
-    args: RewardConfig,
-    log_history: list[dict], # `trainer.state.log_history`
-    model_name: str,
-    dataset: Optional[str] = None, # what was trained on
-    tags: Optional[list[str]] = None, # further ones
-) -> str: # Markdown with a header, as model hubs read it
-    "What there is to know of a trained model. The curves are at most 20 lines of the log."
-    base = getattr(model.config, "name_or_path", None) or None
-    known = getattr(model.config, "rlhf_reward", {})
-    defaults = RewardConfig(args.output_dir, use_cpu=True, report_to="none")
-    settings = [(f"`{name}`", f"`{value}`") for name, value in sorted(args.to_dict().items())
-                if value != defaults.to_dict().get(name) and name not in ("output_dir", "use_cpu", "report_to", "disable_tqdm", "logging_dir", "hub_token")
-                and isinstance(value, (str, int, float, bool))]
-    metrics = next(({name: value for name, value in entry.items() if name.startswith("eval_")} for entry in reversed(log_history) if "eval_loss" in entry), {})
-    logged = [entry for entry in log_history if "loss" in entry or "eval_loss" in entry]
-    logged = logged[::max(1, -(-len(logged) // 20))] # from the first on, evenly
-    columns = [name for name in CURVES if any(name in entry for entry in logged)]
-    header = {"library_name": "transformers", "pipeline_tag": "text-classification", **({"base_model": base} if base and not Path(base).exists() else {}),
-              **({"datasets": [dataset]} if dataset and not Path(dataset).exists() and dataset != "synthetic" else {}), "tags": ["reward-model", "rlhf_reward", *(tags or ())]}
-    parts = [
-        "---\n" + yaml.safe_dump(header, sort_keys=False) + "---",
-        f"# {model_name}",
-        f"A reward model{f' on `{base}`' if base else ''}: one number for a prompt and a response, higher is better. Trained with "
-        f"`rlhf_reward` on {f'`{dataset}`' if dataset else 'preferences'} with the loss `{args.loss}`.",
-        "```python\nfrom rlhf_reward import RewardModel\n\nmodel = RewardModel.from_pretrained(\"" + model_name + "\")\n```",
-        "## Settings\n\nWhat differs from the defaults of `RewardConfig`:\n\n" + _table(("setting", "value"), settings),
-    ]
-    if metrics:
-        parts.append("## Evaluation\n\n" + _table(("metric", "value"), [(name.removeprefix("eval_"), _number(value)) for name, value in metrics.items()]))
-    if "reward_mean" in known:
-        over = known["reward_over"]
-        parts.append(f"Rewards of {over['responses']} responses of `{over['data']}` have the mean {known['reward_mean']:.4g} and the deviation {known['reward_std']:.4g}.")
-    if columns:
-        parts.append("## Curves\n\n" + _table(("step", *columns), [(entry["step"], *(_number(entry.get(name, "")) for name in columns)) for entry in logged]))
-    return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/05_training.ipynb #a56c506c
 class _Steps(list):
@@ -544,7 +495,10 @@ class RewardTrainer(Trainer):
             saved = RewardModel.from_pretrained(folder, device="cpu")
             rows = model.get_input_embeddings().num_embeddings
             saved.backbone.resize_token_embeddings(rows) # without the row of a pad token made for saving
-            model.load_state_dict(saved.state_dict())
+            if self.is_fsdp_enabled: # the model is sharded by now
+                set_model_state_dict(self.model, saved.state_dict(), options=StateDictOptions(full_state_dict=True))
+            else:
+                model.load_state_dict(saved.state_dict())
         learnt = Path(folder) / "loss.json"
         for name, parameter in self.reward_loss.named_parameters():
             parameter.data.fill_(json.loads(learnt.read_text())[name])

@@ -473,3 +473,7 @@ def test_two_processes_are_one(base, tmp_path, how):
                 assert mine[key] == pytest.approx(theirs[key], abs=2e-5), key
     assert sorted(path.name for path in (tmp_path / "two").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
     assert unfinished(tmp_path / "two/checkpoint-6") is None
+    resume = [*runs["two"], "--resume_from_checkpoint", str(tmp_path / "two/checkpoint-3"), "--output_dir", str(tmp_path / "resumed")]
+    finished(subprocess.run(resume, capture_output=True, text=True, env={**ONE_THREAD, "DS_ACCELERATOR": "cpu"}))
+    resumed = load_file(tmp_path / "resumed/model.safetensors")
+    assert all(torch.equal(resumed[name], other[name]) for name in other)

@@ -1,0 +1,120 @@
+"""
+Held-out accuracy beside TRL's: after as many steps, and after as much time.
+
+    pip install 'rlhf_reward[benchmarks]'
+    python benchmarks/accuracy_trl.py TRAIN.jsonl EVAL.jsonl [--model FOLDER] [--minutes 3]
+
+Each side trains for that many minutes (without start and evaluation) from the same weights, on the same comparisons in the same
+order, with the same batch, optimizer and learning rate; TRL without gradient checkpointing and with all pairs of a comparison.
+This library's accuracy is taken at the step that TRL reached, and at the end of the time; both sides' weights are evaluated by
+the same code. Without --model a llama is trained from random weights, with a byte-level BPE of the texts.
+"""
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+from against_trl import MEMORY, ours, theirs, tokenizer_and_model
+from datasets import Dataset
+
+from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, load_rows, tokenize_rows
+from rlhf_reward.data import ranked_pairs
+from rlhf_reward.tokens import FEATURES
+
+
+class Clock(transformers.TrainerCallback):
+    "Stops after so many seconds of training; keeps the weights of one step on the way, outside of the time."
+    def __init__(self, seconds, keep_step=None):
+        self.seconds, self.keep_step, self.kept = seconds, keep_step, None
+
+    def on_train_begin(self, *args, **kwargs):
+        self.begin = time.perf_counter()
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.keep_step:
+            paused = time.perf_counter()
+            self.kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            self.begin += time.perf_counter() - paused
+        if time.perf_counter() - self.begin >= self.seconds:
+            control.should_training_stop = True
+
+
+def train(make, clock):
+    trainer = make(max_steps=100_000, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, logging_strategy="no", learning_rate=LEARNING_RATE,
+                   lr_scheduler_type="constant", bf16=False, train_sampling_strategy="sequential")
+    trainer.add_callback(clock)
+    trainer.train()
+    return trainer
+
+
+def accuracy(folder, tokenizer, examples):
+    args = RewardConfig(str(folder), use_cpu=True, report_to="none", disable_tqdm=True, per_device_eval_batch_size=8)
+    trainer = RewardTrainer(RewardModel.from_pretrained(folder, device="cpu"), args, None, Dataset.from_list(examples, features=FEATURES), tokenizer)
+    metrics = trainer.evaluate()
+    return metrics["eval_accuracy"], metrics["eval_loss"], metrics["eval_pairs"]
+
+
+LEARNING_RATE = 1e-4
+
+
+def main():
+    transformers.trainer_callback.PrinterCallback.on_log = lambda *args, **kwargs: None # the table is all there is to read
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train")
+    parser.add_argument("eval")
+    parser.add_argument("--model", help="a folder with a one-label classifier or a backbone and its tokenizer")
+    parser.add_argument("--minutes", type=float, default=3)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--max_length", type=int, default=512)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    options = parser.parse_args()
+    import trl
+
+    rows, held_out = load_rows(options.train), load_rows(options.eval)
+    folder = Path(tempfile.mkdtemp()) / "model"
+    if options.model:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
+        torch.manual_seed(0)
+        RewardModel(options.model, 0.0, "cpu").save_pretrained(folder, tokenizer)
+    else:
+        texts = [text for row in rows for text in (row["prompt"], *(row.get("responses") or (row["chosen"], row["rejected"])))]
+        tokenizer = tokenizer_and_model(folder, texts, options.width, options.layers)
+    read = partial(tokenize_rows, tokenizer=tokenizer, max_length=options.max_length)
+    examples, held_out = list(read(rows)), list(read(held_out, name="the held-out rows"))
+    most = max(len(ranked_pairs(example["ranks"])) for example in examples)
+    examples = [example for example in examples if len(ranked_pairs(example["ranks"])) == most] # TRL's batches are of a fixed number of pairs
+    random.Random(0).shuffle(examples)
+    print(f"torch {torch.__version__} ({torch.get_num_threads()} threads), transformers {transformers.__version__}, trl {trl.__version__}; {len(examples)} comparisons "
+          f"of {most} pairs in training, {options.batch} a step, at most {options.max_length} tokens, learning rate {LEARNING_RATE}", flush=True)
+    layout = {"layout": "padded"} if options.model else {}
+    their_trainer = train(partial(theirs, folder, examples, tokenizer, options.batch), Clock(60 * options.minutes))
+    steps, results = their_trainer.state.global_step, {}
+    their_trainer.model.save_pretrained(folder.parent / "theirs")
+    tokenizer.save_pretrained(folder.parent / "theirs")
+    clock = Clock(60 * options.minutes, steps)
+    own_trainer = train(partial(ours, folder, examples, tokenizer, options.batch, **layout), clock)
+    own_trainer.save_model(str(folder.parent / "end"))
+    own_steps = own_trainer.state.global_step
+    if clock.kept is not None:
+        own_trainer.model.load_state_dict(clock.kept)
+        own_trainer.save_model(str(folder.parent / "kept"))
+    print("| side | steps | minutes | held-out accuracy | held-out loss | pairs |\n|---|---|---|---|---|---|")
+    for side, name, number, minutes in (("before training", folder.name, 0, 0), ("TRL", "theirs", steps, options.minutes),
+                                        ("rlhf_reward, as many steps", "kept", steps, options.minutes * steps / own_steps), ("rlhf_reward, as much time", "end", own_steps, options.minutes)):
+        if (folder.parent / name).exists():
+            share, loss, pairs = accuracy(folder.parent / name, tokenizer, held_out)
+            print(f"| {side} | {number} | {minutes:.1f} | {share:.4f} | {loss:.4f} | {pairs} |", flush=True)
+
+
+if __name__ == "__main__":
+    if not MEMORY.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MEMORY})
+    main()

@@ -43,6 +43,11 @@ def add_adapter(
     peft_config: Any, # `peft.LoraConfig` or another of PEFT; without `target_modules` all linear layers
 ) -> RewardModel: # the same
     "Train an adapter and the head instead of the whole model. Raises `ImportError` without PEFT."
+    if hasattr(model.backbone, "peft_config"):
+        raise ValueError("The model has an adapter already; wanted one without. Merge it first with adapters.merge_adapter.")
+    if peft_config.is_prompt_learning:
+        raise ValueError(f"{type(peft_config).__name__} puts tokens before the text, where a reward model reads its own; wanted an adapter of "
+                         "weights, such as peft.LoraConfig.")
     peft_config = copy.deepcopy(peft_config)
     peft_config.task_type, peft_config.inference_mode = None, False # the task is ours; what is opened can be trained on
     peft_config.modules_to_save = [name for name in peft_config.modules_to_save or () if name != "score"] or None # the head is ours too
@@ -86,9 +91,12 @@ def save_adapter(
     peft_config = copy.deepcopy(model.backbone.active_peft_config)
     peft_config.task_type, peft_config.inference_mode = "SEQ_CLS", True
     peft_config.modules_to_save = [*(peft_config.modules_to_save or ()), "score"]
+    base = peft_config.base_model_name_or_path
+    if base and Path(base).is_dir(): # so that it is found from another folder
+        peft_config.base_model_name_or_path = str(Path(base).resolve())
     peft_config.save_pretrained(folder)
     config, saved = copy.deepcopy(model.config), _saved_tokenizer(tokenizer, model.config)
-    if saved.pad_token_id >= model.get_input_embeddings().num_embeddings:
+    if saved.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
         saved = tokenizer
     config.num_labels, config.problem_type, config.pad_token_id = 1, "regression", saved.pad_token_id
     config.rlhf_reward = {**getattr(config, "rlhf_reward", {}), "pooling": model.pooling, "ends_with_eos": model.ends_with_eos}
@@ -128,8 +136,12 @@ def open_adapter(
     "What `RewardModel.from_pretrained` does with an adapter: open its base model, add it, and load its weights and head."
     peft_config = _peft().PeftConfig.from_pretrained(folder)
     config = cached_file(folder, "config.json", _raise_exceptions_for_missing_entries=False, **_hub_options(kwargs))
-    saved = json.loads(Path(config).read_text()).get("rlhf_reward", {}) if config else {}
-    model = RewardModel(peft_config.base_model_name_or_path, dropout, device, pooling or saved.get("pooling"), **{"dtype": "auto", **kwargs})
+    config = json.loads(Path(config).read_text()) if config else {}
+    saved, dtype = config.get("rlhf_reward", {}), config.get("dtype", "auto") # that of training, whatever the base is saved in
+    try:
+        model = RewardModel(peft_config.base_model_name_or_path, dropout, device, pooling or saved.get("pooling"), **{"dtype": dtype, **kwargs})
+    except OSError as error:
+        raise OSError(f"The base model of the adapter {str(folder)!r} cannot be opened. {error}") from error
     model.ends_with_eos = saved.get("ends_with_eos", False)
     add_adapter(model, peft_config)
     load_adapter(model, folder, **kwargs)

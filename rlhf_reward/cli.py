@@ -118,6 +118,8 @@ def parse_train(
         job.columns = parse_columns(job.columns)
     except ValueError as error:
         parser.error(str(error))
+    if job.lora_r is not None and job.lora_r < 1:
+        parser.error(f"--lora_r is {job.lora_r}; wanted a rank of 1 or more, such as 16, or leave it out to train the whole model.")
     if job.lora_r is None and (job.load_in_4bit or job.merge_adapter or job.lora_alpha is not None):
         parser.error("--load_in_4bit, --merge_adapter and --lora_alpha go with --lora_r, such as 16.")
     if job.load_in_4bit and job.merge_adapter:

@@ -68,6 +68,10 @@ class RewardLoss(nn.Module):
         "What a loss defines: (num_comparisons,), of inputs that `forward` has checked."
         raise NotImplementedError
 
+    def says_something(self, ranks, margins, ratings):
+        "(num_comparisons,) bool: whether there is anything in the comparison to learn from; others do not count in a mean."
+        return (_wins(ranks) | _ties(ranks)).any(dim=(1, 2)) if self.uses_ties else _wins(ranks).any(dim=(1, 2))
+
 # %% ../nbs/02_losses.ipynb #deb5862a
 class BradleyTerry(RewardLoss):
     "−log σ(r_w − r_l − m), the mean over all pairs of a comparison (Ouyang et al. 2022, equation 1)."
@@ -106,9 +110,12 @@ class MarginScaled(RewardLoss):
             raise ValueError("margins is None; wanted the margin of each pair, by which its loss is scaled.")
         return _mean(-margins * F.logsigmoid(_differences(rewards)), _wins(ranks))
 
+    def says_something(self, ranks, margins, ratings):
+        return (_wins(ranks) & (margins > 0)).any(dim=(1, 2))
+
 # %% ../nbs/02_losses.ipynb #b8cfe9c9
 @functools.lru_cache(maxsize=None)
-def _sets(k):
+def _sets(k, device):
     "Of all sets of k responses: their members, (2^K, K); for each size from 1, (number of the set without one, the one); their places in order of size."
     chosen = torch.arange(2 ** k)[:, None] >> torch.arange(k) & 1 == 1
     sizes = chosen.sum(dim=1)
@@ -117,8 +124,8 @@ def _sets(k):
     for size in range(1, k + 1):
         numbers = (sizes == size).nonzero() # (number of sets, 1)
         last = chosen[numbers[:, 0]].nonzero()[:, 1].reshape(-1, size) # each member may have come last
-        layers.append((numbers - 2 ** last, last))
-    return chosen, layers, place
+        layers.append(((numbers - 2 ** last).to(device), last.to(device)))
+    return chosen.to(device), layers, place.to(device)
 
 # %% ../nbs/02_losses.ipynb #7be601b7
 class PlackettLuce(RewardLoss):
@@ -131,15 +138,13 @@ class PlackettLuce(RewardLoss):
             raise ValueError(f"A comparison has {k} responses; wanted at most {self.MOST} for Plackett–Luce, or another loss, such "
                              "as bradley_terry.")
         real, never = ranks > 0, torch.finfo(rewards.dtype).min / (4 * k)
-        chosen, layers, place = _sets(k)
-        chosen, place = chosen.to(ranks.device), place.to(ranks.device)
+        chosen, layers, place = _sets(k, ranks.device)
         left = real[:, None] & ~chosen # (num_comparisons, 2^K, K)
         rest = rewards[:, None].expand_as(left).masked_fill(~left, never).logsumexp(dim=2, keepdim=True)
         early = (_wins(ranks)[:, None] & left[:, :, :, None]).any(dim=2) # (num_comparisons, 2^K, K): a better one is left
         step = (rewards[:, None] - rest).masked_fill(~left | early, never) # log P(the response is next | the set was first)
         reached = rewards.new_zeros(num_comparisons, 1) # log P(S), for sets in order of their size
         for before, last in layers:
-            before, last = before.to(ranks.device), last.to(ranks.device)
             reached = torch.cat([reached, (reached[:, place[before]] + step[:, before, last]).logsumexp(dim=2)], dim=1)
         whole = place[(real * 2 ** torch.arange(k, device=ranks.device)).sum(dim=1)]
         return -reached.gather(1, whole[:, None]).squeeze(1)
@@ -188,6 +193,9 @@ class Regression(RewardLoss):
             raise ValueError("ratings is None; wanted the rating of each response.")
         rated = (ranks > 0) & ~ratings.isnan()
         return _mean((rewards - ratings.masked_fill(~rated, 0)) ** 2, rated)
+
+    def says_something(self, ranks, margins, ratings):
+        return ((ranks > 0) & ~ratings.isnan()).any(dim=1)
 
 # %% ../nbs/02_losses.ipynb #4d398ad6
 LOSSES = {"bradley_terry": BradleyTerry, "margin_scaled": MarginScaled, "plackett_luce": PlackettLuce,

@@ -36,13 +36,14 @@ def _targets(examples):
             margins[place, winner, loser] = margin
         for response, rating in enumerate(example["ratings"] or []):
             ratings[place, response] = math.nan if rating is None else rating
-    unique = sum(len(example["shared_prefix"]) + sum(map(len, example["rests"])) for example in examples)
-    longest = max(len(example["shared_prefix"]) + len(rest) for example in examples for rest in example["rests"])
+    real = [example for example in examples if any(example["ranks"])] # without what fills up the last step of several processes
+    unique = sum(len(example["shared_prefix"]) + sum(map(len, example["rests"])) for example in real)
+    longest = max((len(example["shared_prefix"]) + len(rest) for example in real for rest in example["rests"]), default=0)
     return {
         "ranks": ranks, "margins": margins, "ratings": ratings,
         "weights": torch.tensor([example["weight"] for example in examples], dtype=torch.float32),
         "rows": torch.tensor([example["row"] for example in examples]),
-        "tokens": torch.tensor([unique, longest * sum(len(example["rests"]) for example in examples)]),
+        "tokens": torch.tensor([unique, longest * sum(len(example["rests"]) for example in real)]),
     }
 
 # %% ../nbs/04_packing.ipynb #8a2015c4
@@ -161,7 +162,7 @@ def _attention_by_segment(module, query, key, value, attention_mask, **kwargs):
         if prefix >= 0:
             own_key, own_value = torch.cat([keys[prefix], own_key], dim=2), torch.cat([values[prefix], own_value], dim=2)
         if prefix >= 0 or window or chunk:
-            positions = torch.arange(own_key.shape[2])
+            positions = torch.arange(own_key.shape[2], device=query.device)
             mask = _causal(positions[-length:, None], positions, window, chunk)[None, None]
         outputs.append(sdpa_attention_forward(module, own_query, own_key, own_value, mask, **kwargs)[0])
     return torch.cat(outputs, dim=1), None
@@ -244,6 +245,8 @@ def packing_difference(
     finally:
         model.train(training)
     difference, largest = (packed - plain).abs().max().item(), plain.abs().max().item()
+    if largest == 0:
+        return "all rewards are 0, by which nothing can be compared"
     if difference <= ROUNDING.get(next(model.backbone.parameters()).dtype, 5e-2) * largest:
         return None
     return f"packed rewards differ from plain ones by up to {difference:.2g} (the largest reward is {largest:.2g})"
@@ -254,7 +257,10 @@ def choose_collator(
     examples: list[dict], # tokenized comparisons
 ) -> tuple[Callable[[list[dict]], dict[str, torch.Tensor]], Optional[str]]: # the collator, and why it is not a packed one
     "The fastest way to batch comparisons that gives the plain rewards: packed in one row, in several, or padded."
-    if next(model.parameters()).device.type == "cpu" and model.config._attn_implementation in ("sdpa", BY_SEGMENT):
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if model.config._attn_implementation == BY_SEGMENT and not on_cpu: # it was on one before
+        model.backbone.set_attn_implementation("sdpa")
+    if on_cpu and model.config._attn_implementation in ("sdpa", BY_SEGMENT):
         collator = partial(pack_comparisons, row_length=math.inf)
         model.backbone.set_attn_implementation(BY_SEGMENT)
         taken = model.config._attn_implementation == BY_SEGMENT # falcon and its like look up their attention elsewhere

@@ -286,7 +286,7 @@ class RewardModel(nn.Module):
             attention_mask = torch.ones_like(input_ids)
         _check_shapes(input_ids, attention_mask, position_ids, end_positions)
         if not torch.compiler.is_compiling():
-            vocab_size = self.get_input_embeddings().num_embeddings
+            vocab_size = self.get_input_embeddings().weight.shape[0]
             _check_values(input_ids, attention_mask, end_positions, vocab_size, wait=not self.training)
         if end_positions is None:
             attention_mask = (attention_mask != 0).long()
@@ -388,11 +388,11 @@ class RewardModel(nn.Module):
         self,
         rewards: TensorType["batch_size", 1], # as `forward` gives them
     ) -> TensorType["batch_size", 1]: # with mean 0 and deviation 1 over the data that training measured them on
-        "Raises `ValueError` where mean and deviation are not known; `RewardTrainer.measure_rewards` saves them with the model."
+        "Raises `ValueError` where mean and deviation are not known; `RewardTrainer.set_reward_scale` keeps them with the model."
         known = getattr(self.config, "rlhf_reward", {})
         if "reward_mean" not in known:
             raise ValueError("The model does not know the mean and deviation of its rewards; wanted a checkpoint of `rlhf_reward train`, "
-                             "or RewardTrainer.measure_rewards(rows, name) and then save_model().")
+                             "or RewardTrainer.set_reward_scale.")
         return (rewards - known["reward_mean"]) / known["reward_std"]
 
     @property

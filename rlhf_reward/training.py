@@ -21,12 +21,14 @@ import torch.nn.functional as F
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .card import model_card
-from .losses import LOSSES, make_loss
+from .losses import LOSSES, PlackettLuce, make_loss
 from .packing import by_comparison, choose_collator, model_inputs, pad_comparisons
 from .reward import RewardModel
 from .tokens import FEATURES, tokenize_rows
@@ -122,13 +124,16 @@ def _check_for_loss(dataset, loss, name):
         if loss == "regression" and all(rating is None for rating in example["ratings"] or [None]):
             raise ValueError(f"Row {example['row']} of {name} has no scores, which the loss regression learns; wanted scores for "
                              "each response.")
+        if loss == "plackett_luce" and len(example["ranks"]) > PlackettLuce.MOST:
+            raise ValueError(f"Row {example['row']} of {name} has {len(example['ranks'])} responses; wanted at most {PlackettLuce.MOST} for "
+                             "plackett_luce, or another loss, such as bradley_terry.")
         return True
 
-    if loss not in ("margin_scaled", "regression"):
+    if loss not in ("margin_scaled", "regression", "plackett_luce") or dataset is None:
         return dataset
     if isinstance(dataset, IterableDataset):
         return dataset.filter(check)
-    for example in dataset.select_columns(["row", "margins", "ratings"]):
+    for example in dataset.select_columns(["row", "ranks", "margins", "ratings"]):
         check(example)
     return dataset
 
@@ -159,7 +164,8 @@ def newest_checkpoint(
     output_dir: Union[str, Path],
 ) -> str: # the newest that was written to its end
     "Says which newer ones were not. Raises `ValueError` if there is none."
-    checkpoints = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]), reverse=True)
+    checkpoints = [folder for folder in Path(output_dir).glob("checkpoint-*") if folder.name.split("-", 1)[1].isdigit()]
+    checkpoints.sort(key=lambda folder: int(folder.name.split("-")[1]), reverse=True)
     for folder in checkpoints:
         wrong = unfinished(folder)
         if not wrong:
@@ -173,7 +179,7 @@ class _Steps(list):
     "Rewards, losses and counts of the steps since the last log."
     def __init__(self):
         super().__init__()
-        self.since = time.perf_counter()
+        self.since = None # begins with the first step
 
     def add(self, step, inputs, rewards, losses):
         known = {name: inputs[name] for name in ("rows", "ranks", "tokens")}
@@ -200,6 +206,34 @@ class _Steps(list):
         unique, padded = sum(entry["tokens"] for entry in steps).tolist()
         return {**metrics, "pairs_per_second": metrics["pairs"] / seconds, "tokens_per_second": unique / seconds,
                 "tokens_saved": 1 - sum(entry["computed"] for entry in steps) / padded}
+
+
+class _Reseeded(torch.utils.data.Sampler):
+    "A sampler with a generator of its own for each epoch, so that all processes, and a resumed run, draw the same."
+    def __init__(self, sampler, seed):
+        self.sampler, self.seed = sampler, seed
+
+    def __iter__(self):
+        self.sampler.generator = torch.Generator().manual_seed(self.seed())
+        return iter(self.sampler)
+
+    def __len__(self):
+        return len(self.sampler)
+
+
+class _FilledStream(torch.utils.data.IterableDataset):
+    "A stream, filled up to whole steps at its end."
+    def __init__(self, stream, filler, step):
+        self.stream, self.filler, self.step = stream, filler, step
+
+    def __iter__(self):
+        number = 0
+        for number, example in enumerate(self.stream, start=1):
+            yield example
+        yield from [self.filler] * (-number % self.step)
+
+    def set_epoch(self, epoch):
+        self.stream.set_epoch(epoch)
 
 
 class _Then(torch.utils.data.Sampler):
@@ -241,7 +275,16 @@ class RewardTrainer(Trainer):
     ):
         if not isinstance(args, RewardConfig):
             raise ValueError(f"args is a {type(args).__name__}; wanted a RewardConfig, which takes all of its arguments.")
-        for name, neutral in (("batch_eval_metrics", False), ("remove_unused_columns", False), ("logging_nan_inf_filter", False)):
+        if not isinstance(model, RewardModel):
+            raise ValueError(f"model is a {type(model).__name__}; wanted a RewardModel: RewardModel(name), or RewardModel.from_pretrained(folder) to "
+                             "train one on. For adapters pass peft_config.")
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            for part in dataset.values() if isinstance(dataset, dict) and name == "eval_dataset" else [dataset]:
+                if part is not None and not isinstance(part, (Dataset, IterableDataset)):
+                    raise ValueError(f"{name} is a {type(part).__name__}; wanted a datasets.Dataset of rows, such as rlhf_reward.load_rows(file), "
+                                     "Dataset.from_list(rows), or one split of a DatasetDict.")
+        for name, neutral in (("batch_eval_metrics", False), ("remove_unused_columns", False), ("logging_nan_inf_filter", False),
+                              ("eval_do_concat_batches", True), ("include_for_metrics", [])):
             if getattr(args, name) != neutral:
                 raise ValueError(f"{name} is {getattr(args, name)}; wanted {neutral}: it means nothing for comparisons.")
         if args.accelerator_config.dispatch_batches or args.accelerator_config.split_batches:
@@ -265,6 +308,9 @@ class RewardTrainer(Trainer):
         eval_dataset = self._tokenized(eval_dataset, "the evaluation set")
         super().__init__(model, args, pad_comparisons, train_dataset, eval_dataset, processing_class,
                          compute_metrics=self._metrics, **kwargs)
+        if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            raise ValueError(f"fsdp_state_dict_type is {self.accelerator.state.fsdp_plugin.state_dict_type}, whose checkpoints open nowhere but in the run; "
+                             "wanted FULL_STATE_DICT, as in configs/fsdp2.yaml.")
 
     def _choose_layout(self, dataset):
         "Once, before the first batch: compare packed rewards with plain ones on the longest comparison and the first ones."
@@ -292,11 +338,18 @@ class RewardTrainer(Trainer):
         "The same steps for any number of processes: the last one is filled up with comparisons of no weight, not with others once more."
         self._choose_layout(self.train_dataset)
         whole, world = self.train_dataset, self.args.world_size
-        if world == 1 or not isinstance(whole, Dataset) or self.args.dataloader_drop_last:
+        if world == 1 or self.args.dataloader_drop_last or self.args.train_sampling_strategy == "batch_rebalance":
             return super().get_train_dataloader()
-        missing = -len(whole) % (self.args.train_batch_size * world)
-        filler = {**whole[0], "shared_prefix": whole[0]["shared_prefix"][:1] or [0], "rests": [[], []], "ranks": [0, 0], "margins": [],
-                  "ratings": None, "weight": 0.0, "length": 1}
+        step = self.args.train_batch_size * world
+        filler = {"shared_prefix": [0], "rests": [[], []], "ranks": [0, 0], "margins": [], "ratings": None, "weight": 0.0, "length": 1, "source": None,
+                  "prompt_key": 0, "row": 0}
+        if isinstance(whole, IterableDataset):
+            try:
+                self.train_dataset = _FilledStream(whole, filler, step)
+                return super().get_train_dataloader()
+            finally:
+                self.train_dataset = whole
+        missing = -len(whole) % step
         try:
             self.train_dataset = concatenate_datasets([whole, Dataset.from_list([filler] * missing, features=whole.features)]) if missing else whole
             self._sampled = whole
@@ -308,7 +361,11 @@ class RewardTrainer(Trainer):
         return loader
 
     def _get_train_sampler(self, train_dataset=None):
-        return super()._get_train_sampler(getattr(self, "_sampled", train_dataset)) # without what fills up the last step
+        sampler = super()._get_train_sampler(getattr(self, "_sampled", train_dataset)) # without what fills up the last step
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return _Reseeded(sampler, lambda: seed + int(self.state.epoch or 0))
 
     def create_optimizer(self, model=None):
         "With what the loss learns, such as the threshold of a tie."
@@ -330,12 +387,20 @@ class RewardTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset=None):
         named = isinstance(eval_dataset, str)
-        self._choose_layout(self.eval_dataset[eval_dataset] if named else self.eval_dataset if eval_dataset is None else eval_dataset)
+        dataset = self.eval_dataset[eval_dataset] if named else self.eval_dataset if eval_dataset is None else eval_dataset
+        self._check_no_stream(dataset)
+        self._choose_layout(dataset)
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
+        self._check_no_stream(test_dataset)
         self._choose_layout(test_dataset)
         return super().get_test_dataloader(test_dataset)
+
+    def _check_no_stream(self, dataset):
+        if isinstance(dataset, IterableDataset) and self.args.world_size > 1:
+            raise ValueError("The evaluation set is a stream and there are several processes, of which some would count comparisons twice; wanted a "
+                             "datasets.Dataset, or one process.")
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         "Metrics on the evaluation set, or on other rows, tokenized or not."
@@ -349,54 +414,71 @@ class RewardTrainer(Trainer):
         return output._replace(predictions=output.predictions[0])
 
     def _losses(self, model, inputs):
-        "Rewards (num_comparisons, K) and the loss of each comparison."
+        "Rewards (num_comparisons, K), and loss and weight of each comparison."
         rewards = by_comparison(model(**model_inputs(inputs, self.model)), inputs["ranks"])
-        return rewards, self.reward_loss(rewards, inputs["ranks"], inputs["margins"], inputs["ratings"])
+        return rewards, self.reward_loss(rewards, inputs["ranks"], inputs["margins"], inputs["ratings"]), self._weights(inputs)
+
+    def _weights(self, batch):
+        "(num_comparisons,), 0 where the loss has nothing to learn from."
+        return batch["weights"] * self.reward_loss.says_something(batch["ranks"], batch["margins"], batch["ratings"])
 
     def _get_num_items_in_batch(self, batch_samples, device):
         "The weight of the whole step over all processes, as the share of each: their gradients are averaged."
         if not batch_samples:
             return None
-        weight = sum(batch["weights"].sum() for batch in batch_samples).to(device)
+        weight = sum(self._weights(batch).sum() for batch in batch_samples).to(device)
         return self.accelerator.reduce(weight, "mean")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "The weighted sum over the batch's comparisons, over the weight of the step, or of the batch where none is given."
-        rewards, losses = self._losses(model, inputs)
-        if model.training:
+        rewards, losses, weights = self._losses(model, inputs)
+        if model.training and self.args.logging_strategy != "no":
             self._steps.add(self.state.global_step + 1, inputs, rewards, losses)
-        loss = (losses * inputs["weights"]).sum() / (inputs["weights"].sum() if num_items_in_batch is None else num_items_in_batch)
+        total = weights.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = (losses * weights).sum() / total.clamp(min=torch.finfo(losses.dtype).tiny) # a step of no weight has no loss
         return (loss, rewards) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         "Rewards, losses, weights and ranks, one row a comparison; means are taken over all of them at the end."
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            rewards, losses = self._losses(model, inputs)
-        return None, (rewards, losses, inputs["weights"]), inputs["ranks"]
+            rewards, losses, weights = self._losses(model, inputs)
+        return None, (rewards, losses, weights), inputs["ranks"]
 
     def _metrics(self, prediction):
         "The loss over all comparisons, what `compute_metrics` says, and the scale of the rewards of all responses."
         (rewards, losses, weights), ranks = prediction.predictions, prediction.label_ids
         metrics = self._own_metrics(EvalPrediction(np.where(ranks > 0, rewards, 0), ranks)) if self._own_metrics else {}
         every = rewards[ranks > 0].astype(np.float64)
-        return {"loss": np.average(losses.astype(np.float64), weights=weights).item(), **metrics,
+        if not np.isfinite(every).all():
+            raise ValueError(f"{(~np.isfinite(every)).sum()} of {len(every)} rewards of the evaluation set are not finite; wanted a model whose weights "
+                             "are. Look at its training, or at the precision (fp16 overflows where bf16 does not).")
+        used = weights > 0 # what the loss can learn nothing from does not count in its mean
+        loss = {"loss": np.average(losses[used].astype(np.float64), weights=weights[used]).item()} if used.any() else {}
+        left_out = {"without_loss": (~used).sum().item()} if not used.all() else {}
+        return {**loss, **left_out, **metrics,
                 "reward_mean": every.mean().item(), "reward_std": every.std().item(), "responses": len(every)}
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
-        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+        if self.control.should_evaluate or self.control.should_save:
+            self._stop_if_not_finite()
+        elif self.control.should_log:
             self._steps.stop_if_not_finite()
         start = time.perf_counter()
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        self._steps.since += time.perf_counter() - start # evaluating and saving are not training
+        if self._steps.since is not None:
+            self._steps.since += time.perf_counter() - start # evaluating and saving are not training
 
     def log(self, logs, start_time=None):
         if "loss" in logs and self._steps:
             logs = {**logs, **self._steps.metrics()}
             self._steps = _Steps()
+            self._steps.since = time.perf_counter()
         super().log(logs, start_time)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        if self._steps.since is None:
+            self._steps.since = time.perf_counter()
         try:
             return super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
@@ -404,7 +486,7 @@ class RewardTrainer(Trainer):
             raise torch.OutOfMemoryError(
                 f"Step {self.state.global_step + 1} does not fit into memory: {rows} rows of {length} tokens, of {len(inputs['ranks'])} comparisons. "
                 "Lower per_device_train_batch_size (and raise gradient_accumulation_steps as much, for the same steps) or max_length, or turn on "
-                f"activation_checkpointing or bf16. ({error})") from error
+                f"gradient_checkpointing or bf16. ({error})") from error
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """
@@ -422,7 +504,19 @@ class RewardTrainer(Trainer):
             logging.getLogger("transformers.integrations.liger").setLevel(logging.ERROR) # the Trainer looks for a model of transformers, and warns
         for name in ("reward_mean", "reward_std", "reward_over"): # of the weights before
             getattr(self.model.config, "rlhf_reward", {}).pop(name, None)
-        return super().train(resume_from_checkpoint, **kwargs)
+        self._steps = _Steps()
+        output = super().train(resume_from_checkpoint, **kwargs)
+        self._stop_if_not_finite()
+        return output
+
+    def _stop_if_not_finite(self):
+        "Raise `ValueError` where a loss since the last log, or a weight, is not finite."
+        self._steps.stop_if_not_finite()
+        for name, parameter in self.model.named_parameters():
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            if parameter.requires_grad and not local.isfinite().all():
+                raise ValueError(f"The weight {name} is not finite after step {self.state.global_step}, though the losses before were. Resume from a "
+                                 "checkpoint before that step with a lower learning_rate, more warmup_steps or a lower max_grad_norm.")
 
     def _save_checkpoint(self, model, trial):
         if self.args.should_save: # what stands there from an earlier run is not whole any more

@@ -108,6 +108,42 @@ def test_an_adapter_made_by_peft_alone_opens_here(base, tmp_path):
     torch.testing.assert_close(model(IDS), adapted.eval()(IDS).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("saved, trained", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_an_adapter_opens_in_the_precision_it_was_trained_in(base, tmp_path, saved, trained, monkeypatch):
+    "Whatever its base is saved in, and from another folder than it was trained in."
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.chdir(tmp_path)
+    AutoModelForCausalLM.from_pretrained(base, dtype=saved).save_pretrained("half")
+    AutoTokenizer.from_pretrained(base).save_pretrained("half")
+    trainer = make("half", tmp_path / "out", model=RewardModel("half", 0.0, "cpu", dtype=trained))
+    trainer.processing_class = AutoTokenizer.from_pretrained(base)
+    trainer.train()
+    trainer.save_model()
+    monkeypatch.chdir("/")
+    assert torch.equal(RewardModel.from_pretrained(str(tmp_path / "out"), device="cpu")(IDS), trainer.model.eval()(IDS))
+    (tmp_path / "half/config.json").rename(tmp_path / "half/other.json")
+    with pytest.raises(OSError, match="The base model of the adapter '.*out' cannot be opened"):
+        RewardModel.from_pretrained(str(tmp_path / "out"), device="cpu")
+
+
+def test_a_second_adapter_and_prompts_before_the_text_are_refused(base):
+    from peft import PromptTuningConfig
+
+    model = add_adapter(RewardModel(base, device="cpu"), lora_config(2))
+    with pytest.raises(ValueError, match="has an adapter already; wanted one without"):
+        add_adapter(model, lora_config(2))
+    with pytest.raises(ValueError, match="PromptTuningConfig puts tokens before the text"):
+        add_adapter(RewardModel(base, device="cpu"), PromptTuningConfig(num_virtual_tokens=2, task_type="SEQ_CLS"))
+
+
+def test_embeddings_may_have_an_adapter_too(base, tmp_path):
+    trainer = make(base, tmp_path, LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]))
+    trainer.train()
+    trainer.save_model()
+    assert torch.equal(RewardModel.from_pretrained(str(tmp_path), device="cpu")(IDS), trainer.model.eval()(IDS))
+
+
 def test_adapters_that_do_not_fit_are_refused(base, tmp_path):
     model = add_adapter(RewardModel(base, device="cpu"), lora_config(2))
     model.save_pretrained(tmp_path, AutoTokenizer.from_pretrained(base))
@@ -136,7 +172,7 @@ def test_lora_from_the_command_line(base, tmp_path):
 
 
 @pytest.mark.parametrize("options, told", [(["--load_in_4bit"], "go with --lora_r"), (["--merge_adapter"], "go with --lora_r"),
-                                           (["--lora_r", "4", "--load_in_4bit", "--merge_adapter"], "rounded away")])
+                                           (["--lora_r", "4", "--load_in_4bit", "--merge_adapter"], "rounded away"), (["--lora_r", "0"], "--lora_r is 0; wanted a rank of 1 or more")])
 def test_options_that_do_not_fit_together(options, told, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(["--output_dir", str(tmp_path), *options])

@@ -209,6 +209,12 @@ def test_models_that_take_no_such_rows_are_found_out(family, because, tmp_path):
     assert re.search(because, packing_difference(model.train(), random_examples())) and model.training
 
 
+def test_rewards_that_are_all_zero_prove_nothing(tmp_path):
+    model = open_model("llama", tmp_path, "sdpa")
+    model.score.weight.data.zero_()
+    assert packing_difference(model, random_examples()) == "all rewards are 0, by which nothing can be compared"
+
+
 def test_what_packing_does_not_cover_is_refused_by_name():
     config = T.LlamaConfig(**LLAMA)
     config.layer_types = ["full_attention", "linear_attention"]

@@ -350,6 +350,54 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_rows(base, tmp_path):
         trainer.train()
 
 
+def test_weights_that_are_not_finite_are_neither_saved_nor_the_end(base, tmp_path):
+    "The loss of the only step is finite, its update is not."
+    for options in ({"save_strategy": "steps", "save_steps": 1}, {"logging_steps": 100}, {"logging_strategy": "no"}):
+        trainer = make(base, tmp_path, max_steps=1, learning_rate=math.inf, **options)
+        with pytest.raises(ValueError, match=r"The weight .* is not finite after step 1, though the losses before were"):
+            trainer.train()
+    assert not list(Path(tmp_path).glob("checkpoint-*"))
+    with pytest.raises(ValueError, match="40 of 40 rewards of the evaluation set are not finite"):
+        trainer.evaluate()
+
+
+def test_comparisons_without_weight_or_without_anything_to_learn_do_not_count(base, tmp_path):
+    rows = Dataset.from_list([{**row, "weight": float(n >= 8)} for n, row in enumerate(synthetic_comparisons(16))])
+    trainer = make(base, tmp_path, rows, max_steps=2, train_sampling_strategy="sequential")
+    trainer.train()
+    assert logs(trainer)[0]["loss"] == 0 and logs(trainer)[1]["loss"] > 0
+    good = {"prompt": "x", "chosen": " robin", "rejected": " iron"}
+    scored, unscored = {**good, "score_chosen": 2.0, "score_rejected": 1.0}, {**good, "score_chosen": None, "score_rejected": None}
+    trainer = make(base, tmp_path, Dataset.from_list([scored, scored]), loss="regression")
+    whole, mixed, none = (trainer.evaluate(Dataset.from_list(part)) for part in ([scored], [scored, unscored], [unscored]))
+    assert mixed["eval_loss"] == pytest.approx(whole["eval_loss"], abs=1e-5) and mixed["eval_without_loss"] == 1 and mixed["eval_pairs"] == 2
+    assert "eval_loss" not in none and none["eval_without_loss"] == 1 and none["eval_pairs"] == 1 and "eval_without_loss" not in whole
+
+
+def test_a_second_run_and_the_time_before_are_not_counted(base, tmp_path):
+    trainer = make(base, tmp_path, max_steps=2, logging_steps=2)
+    time.sleep(1.5)
+    trainer.train(), trainer.train()
+    assert [entry["pairs"] for entry in logs(trainer)] == [96] and logs(trainer)[0]["pairs"] / logs(trainer)[0]["pairs_per_second"] < 1.5
+
+
+@pytest.mark.parametrize("change, told", [
+    (dict(rows=[{"prompt": "x"}]), "train_dataset is a list; wanted a datasets.Dataset"),
+    (dict(model=torch.nn.Linear(1, 1)), "model is a Linear; wanted a RewardModel"),
+    (dict(eval_do_concat_batches=False), "eval_do_concat_batches is False"),
+    (dict(include_for_metrics=["loss"]), "include_for_metrics is"),
+])
+def test_what_the_trainer_cannot_use_is_refused_by_name(base, tmp_path, change, told):
+    with pytest.raises(ValueError, match=told):
+        make(base, tmp_path, **change)
+
+
+def test_too_many_responses_for_plackett_luce_are_named_before_training(base, tmp_path):
+    rows = Dataset.from_list([{"prompt": "x", "responses": [f" {n}" for n in range(k)], "ranks": list(range(1, k + 1))} for k in (2, 13)])
+    with pytest.raises(ValueError, match="Row 2 of the training set has 13 responses; wanted at most 12"):
+        make(base, tmp_path, rows, loss="plackett_luce")
+
+
 def test_a_spoilt_run_is_not_saved(base, tmp_path):
     trainer = make(base, tmp_path, max_steps=4, logging_steps=100, save_strategy="steps", save_steps=2, learning_rate=math.inf)
     with pytest.raises(ValueError, match="The loss of step 2 is not finite, of 8 comparisons"):
@@ -452,10 +500,11 @@ def test_two_processes_are_one(base, tmp_path, how):
         launch = ["accelerate.commands.launch", "--config_file", str(tmp_path / "config.yaml"), "--main_process_port", "0"]
     options = ("--num_train_epochs", "2", "--eval_strategy", "epoch", "--save_strategy", "epoch")
     runs = {"one": [*CLI, *command(base, tmp_path / "rows.jsonl", tmp_path / "one", *options, "--per_device_train_batch_size", "8")],
-            "two": [sys.executable, "-m", *launch, "-m", "rlhf_reward",
+            "two": [sys.executable, "-m", *launch, *([str(Path(__file__).with_name("fsdp_on_cpu.py"))] if how == "fsdp2" else ["-m", "rlhf_reward"]),
                     *command(base, tmp_path / "rows.jsonl", tmp_path / "two", *options, "--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "4")]}
     for name, arguments in runs.items():
-        finished(subprocess.run(arguments, capture_output=True, text=True, env={**ONE_THREAD, "DS_ACCELERATOR": "cpu"}))
+        run = finished(subprocess.run(arguments, capture_output=True, text=True, env={**ONE_THREAD, "DS_ACCELERATOR": "cpu"}))
+    assert how != "fsdp2" or run.stdout.count("sharded: True") == 2
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in runs)
     start = RewardModel(base, device="cpu").state_dict()
     moved = max((one[name] - start[name.replace("model.", "backbone.", 1) if name.startswith("model.") else name]).abs().max() for name in one if "embed" not in name and name != "score.weight")
@@ -477,3 +526,71 @@ def test_two_processes_are_one(base, tmp_path, how):
     finished(subprocess.run(resume, capture_output=True, text=True, env={**ONE_THREAD, "DS_ACCELERATOR": "cpu"}))
     resumed = load_file(tmp_path / "resumed/model.safetensors")
     assert all(torch.equal(resumed[name], other[name]) for name in other)
+
+
+def test_sharded_checkpoints_are_refused(base, tmp_path):
+    "They would hold nothing that opens elsewhere."
+    ragged(8).to_json(tmp_path / "rows.jsonl")
+    config = yaml.safe_load((Path(rlhf_reward.__file__).parent / "configs/fsdp2.yaml").read_text())
+    config["fsdp_config"]["fsdp_state_dict_type"] = "SHARDED_STATE_DICT"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "use_cpu": True, "num_processes": 2}))
+    run = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "config.yaml"), "--main_process_port", "0",
+                          str(Path(__file__).with_name("fsdp_on_cpu.py")), *command(base, tmp_path / "rows.jsonl", tmp_path / "out")], capture_output=True, text=True, env=ONE_THREAD)
+    assert run.returncode != 0 and "wanted FULL_STATE_DICT" in run.stderr
+
+
+def seen_rows(path):
+    "Rows of each step, over all processes."
+    return {int(step): sorted(row for file in path.glob(f"{step}-*") for row in json.loads(file.read_text())) for step in {file.name.split("-")[0] for file in path.glob("[0-9]*-*")}}
+
+
+@pytest.mark.parametrize("data", ["grouped", "stream"])
+def test_two_processes_see_each_comparison_once_an_epoch(base, tmp_path, data):
+    "With dropout, whose random numbers differ between the processes; 21 comparisons, 8 a step, two epochs; then resumed in the second."
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import json, os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_runs import *
+out, resume = Path(sys.argv[1]), (sys.argv[2:] or [None])[0]
+rows = ragged(21)
+trainer = make({base!r}, out, rows.to_iterable_dataset() if {data == "stream"} else rows, model=RewardModel({base!r}, 0.3, "cpu"), per_device_train_batch_size=4,
+               max_steps=6, save_strategy="steps", save_steps=2 if {data == "stream"} else 4, **({{}} if {data == "stream"} else {{"train_sampling_strategy": "group_by_length"}}))
+compute, calls = trainer.compute_loss, [0]
+def noted(model, inputs, **more):
+    (out / f"{{trainer.state.global_step}}-{{os.environ['RANK']}}").write_text(json.dumps([row for row, rank in zip(inputs["rows"].tolist(), inputs["ranks"][:, 0].tolist()) if rank]))
+    return compute(model, inputs, **more)
+trainer.compute_loss = noted
+trainer.train(resume_from_checkpoint=resume)
+trainer.save_model(str(out / "end"))
+""")
+    def run(*arguments):
+        finished(subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), *map(str, arguments)], capture_output=True, text=True, env=ONE_THREAD))
+
+    run(tmp_path / "whole")
+    steps = seen_rows(tmp_path / "whole")
+    assert [len(steps[step]) for step in range(6)] == [8, 8, 5, 8, 8, 5]
+    for epoch in (0, 3):
+        assert sorted(steps[epoch] + steps[epoch + 1] + steps[epoch + 2]) == list(range(1, 22))
+    assert data == "stream" or steps[0] != steps[3]
+    last = 2 if data == "stream" else 4 # of a stream only the first pass can be resumed to the same rows
+    run(tmp_path / "resumed", tmp_path / f"whole/checkpoint-{last}")
+    resumed = seen_rows(tmp_path / "resumed")
+    assert resumed[last] == steps[last]
+    if data == "grouped":
+        assert resumed == {step: rows for step, rows in steps.items() if step >= last}
+        one, other = (load_file(tmp_path / name / "end/model.safetensors") for name in ("whole", "resumed"))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("family", ["bert", "bloom"])
+def test_padded_models_resume_to_the_same_weights(tmp_path, family):
+    "They are grouped by length, in an order that is drawn anew each epoch."
+    save_language_model(family, tmp_path / "base")
+    rows = Dataset.from_list([{"prompt": f"w{n} ", "chosen": "w6 " * (1 + n % 7), "rejected": f"w{n + 1}"} for n in range(5, 45)])
+    options = dict(rows=rows, eval_rows=rows, tokenizer=word_tokenizer(), num_train_epochs=3, save_strategy="steps", save_steps=4)
+    whole, resumed = (make(None, tmp_path / name, model=RewardModel(str(tmp_path / "base"), 0.1, "cpu"), **options) for name in ("whole", "resumed"))
+    whole.train()
+    assert whole.args.train_sampling_strategy == "group_by_length"
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-8"))
+    assert all(torch.equal(tensor, resumed.model.state_dict()[name]) for name, tensor in whole.model.state_dict().items())

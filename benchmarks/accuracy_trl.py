@@ -6,11 +6,11 @@ Held-out accuracy beside TRL's: after as many steps, and after as much time.
 
 Each side trains for that many minutes (without start and evaluation) from the same weights, on the same comparisons in the same
 order, with the same batch, optimizer and learning rate; TRL without gradient checkpointing and with all pairs of a comparison.
+(From an encoder each side has its own new head, so they begin apart.)
 This library's accuracy is taken at the step that TRL reached, and at the end of the time; both sides' weights are evaluated by
 the same code. Without --model a llama is trained from random weights, with a byte-level BPE of the texts.
 """
 import argparse
-import json
 import os
 import random
 import sys
@@ -20,13 +20,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import transformers
 from against_trl import MEMORY, ours, theirs, tokenizer_and_model
-from datasets import Dataset
 
-from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, load_rows, tokenize_rows
+from rlhf_reward import RewardModel, load_rows, tokenize_rows
 from rlhf_reward.data import ranked_pairs
-from rlhf_reward.tokens import FEATURES
+from rlhf_reward.losses import BradleyTerry
+from rlhf_reward.packing import by_comparison, pad_comparisons
+from rlhf_reward.training import pair_metrics
 
 
 class Clock(transformers.TrainerCallback):
@@ -40,6 +42,7 @@ class Clock(transformers.TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step == self.keep_step:
             paused = time.perf_counter()
+            self.kept_after = paused - self.begin
             self.kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             self.begin += time.perf_counter() - paused
         if time.perf_counter() - self.begin >= self.seconds:
@@ -54,11 +57,21 @@ def train(make, clock):
     return trainer
 
 
-def accuracy(folder, tokenizer, examples):
-    args = RewardConfig(str(folder), use_cpu=True, report_to="none", disable_tqdm=True, per_device_eval_batch_size=8)
-    trainer = RewardTrainer(RewardModel.from_pretrained(folder, device="cpu"), args, None, Dataset.from_list(examples, features=FEATURES), tokenizer)
-    metrics = trainer.evaluate()
-    return metrics["eval_accuracy"], metrics["eval_loss"], metrics["eval_pairs"]
+@torch.no_grad()
+def accuracy(model, examples, batch=8):
+    "Accuracy over pairs, loss and number of pairs, of padded batches: the same way for both sides."
+    examples = sorted(examples, key=lambda example: example["length"])
+    wide = max(len(example["ranks"]) for example in examples)
+    rewards, ranks = [], []
+    for start in range(0, len(examples), batch):
+        made = pad_comparisons(examples[start:start + batch])
+        output = model.eval()(made["input_ids"], attention_mask=made["attention_mask"])
+        table = by_comparison(output if isinstance(output, torch.Tensor) else output.logits, made["ranks"])
+        rewards.append(F.pad(table, (0, wide - table.shape[1])))
+        ranks.append(F.pad(made["ranks"], (0, wide - table.shape[1])))
+    rewards, ranks = torch.cat(rewards), torch.cat(ranks)
+    metrics = pair_metrics(transformers.EvalPrediction(rewards.numpy(), ranks.numpy()))
+    return metrics["accuracy"], BradleyTerry()(rewards, ranks).mean().item(), metrics["pairs"]
 
 
 LEARNING_RATE = 1e-4
@@ -96,22 +109,20 @@ def main():
           f"of {most} pairs in training, {options.batch} a step, at most {options.max_length} tokens, learning rate {LEARNING_RATE}", flush=True)
     layout = {"layout": "padded"} if options.model else {}
     their_trainer = train(partial(theirs, folder, examples, tokenizer, options.batch), Clock(60 * options.minutes))
-    steps, results = their_trainer.state.global_step, {}
-    their_trainer.model.save_pretrained(folder.parent / "theirs")
-    tokenizer.save_pretrained(folder.parent / "theirs")
+    steps = their_trainer.state.global_step
     clock = Clock(60 * options.minutes, steps)
     own_trainer = train(partial(ours, folder, examples, tokenizer, options.batch, **layout), clock)
-    own_trainer.save_model(str(folder.parent / "end"))
     own_steps = own_trainer.state.global_step
+    sides = [("before training", RewardModel.from_pretrained(folder, device="cpu"), 0, 0), ("TRL", their_trainer.model, steps, options.minutes),
+             ("rlhf_reward, as much time", own_trainer.model, own_steps, options.minutes)]
+    print("| side | steps | minutes | held-out accuracy | held-out loss | pairs |\n|---|---|---|---|---|---|")
+    for side, model, number, minutes in sides:
+        share, loss, pairs = accuracy(model, held_out)
+        print(f"| {side} | {number} | {minutes:.1f} | {share:.4f} | {loss:.4f} | {pairs} |", flush=True)
     if clock.kept is not None:
         own_trainer.model.load_state_dict(clock.kept)
-        own_trainer.save_model(str(folder.parent / "kept"))
-    print("| side | steps | minutes | held-out accuracy | held-out loss | pairs |\n|---|---|---|---|---|---|")
-    for side, name, number, minutes in (("before training", folder.name, 0, 0), ("TRL", "theirs", steps, options.minutes),
-                                        ("rlhf_reward, as many steps", "kept", steps, options.minutes * steps / own_steps), ("rlhf_reward, as much time", "end", own_steps, options.minutes)):
-        if (folder.parent / name).exists():
-            share, loss, pairs = accuracy(folder.parent / name, tokenizer, held_out)
-            print(f"| {side} | {number} | {minutes:.1f} | {share:.4f} | {loss:.4f} | {pairs} |", flush=True)
+        share, loss, pairs = accuracy(own_trainer.model, held_out)
+        print(f"| rlhf_reward, as many steps | {steps} | {clock.kept_after / 60:.1f} | {share:.4f} | {loss:.4f} | {pairs} |", flush=True)
 
 
 if __name__ == "__main__":

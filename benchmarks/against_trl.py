@@ -76,6 +76,9 @@ def tokenizer_and_model(folder, texts, width, layers):
 
 def ours(folder, examples, tokenizer, batch, **options):
     model = RewardModel.from_pretrained(folder, dropout=0.0, device="cpu")
+    for module in model.modules(): # as TRL does
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     args = RewardConfig(str(folder / "ours"), per_device_train_batch_size=batch, **{"layout": "packed", **options})
     return RewardTrainer(model, args, Dataset.from_list(examples, features=FEATURES), processing_class=tokenizer)
 

@@ -96,7 +96,7 @@ def save_adapter(
         peft_config.base_model_name_or_path = str(Path(base).resolve())
     peft_config.save_pretrained(folder)
     config, saved = copy.deepcopy(model.config), _saved_tokenizer(tokenizer, model.config)
-    if saved.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
+    if saved.pad_token_id >= model.num_embeddings:
         saved = tokenizer
     config.num_labels, config.problem_type, config.pad_token_id = 1, "regression", saved.pad_token_id
     config.rlhf_reward = {**getattr(config, "rlhf_reward", {}), "pooling": model.pooling, "ends_with_eos": model.ends_with_eos}

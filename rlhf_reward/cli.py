@@ -38,6 +38,8 @@ class TrainArguments:
     dropout: float = field(default=0.1, metadata={"help": "Dropout before the reward head, while training."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={
         "help": "Of the weights while training; for mixed precision keep float32 and pass --bf16."})
+    chat_template: Optional[str] = field(default=None, metadata={
+        "help": "For messages on a model without one: a file with a Jinja chat template, or a model whose tokenizer has one. Saved with the model."})
     lora_r: Optional[int] = field(default=None, metadata={
         "help": "Rank of a LoRA adapter, such as 16: train it and the head, not the backbone. Needs the extra peft."})
     lora_alpha: Optional[int] = field(default=None, metadata={"help": "Scale of the adapter: lora_alpha / lora_r. By default twice lora_r."})
@@ -169,6 +171,11 @@ def _prepare(job, args):
             bnb_4bit_compute_dtype="bfloat16" if args.bf16 else "float32")
     model = RewardModel(model_name, job.dropout, str(args.device), dtype=job.dtype, **options)
     tokenizer = AutoTokenizer.from_pretrained(model_name)
+    if job.chat_template:
+        file = Path(job.chat_template)
+        tokenizer.chat_template = file.read_text() if file.is_file() else AutoTokenizer.from_pretrained(job.chat_template).chat_template
+        if not tokenizer.chat_template:
+            raise ValueError(f"The tokenizer of {job.chat_template!r} has no chat template; wanted one that has, or a file with a template.")
     tokenize = partial(tokenize_for_model, model, tokenizer, args)
     train_set, eval_set = tokenize(train_rows, job.dataset), tokenize(eval_rows, job.eval_dataset)
     if eval_set is None:

@@ -286,8 +286,7 @@ class RewardModel(nn.Module):
             attention_mask = torch.ones_like(input_ids)
         _check_shapes(input_ids, attention_mask, position_ids, end_positions)
         if not torch.compiler.is_compiling():
-            vocab_size = self.get_input_embeddings().weight.shape[0]
-            _check_values(input_ids, attention_mask, end_positions, vocab_size, wait=not self.training)
+            _check_values(input_ids, attention_mask, end_positions, self.num_embeddings, wait=not self.training)
         if end_positions is None:
             attention_mask = (attention_mask != 0).long()
             if position_ids is not None:
@@ -326,7 +325,7 @@ class RewardModel(nn.Module):
             return save_adapter(self, folder, tokenizer, state_dict)
         embeddings = self.get_input_embeddings()
         tokenizer = _saved_tokenizer(tokenizer, self.config)
-        num_embeddings = max(embeddings.num_embeddings, tokenizer.pad_token_id + 1)
+        num_embeddings = max(self.num_embeddings, tokenizer.pad_token_id + 1)
         config = copy.deepcopy(self.config)
         config.num_labels, config.problem_type = 1, "regression" # vLLM applies a sigmoid to any other
         config.pad_token_id, config.vocab_size = tokenizer.pad_token_id, max(config.vocab_size, num_embeddings)
@@ -383,6 +382,11 @@ class RewardModel(nn.Module):
 
     def get_input_embeddings(self) -> nn.Embedding: # the backbone's token embeddings
         return self.backbone.get_input_embeddings()
+
+    @property
+    def num_embeddings(self) -> int: # ids that the backbone has an embedding for
+        embeddings = self.get_input_embeddings()
+        return getattr(embeddings, "base_layer", embeddings).num_embeddings # an adapter may be around it
 
     def normalize(
         self,

@@ -587,8 +587,7 @@ class RewardTrainer(Trainer):
             load_adapter(model, folder)
         else:
             saved = RewardModel.from_pretrained(folder, device="cpu")
-            rows = model.get_input_embeddings().num_embeddings
-            saved.backbone.resize_token_embeddings(rows) # without the row of a pad token made for saving
+            saved.backbone.resize_token_embeddings(model.num_embeddings) # without the row of a pad token made for saving
             if self.is_fsdp_enabled: # the model is sharded by now
                 set_model_state_dict(self.model, saved.state_dict(), options=StateDictOptions(full_state_dict=True))
             else:

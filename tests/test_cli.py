@@ -1,3 +1,4 @@
+import json
 import logging
 import subprocess
 import sys
@@ -5,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from rlhf_reward.cli import main, parse_train, train
+from rlhf_reward.synthetic import tiny_decoder
 
 QUICK = ["--max_steps", "2", "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"]
 
@@ -153,3 +156,19 @@ def test_training_on_a_stream_and_on_a_file_with_bad_lines(tmp_path, capsys):
         patch.setattr(rlhf_reward.data, "load_rows", lambda *args, **kwargs: loaded.append(load_rows(*args, **kwargs)) or loaded[-1])
         train(streamed)
     assert [type(rows).__name__ for rows in loaded] == ["IterableDataset", "Dataset"]
+
+
+def test_messages_get_a_chat_template_by_name(tmp_path):
+    "From a file, or from another model's tokenizer; it is saved with the model. One that has none is named."
+    base = tiny_decoder(tmp_path / "base", ["user says ada. assistant says iron."])
+    rows = [{"prompt": [{"role": "user", "content": f"ada {n}"}], "chosen": [{"role": "assistant", "content": "iron"}], "rejected": [{"role": "assistant", "content": "tin"}]} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    template = "{% for message in messages %}{{ message.role }} says {{ message.content }}. {% endfor %}"
+    (tmp_path / "template.jinja").write_text(template)
+    command = ["--model", base, "--dataset", str(tmp_path / "rows.jsonl"), "--max_steps", "1", "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"]
+    train([*command, "--chat_template", str(tmp_path / "template.jinja"), "--output_dir", str(tmp_path / "one")])
+    assert AutoTokenizer.from_pretrained(tmp_path / "one").chat_template == template
+    train([*command, "--chat_template", str(tmp_path / "one"), "--output_dir", str(tmp_path / "two")])
+    assert AutoTokenizer.from_pretrained(tmp_path / "two").chat_template == template
+    with pytest.raises(SystemExit, match="has no chat template; wanted one that has, or a file"):
+        train([*command, "--chat_template", base, "--output_dir", str(tmp_path / "three")])

@@ -27,7 +27,7 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from .card import model_card
+from .card import draw_curves, model_card
 from .losses import LOSSES, PlackettLuce, make_loss
 from .packing import by_comparison, choose_collator, model_inputs, pad_comparisons
 from .reward import RewardModel
@@ -557,8 +557,9 @@ class RewardTrainer(Trainer):
         "Write `README.md` beside the model: data, settings, metrics and the curves, as far as they are known. Called by `push_to_hub` too."
         if self.is_world_process_zero():
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            card = model_card(model, self.args, self.state.log_history, model_name or Path(self.args.output_dir).name, dataset, tags)
-            (Path(self.args.output_dir) / "README.md").write_text(card)
+            folder, history = Path(self.args.output_dir), self.state.log_history
+            pictured = draw_curves(history, folder / "curves.png")
+            (folder / "README.md").write_text(model_card(model, self.args, history, model_name or folder.name, dataset, tags, pictured))
 
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:

@@ -300,7 +300,7 @@ def test_the_scale_of_rewards_is_saved_and_used_on_request(base, tmp_path):
         again.model.normalize(rewards)
 
 
-def test_the_card_says_what_was_trained_on_what(base, tmp_path):
+def test_the_card_says_what_was_trained_on_what(base, tmp_path, monkeypatch):
     import yaml
 
     trainer = make(base, tmp_path, max_steps=3, eval_strategy="steps", eval_steps=3, loss="plackett_luce", weight_decay=0.01)
@@ -313,7 +313,16 @@ def test_the_card_says_what_was_trained_on_what(base, tmp_path):
     for line in ("# my-reward", "| `loss` | `plackett_luce` |", "| `weight_decay` | `0.01` |", f"| accuracy | {trainer.state.log_history[-1]['eval_accuracy']:.4g} |",
                  "Rewards of 40 responses of `the evaluation set` have the mean", "| step | loss | accuracy |"):
         assert line in card, line
-    assert sum(line.startswith(("| 1 |", "| 2 |", "| 3 |")) for line in card.splitlines()) >= 3 and "None" not in card and str(tmp_path) not in card
+    assert sum(line.startswith(("| 1 |", "| 2 |", "| 3 |")) for line in card.splitlines()) >= 3 and "None" not in card and str(tmp_path) not in card and "runtime" not in card
+    assert "![loss and accuracy](curves.png)" in card and (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    trainer.create_model_card("my-reward")
+    assert "curves.png" not in (tmp_path / "README.md").read_text()
+    adapter = make(base, tmp_path / "adapter", max_steps=1, peft_config=LoraConfig(r=3, target_modules="all-linear"))
+    adapter.train()
+    adapter.create_model_card()
+    assert "with the loss `bradley_terry`, as an adapter (LORA of rank 3)." in (tmp_path / "adapter/README.md").read_text()
 
 
 def test_push_to_hub_uploads_model_and_card(base, tmp_path, monkeypatch):

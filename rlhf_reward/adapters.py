@@ -62,11 +62,11 @@ FILE, HEAD = "adapter_model.safetensors", "base_model.model.score.weight"
 
 
 def _prefix(model):
-    "Of the backbone in the names of transformers' classifier, which PEFT saves under; empty where there is none."
+    "What the names of the backbone's weights begin with in PEFT's file: as in transformers' classifier, where there is one."
     base = model.backbone.get_base_model()
     config = copy.deepcopy(model.config)
     config.num_labels = 1
-    return "" if _classifier(config, base, model.score) is None else base.base_model_prefix + "."
+    return "base_model.model." + ("" if _classifier(config, base, model.score) is None else base.base_model_prefix + ".")
 
 
 def save_adapter(
@@ -85,7 +85,8 @@ def save_adapter(
     weights = model.state_dict() if state_dict is None else state_dict
     of_backbone = {name.removeprefix("backbone."): weight for name, weight in weights.items() if name.startswith("backbone.")}
     adapter = _peft().get_peft_model_state_dict(model.backbone, of_backbone, save_embedding_layers=False)
-    state = {name.replace("base_model.model.", "base_model.model." + _prefix(model), 1): weight for name, weight in adapter.items()}
+    prefix = _prefix(model)
+    state = {name.replace("base_model.model.", prefix, 1): weight for name, weight in adapter.items()}
     state[HEAD] = weights["score.weight"]
     save_file({name: weight.detach().cpu().contiguous() for name, weight in state.items()}, Path(folder) / FILE, metadata={"format": "pt"})
     peft_config = copy.deepcopy(model.backbone.active_peft_config)
@@ -110,7 +111,7 @@ def load_adapter(
     **kwargs: Any, # where on the hub it lies
 ):
     "Put the saved adapter and head into a model. Raises `ValueError` where they do not fit it."
-    state, prefix = load_file(cached_file(folder, FILE, **_hub_options(kwargs))), "base_model.model." + _prefix(model)
+    state, prefix = load_file(cached_file(folder, FILE, **_hub_options(kwargs))), _prefix(model)
     head = state.pop(HEAD, None)
     if head is None or head.shape != model.score.weight.shape:
         raise ValueError(f"The reward head of {str(folder)!r} is {'not there' if head is None else tuple(head.shape)}; wanted an adapter "

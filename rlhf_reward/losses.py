@@ -45,7 +45,6 @@ class RewardLoss(nn.Module):
     What a loss does not use may be left out: `margins` and `ratings` have an effect only where the loss says so.
     """
     uses_margins = False # the margin of a pair enters it
-    uses_ratings = False # it learns the ratings themselves
     uses_ties = False # a tie says something, so comparisons in which all tie are of use
 
     def forward(
@@ -186,7 +185,7 @@ class Davidson(RewardLoss):
 # %% ../nbs/02_losses.ipynb #5c303517
 class Regression(RewardLoss):
     "(r − rating)², the mean over the rated responses of a comparison (Wang et al. 2024, HelpSteer2)."
-    uses_ratings = uses_ties = True
+    uses_ties = True
 
     def per_comparison(self, rewards, ranks, margins, ratings):
         if ratings is None:

@@ -28,7 +28,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .card import draw_curves, model_card
-from .losses import LOSSES, PlackettLuce, make_loss
+from .losses import LOSSES, PlackettLuce, _wins, make_loss
 from .packing import by_comparison, choose_collator, model_inputs, pad_comparisons
 from .reward import RewardModel
 from .tokens import FEATURES, tokenize_rows
@@ -41,8 +41,7 @@ def pair_metrics(
 ) -> dict[str, float]: # accuracy, number of pairs and of tied rewards, mean and quartiles of the margin, mean and deviation of the rewards of chosen and rejected
     "Metrics over all pairs, each counting the same. Without any pair there is their number alone."
     rewards, ranks = prediction.predictions.astype(np.float64), prediction.label_ids
-    wins = (ranks[:, :, None] < ranks[:, None, :]) & (ranks > 0)[:, :, None] # (num_comparisons, winner, loser)
-    row, winner, loser = wins.nonzero()
+    row, winner, loser = _wins(ranks).nonzero()
     if not len(row):
         return {"pairs": 0}
     chosen, rejected = rewards[row, winner], rewards[row, loser] # (num_pairs,)
@@ -545,7 +544,7 @@ class RewardTrainer(Trainer):
         """
         known = {"reward_mean": metrics[f"{prefix}_reward_mean"], "reward_std": metrics[f"{prefix}_reward_std"],
                  "reward_over": {"data": name, "responses": metrics[f"{prefix}_responses"]}}
-        config = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).config
+        config = self._unwrapped().config
         config.rlhf_reward = {**getattr(config, "rlhf_reward", {}), **known}
         file = Path(self.args.output_dir) / "config.json"
         if self.args.should_save and file.is_file():
@@ -556,17 +555,19 @@ class RewardTrainer(Trainer):
     def create_model_card(self, model_name=None, dataset=None, tags=None, **kwargs):
         "Write `README.md` beside the model: data, settings, metrics and the curves, as far as they are known. Called by `push_to_hub` too."
         if self.is_world_process_zero():
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             folder, history = Path(self.args.output_dir), self.state.log_history
             pictured = draw_curves(history, folder / "curves.png")
-            (folder / "README.md").write_text(model_card(model, self.args, history, model_name or folder.name, dataset, tags, pictured))
+            (folder / "README.md").write_text(model_card(self._unwrapped(), self.args, history, model_name or folder.name, dataset, tags, pictured))
+
+    def _unwrapped(self):
+        "The `RewardModel` inside of what accelerate and torch.compile put around it."
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        model.save_pretrained(folder, self.processing_class, state_dict)
+        self._unwrapped().save_pretrained(folder, self.processing_class, state_dict)
         (folder / "training_args.json").write_text(self.args.to_json_string())
         learnt = {name: parameter.item() for name, parameter in self.reward_loss.named_parameters()}
         if learnt:
@@ -582,7 +583,7 @@ class RewardTrainer(Trainer):
         "Put a checkpoint's weights into the model that is there."
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"The checkpoint {str(folder)!r} is not there; wanted a folder that training wrote.")
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self._unwrapped()
         if hasattr(model.backbone, "peft_config"):
             from rlhf_reward.adapters import load_adapter
             load_adapter(model, folder)

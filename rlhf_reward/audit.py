@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .data import exact_key, is_ids, ranked_pairs, row_comparison, row_form, text_key, whole_texts
-from .tokens import encode, render
+from .tokens import encode, render_comparison
 
 # %% ../nbs/03b_audit.ipynb #326cde8a
 def _plain(text):
@@ -34,11 +34,11 @@ def _record(row, comparison, number, tokenizer):
     prompt, *responses = map(_plain, (comparison.prompt, *comparison.responses))
     pairs, lengths, ratings, tokens = ranked_pairs(comparison.ranks), list(map(len, responses)), comparison.ratings, 0
     if tokenizer is not None:
-        sequences = whole if is_ids(whole[0]) else encode([render(text, tokenizer, comparison.template) for text in whole], tokenizer)
+        sequences = encode(render_comparison(comparison, tokenizer), tokenizer)
         tokens = max(map(len, sequences))
     prompt_key, keys = exact_key(repr(prompt)), [exact_key(repr(response)) for response in responses]
     different = [(winner, loser) for winner, loser in pairs if keys[winner] != keys[loser]]
-    apart = row.get("prompt") is not None or isinstance(comparison.prompt, list) and not is_ids(whole[0]) # whole strings may begin one another
+    apart = not comparison.whole or isinstance(comparison.prompt, list) and not is_ids(whole[0]) # whole strings may begin one another
     record = {
         "row": number, "source": comparison.source, "responses": len(responses), "pairs": len(pairs),
         "longer_wins": sum((lengths[winner] > lengths[loser]) + 0.5 * (lengths[winner] == lengths[loser]) for winner, loser in pairs),

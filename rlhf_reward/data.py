@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'Text', 'UNREADABLE', 'RANKS_BY_WINNER', 'FORMS', 'KINDS', 'Comparison', 'is_ids', 'whole_texts',
-           'ranked_pairs', 'shared_length', 'row_form', 'to_comparison', 'row_comparison', 'load_rows', 'normalized',
-           'exact_key', 'text_key', 'hold_out']
+           'ranked_pairs', 'shared_length', 'row_form', 'to_comparison', 'to_responses', 'row_comparison', 'load_rows',
+           'normalized', 'exact_key', 'text_key', 'hold_out']
 
 # %% ../nbs/03_data.ipynb #35b82043
 import csv
@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Callable, Literal, Optional, Union
 
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, Json, Value, load_dataset
@@ -48,6 +48,7 @@ class Comparison:
     weight: float = 1.0 # of its pairs together, in the loss
     source: Optional[str] = None # where the row is from
     template: dict[str, Any] = field(default_factory=dict) # arguments of the chat template, such as `tools`
+    whole: bool = field(default=False, compare=False) # made of whole texts, in which nothing says where the prompt ends; it is what they share
 
 # %% ../nbs/03_data.ipynb #9ab35b8a
 def is_ids(
@@ -140,10 +141,10 @@ def _holds(messages, prompt):
     return any(said(messages[start:start + len(prompt)]) == said(prompt) for start in range(len(messages)))
 
 
-def _prompt_and_responses(row, responses):
+def _prompt_and_responses(row, responses, fewest=2):
     "The prompt and what each response says after it, both strings or both messages."
-    if not isinstance(responses, (list, tuple)) or len(responses) < 2:
-        raise ValueError(f"the responses are {responses!r:.80}; wanted a list of at least 2.")
+    if not isinstance(responses, (list, tuple)) or len(responses) < fewest:
+        raise ValueError(f"the responses are {responses!r:.80}; wanted a list of at least {fewest}.")
     responses, prompt = [_checked(response) for response in responses], row.get("prompt")
     in_messages = [not isinstance(response, str) for response in responses]
     if any(in_messages) != all(in_messages):
@@ -228,8 +229,11 @@ def to_comparison(
     weight = 1.0 if weight is None else weight
     if weight < 0:
         raise ValueError(f"the weight is {weight}; wanted a number that is not negative.")
-    source = None if row.get("source") is None else str(row["source"])
-    return Comparison(prompt, tuple(responses), ranks, ratings, margin, weight, source, _template(row))
+    return Comparison(prompt, tuple(responses), ranks, ratings, margin, weight, _source(row), _template(row), row.get("prompt") is None)
+
+
+def _source(row):
+    return None if row.get("source") is None else str(row["source"])
 
 # %% ../nbs/03_data.ipynb #e36123e1
 def _number(name, value):
@@ -286,14 +290,30 @@ def _template(row):
     return {**_without_nulls(arguments or {}), **({"tools": _without_nulls(tools)} if tools else {})}
 
 # %% ../nbs/03_data.ipynb #d494de2f
+def to_responses(
+    row: dict[str, Any], # with the columns of one of the forms above, or with `response` or `responses` alone, and `prompt` or whole texts
+) -> Comparison: # in which responses without a known order all rank 1; one response is enough
+    "One row as something to score. Raises `ValueError` as `to_comparison` does."
+    filled = {name for name, value in row.items() if value is not None}
+    if any(needed <= filled for needed in FORMS.values()) or row.get(UNREADABLE):
+        return to_comparison(row)
+    if not filled & {"response", "responses"}:
+        raise ValueError(f"it has the columns {sorted(filled)}; wanted prompt and response, prompt and responses, or one of: "
+                         f"{'; '.join(FORMS)}. Other names can be mapped: --columns response=output.")
+    responses = [row["response"]] if "response" in filled else _from_json("responses", row["responses"], list)
+    prompt, responses = _prompt_and_responses(row, responses, fewest=1)
+    return Comparison(prompt, tuple(responses), (1,) * len(responses), source=_source(row), template=_template(row), whole=row.get("prompt") is None)
+
+
 def row_comparison(
-    row: dict[str, Any], # as `to_comparison` reads it
+    row: dict[str, Any], # as `read` reads it
     number: int, # of the row, from 1 on, empty lines left out
     name: str = "the data", # what the rows are called in messages
+    read: Callable[[dict[str, Any]], Comparison] = to_comparison, # or `to_responses`, where they are to be scored
 ) -> Comparison:
     "`to_comparison` whose error says which row is at fault and what to do."
     try:
-        return to_comparison(row)
+        return read(row)
     except ValueError as error:
         raise ValueError(f"Row {number} of {name} cannot be used: {error}") from None
 

@@ -1,0 +1,226 @@
+"Files that are scored: every form of row, bad rows, and what is left of runs that were stopped."
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from architectures import save_language_model, word_tokenizer
+
+from rlhf_reward import RewardModel, files
+from rlhf_reward.cli import main
+from rlhf_reward.files import score_file
+from rlhf_reward.scoring import Scorer
+
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def text(length, seed):
+    return " " + " ".join(random.Random(seed).choices([f"w{place}" for place in range(3, 64)], k=length))
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+    RewardModel(save_language_model("llama", folder / "base"), 0.0, "cpu").save_pretrained(folder / "reward", tokenizer)
+    return str(folder / "reward")
+
+
+@pytest.fixture(scope="module")
+def scorer(model):
+    return Scorer.from_pretrained(model, device="cpu")
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(files, "ROWS_AT_ONCE", 20)
+
+
+def pairs(count):
+    return [{"prompt": text(4, row // 2), "response": text(1 + row % 7, 1000 + row), "id": row} for row in range(count)]
+
+
+ASKED, SAID = [{"role": "user", "content": "w5"}], [{"role": "assistant", "content": "w6"}]
+FORMS = [ # a row, and the prompt and responses that it means
+    ({"prompt": "w3", "response": " w4", "note": None}, "w3", [" w4"]),
+    ({"prompt": "w3", "chosen": " w4", "rejected": " w5"}, "w3", [" w4", " w5"]),
+    ({"prompt": "w3", "chosen": " w4", "rejected": " w4", "score_chosen": 1.0, "score_rejected": 1.0}, "w3", [" w4", " w4"]), # nothing to train on, but to score
+    ({"prompt": "w3", "responses": [" w4", " w5", " w6"], "scores": [1, 1, 1]}, "w3", [" w4", " w5", " w6"]),
+    ({"prompt": "w3", "responses": [" w4", " w5"]}, "w3", [" w4", " w5"]),
+    ({"prompt": "w3", "responses": [" w4"]}, "w3", [" w4"]),
+    ({"prompt": "w3", "response_a": " w4", "response_b": " w5", "winner": "b"}, "w3", [" w4", " w5"]),
+    ({"prompt": ASKED, "response": SAID}, ASKED, [SAID]),
+    ({"prompt": ASKED, "response": "w6"}, ASKED, [SAID]),
+    ({"response": ASKED + SAID}, ASKED, [SAID]),
+    ({"response": "w3 w4"}, "w3", [" w4"]),
+    ({"chosen_ids": [3, 4, 2], "rejected_ids": [3, 5, 2]}, "w3", [" w4", " w5"]),
+]
+
+
+def test_every_form_of_row(scorer, tmp_path):
+    data = write(tmp_path / "rows.jsonl", [row for row, *_ in FORMS])
+    counts = score_file(scorer, data, str(tmp_path / "out.jsonl"))
+    assert counts == {"rows": 12, "responses": 19, "without_reward": 0, "before": 0}
+    for (row, prompt, responses), line in zip(FORMS, read(tmp_path / "out.jsonl"), strict=True):
+        expected = scorer.score([prompt] * len(responses), responses)
+        given = [line.pop("reward")] if "response" in row else line.pop("rewards")
+        assert line == row # as it stood
+        assert given == pytest.approx(expected, abs=1e-5)
+
+
+def test_other_kinds_of_files_and_names_of_columns(scorer, tmp_path):
+    rows = [{"instruction": text(3, row), "output": text(4, 50 + row)} for row in range(5)]
+    expected = scorer.score([row["instruction"] for row in rows], [row["output"] for row in rows])
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    for name in ("rows.csv", "rows.parquet", "rows.jsonl.gz"):
+        score_file(scorer, str(tmp_path / name), str(tmp_path / f"{name}.out"), columns={"prompt": "instruction", "response": "output"})
+        assert [line["reward"] for line in read(tmp_path / f"{name}.out")] == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_that_cannot_be_scored(scorer, tmp_path):
+    rows = [*pairs(2), {"prompt": "w3", "response": 7}, {"prompt": "w3"}, {"prompt": text(50, 0), "response": text(50, 1)}, *pairs(1)]
+    data = write(tmp_path / "rows.jsonl", rows)
+    Path(data).write_text(Path(data).read_text() + "{not json\n")
+    with pytest.raises(ValueError, match="line 7 is not JSON"):
+        score_file(scorer, data, str(tmp_path / "out.jsonl"))
+    Path(data).write_text(Path(data).read_text().replace("{not json\n", ""))
+    with pytest.raises(ValueError, match=r"Row 3 of .*rows.jsonl cannot be used: 7 stands where a text is wanted.*on_bad_row='skip'"):
+        score_file(scorer, data, str(tmp_path / "out.jsonl"))
+    counts = score_file(scorer, data, str(tmp_path / "out.jsonl"), on_bad_row="skip")
+    lines = read(tmp_path / "out.jsonl")
+    assert counts == {"rows": 6, "responses": 3, "without_reward": 3, "before": 0} and len(lines) == 6
+    assert [line["reward"] is None for line in lines] == [False, False, True, True, True, False]
+    assert "7 stands where" in lines[2]["error"] and "wanted prompt and response" in lines[3]["error"] and "it has 101 tokens; wanted at most 64" in lines[4]["error"]
+    assert [{name: value for name, value in line.items() if name not in ("reward", "error")} for line in lines] == rows
+    write(tmp_path / "long.jsonl", rows[4:5])
+    with pytest.raises(ValueError, match="Row 1 of .*long.jsonl: The response .* it has 101 tokens"):
+        score_file(scorer, str(tmp_path / "long.jsonl"), str(tmp_path / "long.out"))
+    cutting = Scorer(scorer.model, scorer.tokenizer, on_overlong="truncate_prompt")
+    assert score_file(cutting, str(tmp_path / "long.jsonl"), str(tmp_path / "long.out"))["without_reward"] == 0
+
+
+def test_a_bad_line_can_be_skipped(scorer, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "w3", "response": " w4"}\n{not json\n')
+    assert score_file(scorer, str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), on_bad_row="skip")["without_reward"] == 1
+    assert "line 2 is not JSON" in read(tmp_path / "out")[1]["error"]
+
+
+@pytest.mark.parametrize("column", ["reward", "rewards", "error"])
+def test_columns_that_would_be_written_over(column, scorer, tmp_path):
+    data = write(tmp_path / "rows.jsonl", [{**pairs(1)[0], column: 1}])
+    with pytest.raises(ValueError, match=f"Row 1 of .* has the column '{column}'"):
+        score_file(scorer, data, str(tmp_path / "out.jsonl"))
+
+
+def test_normalized(scorer, tmp_path):
+    data = write(tmp_path / "rows.jsonl", pairs(3))
+    with pytest.raises(ValueError, match="does not know the mean"):
+        score_file(scorer, data, str(tmp_path / "no.jsonl"), normalize=True)
+    score_file(scorer, data, str(tmp_path / "raw.jsonl"))
+    scorer.model.config.rlhf_reward = {**scorer.model.config.rlhf_reward, "reward_mean": 0.5, "reward_std": 2.0}
+    try:
+        score_file(scorer, data, str(tmp_path / "normal.jsonl"), normalize=True)
+    finally:
+        del scorer.model.config.rlhf_reward["reward_mean"]
+    raw, normal = ([line["reward"] for line in read(tmp_path / name)] for name in ("raw.jsonl", "normal.jsonl"))
+    assert normal == pytest.approx([(reward - 0.5) / 2 for reward in raw], abs=1e-6)
+
+
+# ----- runs that were stopped
+
+def test_a_run_goes_on_wherever_it_was_stopped(scorer, tmp_path, small_chunks):
+    data = write(tmp_path / "rows.jsonl", pairs(57))
+    score_file(scorer, data, str(tmp_path / "whole.jsonl"))
+    whole, draw = (tmp_path / "whole.jsonl").read_bytes(), random.Random(0)
+    lines = whole.splitlines(keepends=True)
+    at_lines = [len(b"".join(lines[:count])) for count in (0, 1, 19, 20, 21, 40, 57)]
+    for number, end in enumerate([*at_lines, *(draw.randrange(len(whole)) for _ in range(12))]):
+        output = tmp_path / f"again-{number}.jsonl"
+        Path(f"{output}.part").write_bytes(whole[:end])
+        counts = score_file(scorer, data, str(output))
+        assert output.read_bytes() == whole and not Path(f"{output}.part").exists()
+        assert counts["rows"] == 57 and counts["before"] == whole[:end].count(b"\n") // 20 * 20
+        assert counts["responses"] == 57 - counts["before"]
+
+
+def test_no_two_runs_are_mixed(scorer, model, tmp_path, small_chunks):
+    data = write(tmp_path / "rows.jsonl", pairs(57))
+    score_file(scorer, data, str(tmp_path / "whole.jsonl"))
+    with pytest.raises(FileExistsError, match="is there already, and whole"):
+        score_file(scorer, data, str(tmp_path / "whole.jsonl"))
+    part = tmp_path / "out.jsonl.part"
+    begun = b"".join((tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)[:45])
+    other = Scorer(RewardModel(model, 0.0, "cpu"), scorer.tokenizer) # another head
+    changed = pairs(57)
+    changed[30]["response"] = " w9"
+    for using, rows, wanted in ((other, pairs(57), "where the model now gives"), (scorer, changed, "Line 31 of .* is not row 31 of the data"),
+                                (scorer, pairs(30), "Line 31 of .* is not row 31 of the data")):
+        part.write_bytes(begun)
+        with pytest.raises(ValueError, match=wanted):
+            score_file(using, write(tmp_path / "other.jsonl", rows), str(tmp_path / "out.jsonl"))
+        assert begun.startswith(part.read_bytes()) and len(part.read_bytes()) > 0 # what was done is still there
+    score_file(scorer, data, str(tmp_path / "out.jsonl"))
+
+
+def test_killed_twenty_times(model, tmp_path):
+    data = write(tmp_path / "rows.jsonl", pairs(3000))
+    run = subprocess.run([sys.executable, Path(__file__).with_name("score_killed.py"), model, data, tmp_path, "0"], capture_output=True, text=True, env=ALONE)
+    assert run.returncode == 0 and "20 kills" in run.stdout, run.stdout + run.stderr
+    print(run.stdout)
+    assert "whole lines" in run.stdout or "a torn line" in run.stdout
+
+
+# ----- the command
+
+def test_two_processes_write_the_file_of_one(model, tmp_path):
+    rows = [row for copy in range(60) for row in ({**row, "id": copy} for row, *_ in FORMS)] # more than one chunk
+    data = write(tmp_path / "rows.jsonl", rows)
+    arguments = ["-m", "rlhf_reward", "score", "--model", model, "--data", data, "--device", "cpu", "--tokens_per_batch", "200", "--output"]
+    one = subprocess.run([sys.executable, *arguments, tmp_path / "one.jsonl"], capture_output=True, text=True, env=ALONE)
+    assert one.returncode == 0 and "720 rows: " in one.stdout, one.stdout + one.stderr
+    config = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_CPU", "use_cpu": True, "num_machines": 1, "machine_rank": 0, "mixed_precision": "no"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "num_processes": 2}))
+    Path(f"{tmp_path}/two.jsonl.part").write_bytes(b"".join((tmp_path / "one.jsonl").read_bytes().splitlines(keepends=True)[:510])) # and go on
+    two = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "config.yaml"), "--main_process_port", "0",
+                          *arguments, str(tmp_path / "two.jsonl")], capture_output=True, text=True, env=ALONE)
+    assert two.returncode == 0 and two.stdout.count("720 rows (500 were there before)") == 1, two.stdout + two.stderr
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("change, wanted", [
+    ({"--model": "nowhere/at/all"}, "rlhf_reward score: .*nowhere/at/all.* is not there"),
+    ({"--data": "no.jsonl"}, "rlhf_reward score: 'no.jsonl' is not there"),
+    ({"--columns": "prompt"}, "--columns prompt is not a map"),
+    ({"--max_length": "0"}, "max_length 0; wanted 1 or more"),
+])
+def test_the_command_says_what_is_wrong(change, wanted, model, tmp_path):
+    data = write(tmp_path / "rows.jsonl", pairs(2))
+    arguments = {"--model": model, "--data": data, "--output": str(tmp_path / "out.jsonl"), "--device": "cpu", **change}
+    with pytest.raises(SystemExit) as exit:
+        main(["score", *[part for pair in arguments.items() for part in pair]])
+    import re
+    assert re.search(wanted, str(exit.value.code)), exit.value.code
+
+
+def test_the_command_counts_rows_without_a_reward(model, tmp_path, capsys):
+    data = write(tmp_path / "rows.jsonl", [*pairs(2), {"prompt": "w3", "response": None}])
+    main(["score", "--model", model, "--data", data, "--output", str(tmp_path / "out.jsonl"), "--device", "cpu", "--on_bad_row", "skip"])
+    assert "3 rows, 1 of them without a reward: " in capsys.readouterr().out

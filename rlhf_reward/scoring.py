@@ -178,11 +178,12 @@ class Scorer:
         tokenizer: PreTrainedTokenizerBase, # the model's own
         max_length: Optional[int] = None, # tokens of prompt and response together; by default what the model has positions for
         on_overlong: str = "error", # what to do with longer ones: 'error', or 'truncate_prompt' to cut the oldest tokens of the prompt
-        tokens_per_batch: int = 8192, # at most, of a batch; less where memory runs out
+        tokens_per_batch: Optional[int] = None, # of a batch, less where memory runs out; by default 2048 on a CPU, where more is slower, else 16384. Responses to one prompt stay together up to four times as many
     ):
         "Raises `ValueError` for a tokenizer that does not fit the options."
         if on_overlong not in ("error", "truncate_prompt"):
             raise ValueError(f"on_overlong is {on_overlong!r}; wanted 'error' or 'truncate_prompt'. A response cannot be dropped, since each gets a reward.")
+        tokens_per_batch = tokens_per_batch if tokens_per_batch is not None else 2048 if next(model.parameters()).device.type == "cpu" else 16384
         if tokens_per_batch < 1 or (max_length is not None and max_length < 1):
             raise ValueError(f"tokens_per_batch is {tokens_per_batch} and max_length {max_length}; wanted 1 or more.")
         self.model, self.tokenizer, self.on_overlong, self.tokens_per_batch = model, tokenizer, on_overlong, tokens_per_batch
@@ -202,7 +203,7 @@ class Scorer:
         device: Optional[str] = None, # by default 'cuda' where there is one, else 'cpu'
         max_length: Optional[int] = None, # as in `Scorer`
         on_overlong: str = "error", # as in `Scorer`
-        tokens_per_batch: int = 8192, # as in `Scorer`
+        tokens_per_batch: Optional[int] = None, # as in `Scorer`
         text_pairs: bool = True, # as in `EncoderClassifier`, which alone has a use for it
         **kwargs: Any, # for transformers' `from_pretrained`: dtype, attn_implementation, revision, …
     ) -> "Scorer":
@@ -367,14 +368,14 @@ class Scorer:
         return batches
 
     def _pieces(self, group):
-        "The sequences of one prompt, with what they share, in parts that fit a batch."
+        "The sequences of one prompt, with what they share, in parts of at most four batches: each part computes the prefix once more."
         prefix = group[0][:shared_length(group)]
         pieces, left = [], 0
         for sequence in sorted(group, key=len):
             needed = len(sequence) - len(prefix)
             if not pieces or needed > left:
                 pieces.append((prefix, []))
-                left = self.tokens_per_batch - len(prefix)
+                left = 4 * self.tokens_per_batch - len(prefix)
             pieces[-1][1].append(sequence)
             left -= needed
         return pieces

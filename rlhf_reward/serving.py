@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union
 
 from . import __version__
-from .data import Comparison, to_responses
+from .data import Comparison, shared_length, to_responses
 from .scoring import Scorer, ranked
 from .tokens import TooLong
 
@@ -93,13 +93,22 @@ class Batcher:
 
     def _next(self):
         "The requests of the next batch, without those that were given up, and the tokens that leave the queue with them."
-        batch, tokens = [], 0
-        while self.queue and (not batch or tokens + self.queue[0][2] <= self.scorer.tokens_per_batch):
-            request = self.queue.popleft()
-            tokens += request[2]
-            if not request[3].done():
+        batch, tokens, computed, first_of = [], 0, 0, {}
+        while self.queue:
+            sequences, prompts, size, answer = request = self.queue[0]
+            if not answer.done():
+                computed += sum(len(sequence) - self._shared(sequence, prompt, first_of) for sequence, prompt in zip(sequences, prompts))
+                if batch and computed > self.scorer.tokens_per_batch:
+                    break
                 batch.append(request)
+            tokens += size
+            self.queue.popleft()
         return batch, tokens
+
+    def _shared(self, sequence, prompt, first_of):
+        "Tokens of the sequence that are computed for another one to its prompt."
+        first = first_of.setdefault(prompt, sequence)
+        return 0 if first is sequence or not self.scorer.packs else shared_length([first, sequence])
 
     async def _answer(self, batch):
         sequences = [sequence for request in batch for sequence in request[0]]
@@ -167,7 +176,7 @@ class RankAnswer(BaseModel):
 class ClassifyRequest(Asked):
     "As vLLM's: `input`, whole texts or token ids, or `messages`, one conversation."
     model: Optional[str] = None
-    input: Optional[Union[str, list[str], Ids, list[Ids]]] = None
+    input: Optional[Union[str, list[str], Ids, list[Ids]]] = Field(None, description="Token ids are taken as they are, with their end or without.")
     messages: Optional[Annotated[list[Message], Field(min_length=1)]] = None
     chat_template_kwargs: Optional[dict[str, Any]] = None
     truncate_prompt_tokens: None = Field(None, description="Not taken: the server has one length and one policy for all.")
@@ -275,13 +284,16 @@ def _refused(status, place, message):
     return HTTPException(status, [{"type": "value_error", "loc": ["body", *place], "msg": message}])
 
 
-def _read(prompt, responses, place, **more):
-    "What a request holds as a `Comparison`, for the scorer. Raises 422 that names the place."
+def _read(prompt, responses, place, prompt_place=None, **more):
+    "What a request holds as a `Comparison`, for the scorer. Raises 422 that names the place of the responses, or of the prompt."
     plain = lambda said: [message.model_dump(exclude_none=True) for message in said] if isinstance(said, list) else said
-    try:
-        return to_responses({**({} if prompt is None else {"prompt": plain(prompt)}), "responses": list(map(plain, responses)), **more})
-    except ValueError as error:
-        raise _refused(422, place, str(error)) from None
+    row = {**({} if prompt is None else {"prompt": plain(prompt)}), **more}
+    for tried, named in ((["a response"], prompt_place), (list(map(plain, responses)), place)):
+        try:
+            comparison = to_responses({**row, "responses": tried}) if named else None
+        except ValueError as error:
+            raise _refused(422, named, str(error)) from None
+    return comparison
 
 # %% ../nbs/08_serving.ipynb #b6aefcc1
 def make_app(
@@ -378,7 +390,7 @@ def make_app(
         if len(asked.prompts) != len(asked.responses):
             raise _refused(422, ["responses"], f"There are {len(asked.prompts)} prompts and {len(asked.responses)} responses; wanted one prompt for each.")
         places = [["responses", place] for place in range(len(asked.responses))]
-        comparisons = [_read(prompt, [response], place) for prompt, response, place in zip(asked.prompts, asked.responses, places)]
+        comparisons = [_read(prompt, [response], place, ["prompts", place[1]]) for prompt, response, place in zip(asked.prompts, asked.responses, places)]
         found, _ = await rewards_of(comparisons, places, asked.normalize)
         return ScoreAnswer(rewards=[reward for reward, in found])
 
@@ -387,7 +399,7 @@ def make_app(
         "The responses in order of their rewards."
         if asked.normalize:
             normalized([])
-        (rewards,), _ = await rewards_of([_read(asked.prompt, asked.responses, ["responses"])], [["responses"]])
+        (rewards,), _ = await rewards_of([_read(asked.prompt, asked.responses, ["responses"], ["prompt"])], [["responses"]])
         shown = normalized(rewards) if asked.normalize else rewards
         return RankAnswer(ranked=[RankedResponse(index=one.index, response=one.response, reward=shown[one.index], probability=one.probability)
                                   for one in ranked(asked.responses, rewards)])

@@ -181,7 +181,7 @@ def test_no_two_runs_are_mixed(scorer, model, tmp_path, small_chunks):
 
 
 def test_killed_twenty_times(model, tmp_path):
-    data = write(tmp_path / "rows.jsonl", pairs(3000))
+    data = write(tmp_path / "rows.jsonl", pairs(1500))
     run = subprocess.run([sys.executable, Path(__file__).with_name("score_killed.py"), model, data, tmp_path, "0"], capture_output=True, text=True, env=ALONE)
     assert run.returncode == 0 and "20 kills" in run.stdout, run.stdout + run.stderr
     print(run.stdout)

@@ -83,23 +83,25 @@ def test_order_batches_and_repetition_change_nothing(reward_models, data):
     prompts, responses = texts(4, 4)
     expected = dict(zip(zip(prompts, responses), alone(scorer, prompts, responses)))
     chosen = data.draw(st.lists(st.sampled_from(list(zip(prompts, responses))), min_size=1, max_size=30))
-    scorer.tokens_per_batch = data.draw(st.integers(1, 400))
+    scorer.tokens_per_batch = data.draw(st.integers(1, 200))
     rewards = scorer.score([prompt for prompt, _ in chosen], [response for _, response in chosen])
     close(rewards, [expected[pair] for pair in chosen])
     assert all(rewards[place] == rewards[chosen.index(pair)] for place, pair in enumerate(chosen)) # equal texts, equal rewards to the last bit
 
 
 def test_batches_keep_to_the_budget_and_share_prompts(reward_models):
-    scorer = Scorer.from_pretrained(reward_models(), device="cpu", tokens_per_batch=40)
+    scorer = Scorer.from_pretrained(reward_models(), device="cpu")
     prompts, responses = texts(5, 6)
     sequences = [own[0] for own in scorer.tokenize([to_responses({"prompt": p, "response": r}) for p, r in zip(prompts, responses)])]
     groups = {}
     for prompt, sequence in zip(prompts, sequences):
         groups.setdefault(prompt, []).append(tuple(sequence))
-    batches = scorer._batches(groups.values())
-    sizes = [[len(prefix) + sum(len(sequence) - len(prefix) for sequence in group) for prefix, group in batch] for batch in batches]
-    assert all(sum(own) <= 40 or len(own) == 1 for own in sizes)
-    assert sorted(sequence for batch in batches for _, group in batch for sequence in group) == sorted(map(tuple, sequences))
+    for scorer.tokens_per_batch, several in ((100, True), (15, False)):
+        batches = scorer._batches(groups.values())
+        sizes = [[len(prefix) + sum(len(sequence) - len(prefix) for sequence in group) for prefix, group in batch] for batch in batches]
+        assert all(sum(own) <= scorer.tokens_per_batch or len(own) == 1 and own[0] <= 4 * scorer.tokens_per_batch for own in sizes)
+        assert any(len(own) > 1 for own in sizes) == several and len(sizes) > 1
+        assert sorted(sequence for batch in batches for _, group in batch for sequence in group) == sorted(map(tuple, sequences))
     prompt_tokens = {prompt: len(encode([prompt], scorer.tokenizer, False)[0]) for prompt in groups}
     scorer.tokens_per_batch = 10_000
     (batch,) = scorer._batches(groups.values())

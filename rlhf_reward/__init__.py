@@ -9,6 +9,7 @@ _PUBLIC = {
     "data": ["Comparison", "load_rows"],
     "tokens": ["tokenize_rows"],
     "training": ["RewardConfig", "RewardTrainer"],
+    "scoring": ["Scorer", "RewardFunction"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = list(_MODULE_OF)

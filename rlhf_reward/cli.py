@@ -267,7 +267,7 @@ def _scoring_parser(command, description):
     parser.add_argument("--max_length", type=int, help="tokens that prompt and response may have together (default: what the model takes)")
     parser.add_argument("--on_overlong", default="error", choices=["error", "truncate_prompt"],
                         help="what to do with longer ones; truncate_prompt cuts the oldest tokens of the prompt (default: error)")
-    parser.add_argument("--tokens_per_batch", type=int, default=8192, help="tokens computed at once; less where memory runs out (default: 8192)")
+    parser.add_argument("--tokens_per_batch", type=int, help="tokens computed at once; less where memory runs out (default: 2048 on a CPU, else 16384)")
     parser.add_argument("--joined_text", action="store_true",
                         help="for encoders made elsewhere: prompt and response are one text, not two segments")
     return parser

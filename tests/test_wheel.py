@@ -1,4 +1,5 @@
 "A wheel of the tree, installed alone in an empty environment, away from the checkout."
+import json
 import os
 import subprocess
 import sys
@@ -9,20 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SCORE = """
-import importlib, pkgutil, sys
+import importlib, importlib.resources, pkgutil, sys
 import rlhf_reward
 for module in pkgutil.iter_modules(rlhf_reward.__path__):
-    importlib.import_module("rlhf_reward." + module.name)
+    try:
+        importlib.import_module("rlhf_reward." + module.name)
+    except ImportError as error: # of an extra, which it names
+        assert module.name == "serving" and "pip install 'rlhf_reward[serve]'" in str(error), error
+assert all((importlib.resources.files(rlhf_reward) / name).is_file() for name in ("serving.html", "configs/fsdp2.yaml"))
 assert "site-packages" in rlhf_reward.__file__, rlhf_reward.__file__
 for name in ("nbdev", "fastcore", "pytest"):
     assert importlib.util.find_spec(name) is None, name
-import torch
-from transformers import AutoTokenizer
-from rlhf_reward import RewardModel
-from rlhf_reward.tokens import encode
-model, tokenizer = RewardModel.from_pretrained("out", device="cpu"), AutoTokenizer.from_pretrained("out")
-with torch.no_grad():
-    print("reward", model(torch.tensor(encode(["Ada likes birds and dislikes tools. robin"], tokenizer))).item())
+from rlhf_reward import Scorer
+print("reward", *Scorer.from_pretrained("out", device="cpu").score(["Ada likes birds and dislikes tools."], [" robin"]))
 """
 
 
@@ -46,4 +46,8 @@ def run(environment, *command):
 def test_wheel_trains_imports_and_scores(environment):
     printed = run(environment, "rlhf_reward", "train", "--max_steps", "5", "--output_dir", "out", "--use_cpu", "--eval_strategy", "no")
     assert "Held-out accuracy" in printed
-    assert run(environment, "python", "-c", SCORE).startswith("reward ")
+    printed = run(environment, "python", "-c", SCORE)
+    (environment / "rows.jsonl").write_text('{"prompt": "Ada likes birds and dislikes tools.", "response": " robin"}\n')
+    run(environment, "rlhf_reward", "score", "--model", "out", "--data", "rows.jsonl", "--output", "scored.jsonl", "--device", "cpu")
+    reward = json.loads((environment / "scored.jsonl").read_text())["reward"]
+    assert printed == f"reward {reward}\n"

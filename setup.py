@@ -25,7 +25,7 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=[settings["lib_path"]]),
-    package_data={settings["lib_path"]: ["configs/*.yaml", "serving.html"]},
+    package_data={settings["lib_path"]: ["configs/*.yaml", "serving.html", "report.html"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require=extras,

@@ -48,7 +48,7 @@ class Comparison:
     weight: float = 1.0 # of its pairs together, in the loss
     source: Optional[str] = None # where the row is from
     template: dict[str, Any] = field(default_factory=dict) # arguments of the chat template, such as `tools`
-    whole: bool = field(default=False, compare=False) # made of whole texts, in which nothing says where the prompt ends; it is what they share
+    whole: bool = field(default=False, compare=False) # made of whole texts in which nothing says where the prompt ends; it is what they share
 
 # %% ../nbs/03_data.ipynb #9ab35b8a
 def is_ids(
@@ -114,15 +114,16 @@ def _check_string(text):
                          "wanted valid Unicode: write the text anew from its source.") from None
 
 
-def _checked(text):
-    "A text as it is, messages without nulls, also where they are written as JSON. Raises `ValueError` for anything else."
-    if isinstance(text, str) and text.lstrip().startswith(('[{"role"', '[{"content"', "[{'role'", "[{'content'")):
+def _checked(text, from_file=True):
+    "A text as it is, messages without nulls, in a file also where they are written as JSON. Raises `ValueError` for anything else."
+    if from_file and isinstance(text, str) and text.lstrip().startswith(('[{"role"', '[{"content"', "[{'role'", "[{'content'")):
         text = _from_json("messages", text, list)
     if isinstance(text, list) and text and isinstance(text[0], dict):
         messages = _without_nulls(text)
         for message in messages:
             if not (isinstance(message, dict) and isinstance(message.get("role"), str)):
                 raise ValueError(f"the message {message!r:.80} has no role; wanted role and content, both strings.")
+            _check_string(message["role"])
             if "content" in message or "tool_calls" not in message:
                 _check_string(message.get("content"))
         return messages
@@ -141,17 +142,17 @@ def _holds(messages, prompt):
     return any(said(messages[start:start + len(prompt)]) == said(prompt) for start in range(len(messages)))
 
 
-def _prompt_and_responses(row, responses, fewest=2):
+def _prompt_and_responses(row, responses, fewest=2, from_file=True):
     "The prompt and what each response says after it, both strings or both messages."
     if not isinstance(responses, (list, tuple)) or len(responses) < fewest:
         raise ValueError(f"the responses are {responses!r:.80}; wanted a list of at least {fewest}.")
-    responses, prompt = [_checked(response) for response in responses], row.get("prompt")
+    responses, prompt = [_checked(response, from_file) for response in responses], row.get("prompt")
     in_messages = [not isinstance(response, str) for response in responses]
     if any(in_messages) != all(in_messages):
         raise ValueError("some responses are strings and some are messages; wanted one kind.")
     if "prompt" not in row or prompt is None and all(map(_is_whole, responses)): # a table has the column for all rows
         return _split_whole(responses)
-    prompt = _checked(prompt)
+    prompt = _checked(prompt, from_file)
     if not any(in_messages):
         if not isinstance(prompt, str):
             responses = [[{"role": "assistant", "content": response}] for response in responses]
@@ -229,7 +230,12 @@ def to_comparison(
     weight = 1.0 if weight is None else weight
     if weight < 0:
         raise ValueError(f"the weight is {weight}; wanted a number that is not negative.")
-    return Comparison(prompt, tuple(responses), ranks, ratings, margin, weight, _source(row), _template(row), row.get("prompt") is None)
+    return Comparison(prompt, tuple(responses), ranks, ratings, margin, weight, _source(row), _template(row), _is_guessed(row, prompt))
+
+
+def _is_guessed(row, prompt):
+    "Whether nothing says where the prompt ends: no column, no messages, no turn of HH."
+    return row.get("prompt") is None and (is_ids(prompt) or not prompt or isinstance(prompt, str) and not prompt.endswith("\n\nAssistant:"))
 
 
 def _source(row):
@@ -283,26 +289,45 @@ def _from_json(name, value, kind):
     return value or None
 
 
+OF_THE_CALL = ("chat_template", "conversation", "add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation", "max_length",
+               "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs") # arguments that are no variables of a template
+
+
 def _template(row):
-    "Arguments for the chat template: `chat_template_kwargs`, and `tools`."
+    "Variables for the chat template: `chat_template_kwargs`, and `tools`."
     tools = _from_json("tools", row.get("tools"), list)
     arguments = _from_json("chat_template_kwargs", row.get("chat_template_kwargs"), dict)
+    taken = sorted(set(arguments or {}) & set(OF_THE_CALL))
+    if taken:
+        raise ValueError(f"chat_template_kwargs has {taken[0]!r}, which is no variable of a chat template; wanted those that the template reads, such "
+                         "as enable_thinking.")
     return {**_without_nulls(arguments or {}), **({"tools": _without_nulls(tools)} if tools else {})}
 
 # %% ../nbs/03_data.ipynb #d494de2f
 def to_responses(
-    row: dict[str, Any], # with the columns of one of the forms above, or with `response` or `responses` alone, and `prompt` or whole texts
-) -> Comparison: # in which responses without a known order all rank 1; one response is enough
+    row: dict[str, Any], # of one of the forms above, whatever it says of the order; or `prompt` with `response` or `responses`; or `text` or `texts`, whole ones
+    from_file: bool = True, # where messages may be written as JSON
+) -> Comparison: # whose responses all rank 1; one is enough
     "One row as something to score. Raises `ValueError` as `to_comparison` does."
-    filled = {name for name, value in row.items() if value is not None}
-    if any(needed <= filled for needed in FORMS.values()) or row.get(UNREADABLE):
+    if row.get(UNREADABLE) or {"chosen_ids", "rejected_ids"} <= row.keys() and row["chosen_ids"] is not None:
         return to_comparison(row)
-    if not filled & {"response", "responses"}:
-        raise ValueError(f"it has the columns {sorted(filled)}; wanted prompt and response, prompt and responses, or one of: "
-                         f"{'; '.join(FORMS)}. Other names can be mapped: --columns response=output.")
-    responses = [row["response"]] if "response" in filled else _from_json("responses", row["responses"], list)
-    prompt, responses = _prompt_and_responses(row, responses, fewest=1)
-    return Comparison(prompt, tuple(responses), (1,) * len(responses), source=_source(row), template=_template(row), whole=row.get("prompt") is None)
+    single = lambda name: [row[name]]
+    several = lambda name: _from_json(name, row[name], list)
+    forms = {("chosen", "rejected"): lambda: [row["chosen"], row["rejected"]], ("response_a", "response_b"): lambda: [row["response_a"], row["response_b"]],
+             ("responses",): lambda: several("responses"), ("response",): lambda: single("response"), ("texts",): lambda: several("texts"), ("text",): lambda: single("text")}
+    filled = {name for name, value in row.items() if value is not None}
+    found = [names for names in forms if filled.issuperset(names)]
+    if len(found) != 1:
+        raise ValueError(f"it has the columns {sorted(filled)}; wanted one of: prompt with response, responses, chosen and rejected, or response_a and "
+                         "response_b; or text, or texts. Other names can be mapped: --columns response=output.")
+    responses, whole = forms[found[0]](), found[0] in (("text",), ("texts",))
+    if whole and row.get("prompt") is not None:
+        raise ValueError("it has a prompt beside whole texts; wanted prompt and response, or text alone.")
+    prompt, responses = _prompt_and_responses({} if whole else row, responses, fewest=1, from_file=from_file)
+    comparison = Comparison(prompt, tuple(responses), (1,) * len(responses), source=_source(row), template=_template(row), whole=_is_guessed(row, prompt))
+    if comparison.whole and not whole:
+        raise ValueError(f"it has {' and '.join(found[0])}, but no prompt; wanted both, or whole texts in the column text or texts.")
+    return comparison
 
 
 def row_comparison(
@@ -451,6 +476,10 @@ def _read(files, columns, on_bad_row, streaming):
     "JSON or CSV files. For a table a first pass finds bad lines, the columns, and which of them hold nothing but strings."
     arguments = {"files": files, "columns": columns, "on_bad_row": on_bad_row}
     if streaming:
+        begins = list(itertools.islice(_generate(**{**arguments, "columns": {}}), 100)) if columns else []
+        missing = [theirs for theirs in columns.values() if not any(theirs in row for row in begins)]
+        if missing and begins:
+            raise ValueError(f"it has no column {missing[0]!r} in its first {len(begins)} rows; they have {sorted(set().union(*begins))}.")
         return IterableDataset.from_generator(_generate, gen_kwargs=arguments)
     strings = {}
     for row in _generate(**arguments):

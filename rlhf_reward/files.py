@@ -9,6 +9,7 @@ __all__ = ['logger', 'score_file']
 import itertools
 import json
 import logging
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Literal, Optional
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .data import load_rows, row_comparison, to_responses
@@ -52,15 +54,16 @@ def _scored(rows, first, scorer, name, normalize, on_bad_row, processes=None):
         if isinstance(outcome, ValueError) and on_bad_row == "error":
             where = "" if str(outcome).startswith(f"Row {number} ") else f"Row {number} of {name}: "
             raise ValueError(f"{where}{outcome} Or write such rows without a reward, with on_bad_row='skip'.") from None
-    flat = [(sequence, str(comparison.prompt)) for comparison, own in zip(usable, tokenized) if isinstance(own, list) for sequence in own]
-    rewards = scorer.rewards([sequence for sequence, _ in flat], [prompt for _, prompt in flat], processes, progress=False)
-    rewards = iter(scorer.normalized(rewards) if normalize else rewards)
+    fine = [(own, str(comparison.prompt)) for comparison, own in zip(usable, tokenized) if isinstance(own, list)]
+    rewards = iter(scorer.rewards([own for own, _ in fine], [prompt for _, prompt in fine], processes, progress=False))
     for row, outcome in zip(rows, outcomes):
         if isinstance(outcome, ValueError):
             yield {**row, "reward": None, "error": str(outcome)}
         else:
-            own = [next(rewards) for _ in outcome]
-            yield {**row, "reward": own[0]} if row.get("response") is not None and len(own) == 1 else {**row, "rewards": own}
+            own = next(rewards)
+            own = scorer.normalized(own) if normalize else own
+            alone = len(own) == 1 and (row.get("response") or row.get("text")) is not None
+            yield {**row, "reward": own[0]} if alone else {**row, "rewards": own}
 
 # %% ../nbs/06a_files.ipynb #9569affb
 def _whole_chunks(part):
@@ -96,7 +99,8 @@ def _check_before(part, rows, done, score, tolerance):
 
 
 def _line(row):
-    return json.dumps(row, ensure_ascii=False, default=str)
+    without_nan = lambda value: None if isinstance(value, float) and math.isnan(value) else value # which JSON cannot say
+    return json.dumps({name: without_nan(value) for name, value in row.items()}, ensure_ascii=False, default=str)
 
 # %% ../nbs/06a_files.ipynb #1083b6f2
 def score_file(
@@ -115,25 +119,38 @@ def score_file(
     Raises `FileExistsError` if `output` is there, `ValueError` for a row that cannot be scored, or if what a stopped run left is
     of other data or another model.
     """
-    main, part, done = processes is None or processes.is_main_process, Path(f"{output}.part"), 0
+    main, part = processes is None or processes.is_main_process, Path(f"{output}.part")
     rows = iter(load_rows(data, split, columns, on_bad_row, streaming=True))
     score = partial(_scored, scorer=scorer, name=data, normalize=normalize, on_bad_row=on_bad_row)
-    if main:
-        if Path(output).exists():
-            raise FileExistsError(f"{output!r} is there already, and whole; remove it, or choose another name.")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        if part.exists():
-            done, end = _whole_chunks(part)
-            os.truncate(part, end)
-    if processes is not None:
-        done, = broadcast_object_list([done])
-    if done and main:
-        _check_before(part, rows, done, score, ROUNDING.get(next(scorer.model.parameters()).dtype, 5e-2))
-        logger.warning("%d rows were scored before; going on behind them.", done)
-    else:
-        next(itertools.islice(rows, done, done), None)
+    if not main:
+        return _write(rows, score, os.devnull, *broadcast_object_list([None]), processes)
+    if Path(output).exists():
+        raise FileExistsError(f"{output!r} is there already{', and whole' * Path(output).is_file()}; remove it, or choose another name.")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    lock = Path(f"{part}.lock")
+    try:
+        with FileLock(lock, timeout=0):
+            done, end = _whole_chunks(part) if part.exists() else (0, 0)
+            if part.exists():
+                os.truncate(part, end)
+            if done:
+                before = iter(load_rows(data, split, columns, on_bad_row, streaming=True))
+                _check_before(part, before, done, score, ROUNDING.get(next(scorer.model.parameters()).dtype, 5e-2))
+                logger.warning("%d rows were scored before; going on behind them.", done)
+            counts = _write(rows, score, part, done if processes is None else broadcast_object_list([done])[0], processes)
+            os.replace(part, output)
+            lock.unlink(missing_ok=True)
+    except Timeout:
+        raise FileExistsError(f"{str(part)!r} is being written by another run; wait for it, or choose another name.") from None
+    return counts
+
+
+def _write(rows, score, part, done, processes):
+    "Score the rows behind those that are done, and write them chunk by chunk."
+    next(itertools.islice(rows, done, done), None)
+    main = part != os.devnull
     counts = {"rows": done, "responses": 0, "without_reward": 0, "before": done}
-    with open(part, "a", encoding="utf-8") if main else open(os.devnull, "w") as file, tqdm(desc="Scoring", unit=" rows", initial=done, **({} if main else {"disable": True})) as bar:
+    with open(part, "a", encoding="utf-8") as file, tqdm(desc="Scoring", unit=" rows", initial=done, **({} if main else {"disable": True})) as bar:
         while chunk := list(itertools.islice(rows, ROWS_AT_ONCE)):
             for line in score(chunk, counts["rows"] + 1, processes=processes):
                 file.write(_line(line) + "\n")
@@ -144,6 +161,4 @@ def score_file(
             if main:
                 os.fsync(file.fileno())
             bar.update(len(chunk))
-    if main:
-        os.replace(part, output)
     return counts

@@ -22,7 +22,7 @@ from torchtyping import TensorType
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from .data import Comparison, Text, shared_length, to_responses
+from .data import Comparison, Text, shared_length, to_responses, whole_texts
 from .packing import choose_collator, model_inputs
 from .reward import RewardModel, _check_values, _hub_options, _is_adapter, _load_config, default_pooling
 from .tokens import TooLong, encode, fit_length, render_comparison
@@ -82,7 +82,7 @@ class EncoderClassifier(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         max_length: float, # in tokens
         on_overlong: str, # 'error', or 'truncate_prompt' for the oldest tokens of the prompt
-    ) -> list[list[tuple[int, int]]]: # K sequences of (token id, token type)
+    ) -> tuple[list[list[tuple[int, int]]], bool]: # K sequences of (token id, token type), and whether they were cut
         "Two segments where prompt and response are strings, each known. Raises `TooLong` for what cannot be cut."
         prompt, responses = comparison.prompt, comparison.responses
         if comparison.whole or not (self.text_pairs and isinstance(prompt, str) and prompt):
@@ -90,7 +90,7 @@ class EncoderClassifier(nn.Module):
             kept = fit_length(comparison, whole, tokenizer, max_length, on_overlong, ends_with_eos=False)
             if kept is None:
                 raise TooLong(f"has {max(map(len, whole))} tokens, of which the prompt has too few to cut; wanted at most {max_length}.")
-            return [[(token, 0) for token in ids] for ids in kept]
+            return [[(token, 0) for token in ids] for ids in kept], kept is not whole
         pairs = tokenizer([prompt] * len(responses), list(responses), verbose=False)
         excess = max(map(len, pairs["input_ids"])) - max_length
         if excess > 0 and on_overlong == "error":
@@ -104,7 +104,7 @@ class EncoderClassifier(nn.Module):
                 raise TooLong(f"has {max_length + excess} tokens, of which the prompt has {len(of_prompt)}; wanted at most {max_length}.")
             cut = set(of_prompt[:max(excess, 0)])
             sequences.append([both for position, both in enumerate(zip(ids, own_types)) if position not in cut])
-        return sequences
+        return sequences, excess > 0
 
     def collate(
         self,
@@ -193,8 +193,8 @@ class Scorer:
         else:
             self.collator, why_not = choose_collator(model, _made_up(model.num_embeddings))
             self.packs = why_not is None
-            if why_not:
-                logger.info("This %s is scored with padded batches: %s.", model.config.model_type, why_not)
+            if why_not and default_pooling(model.config) == "last":
+                logger.warning("This %s is scored with padded batches: %s.", model.config.model_type, why_not)
 
     @classmethod
     def from_pretrained(
@@ -208,9 +208,10 @@ class Scorer:
         **kwargs: Any, # for transformers' `from_pretrained`: dtype, attn_implementation, revision, …
     ) -> "Scorer":
         "Raises `ValueError` for a model with several labels or without a head, `OSError` for one that is not there."
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device, path = device or ("cuda" if torch.cuda.is_available() else "cpu"), Path(model_name).expanduser()
+        model_name = str(path if path.is_dir() else model_name)
         model = _open(model_name, device, text_pairs, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(model_name, **_hub_options(kwargs))
+        tokenizer = AutoTokenizer.from_pretrained(model_name, trust_remote_code=kwargs.get("trust_remote_code", False), **_hub_options(kwargs))
         return cls(model, tokenizer, max_length, on_overlong, tokens_per_batch)
 
     def score(
@@ -220,10 +221,7 @@ class Scorer:
         normalize: bool = False, # to mean 0 and deviation 1, see `RewardModel.normalize`
     ) -> list[float]: # float32 rewards, in the order given
         "One reward for each prompt and response. Raises `ValueError` that says which of them is at fault."
-        for name, values in (("prompts", prompts), ("responses", responses)):
-            if not isinstance(values, (list, tuple)) or values and isinstance(values[0], dict):
-                raise ValueError(f"{name} is {'messages' if isinstance(values, (list, tuple)) else type(values).__name__}; wanted a list with one "
-                                 "prompt, or response, each. For several responses to one prompt use rank.")
+        prompts, responses = (_listed(name, values, "For several responses to one prompt use rank.") for name, values in (("prompts", prompts), ("responses", responses)))
         if len(prompts) != len(responses):
             raise ValueError(f"There are {len(prompts)} prompts and {len(responses)} responses; wanted one prompt for each response.")
         comparisons = [_responses(prompt, [response], f"Response {number}") for number, (prompt, response) in enumerate(zip(prompts, responses), 1)]
@@ -248,6 +246,7 @@ class Scorer:
         normalize: bool = False, # as in `score`
     ) -> Ranked: # the best of the n
         "The response with the highest reward (best-of-n sampling, Stiennon et al. 2020). Raises `ValueError` if there are fewer than n."
+        responses = _listed("responses", responses)
         if n is not None and not 1 <= n <= len(responses):
             raise ValueError(f"n is {n} and there are {len(responses)} responses; wanted 1 to {len(responses)}.")
         return self.rank(prompt, responses[:n], normalize)[0]
@@ -273,63 +272,67 @@ class Scorer:
         "Rewards of the responses of comparisons. A prompt that is too long is cut alike for all K, as in training."
         if normalize:
             self.normalized([]) # refused before the work rather than behind it
-        sequences = self.tokenize(comparisons)
-        prompts = [comparison.prompt if isinstance(comparison.prompt, str) else str(comparison.prompt) for comparison in comparisons]
-        flat = [(sequence, prompt) for own, prompt in zip(sequences, prompts) for sequence in own]
-        rewards = self.rewards([sequence for sequence, _ in flat], [prompt for _, prompt in flat], processes)
-        rewards = iter(self.normalized(rewards) if normalize else rewards)
-        return [[next(rewards) for _ in own] for own in sequences]
+        rewards = self.rewards(self.tokenize(comparisons), [str(comparison.prompt) for comparison in comparisons], processes)
+        return [self.normalized(own) for own in rewards] if normalize else rewards
 
     def tokenize(
         self,
         comparisons: list[Comparison],
     ) -> list[list[list]]: # K sequences for each, of token ids, or of (token id, token type) for an `EncoderClassifier`
         "Raises `ValueError` for what cannot be rendered or has no token, `TooLong` for what is too long and not to be cut."
-        if isinstance(self.model, EncoderClassifier):
-            own = lambda comparison: self.model.sequences(comparison, self.tokenizer, self.max_length, self.on_overlong)
-            return [_named(comparison, own) for comparison in comparisons]
-        texts = [_named(comparison, lambda comparison: render_comparison(comparison, self.tokenizer)) for comparison in comparisons]
-        encoded = iter(encode([text for own in texts for text in own], self.tokenizer, self.model.ends_with_eos))
-        cut, fitted = 0, []
-        for comparison, own in zip(comparisons, texts):
-            whole = [next(encoded) for _ in own]
-            fitted.append(_named(comparison, lambda comparison: self._fitted(comparison, whole)))
-            cut += fitted[-1] is not whole
-        if cut:
-            logger.warning("Cut the prompt of %d of %d to %d tokens.", cut, len(comparisons), self.max_length)
-        return fitted
+        found = self.tokenize_each(comparisons)
+        for sequences in found:
+            if isinstance(sequences, ValueError):
+                raise sequences
+        return found
 
     def tokenize_each(
         self,
         comparisons: list[Comparison],
     ) -> list[Union[list[list], ValueError]]: # as `tokenize` gives them, or what is wrong with one
         "`tokenize` for comparisons of which some may be at fault."
-        try:
-            return self.tokenize(comparisons)
-        except ValueError as error:
-            return [error] if len(comparisons) == 1 else [self.tokenize_each([comparison])[0] for comparison in comparisons]
+        own_head = isinstance(self.model, EncoderClassifier)
+        rendered = [_tried(comparison, lambda one: [] if own_head else render_comparison(one, self.tokenizer)) for comparison in comparisons]
+        texts = [text for own in rendered if not isinstance(own, ValueError) for text in own]
+        encoded, found, cut = iter(encode(texts, self.tokenizer, self.model.ends_with_eos)), [], 0
+        for comparison, own in zip(comparisons, rendered):
+            if isinstance(own, ValueError):
+                found.append(own)
+                continue
+            whole = [next(encoded) for _ in own]
+            fit = lambda one: self.model.sequences(one, self.tokenizer, self.max_length, self.on_overlong) if own_head else self._fitted(one, whole)
+            fitted = _tried(comparison, fit)
+            found.append(fitted if isinstance(fitted, ValueError) else fitted[0])
+            cut += not isinstance(fitted, ValueError) and fitted[1]
+        if cut:
+            logger.warning("Cut the prompt of %d of %d to %d tokens.", cut, len(comparisons), self.max_length)
+        return found
 
     def _fitted(self, comparison, sequences):
+        "The sequences, and whether they were cut."
         if not all(sequences):
             raise ValueError("has no token; wanted some text.")
+        if comparison.whole and self.on_overlong == "truncate_prompt" and max(map(len, sequences)) > self.max_length:
+            raise TooLong(f"has {max(map(len, sequences))} tokens and is a whole text, of which nothing says where the prompt ends, so nothing of it is cut; "
+                          f"wanted at most {self.max_length}, or prompt and response apart.")
         kept = fit_length(comparison, sequences, self.tokenizer, self.max_length, self.on_overlong, self.model.ends_with_eos)
         if kept is None:
             raise TooLong(f"has {max(map(len, sequences))} tokens, and too few of them are the prompt's to be cut; wanted at most {self.max_length}.")
-        return kept
+        return kept, kept is not sequences
 
     def rewards(
         self,
-        sequences: list[list], # as `tokenize` gives them, of any prompts, in any order
-        prompts: list[Any], # of each sequence, hashable: those of the same prompt are computed together
+        sequences: list[list[list]], # K for each comparison, as `tokenize` gives them
+        prompts: list[Any], # of each comparison, hashable: those of the same prompt are computed together
         processes: Optional[PartialState] = None, # as in `score_comparisons`
         progress: bool = True, # a bar for what takes longer than some seconds
-    ) -> list[float]: # one for each, in the order given
+    ) -> list[list[float]]: # K for each comparison, in the order given
         """
         The computation: equal sequences once, shared prefixes once, batches by their tokens.
 
         Raises `ValueError` for a reward that is not finite, `RuntimeError` for one sequence that does not fit into the memory.
         """
-        prompt_of, groups = dict(zip(map(tuple, sequences), prompts)), {}
+        prompt_of, groups = {tuple(sequence): prompt for own, prompt in zip(sequences, prompts) for sequence in own}, {}
         for sequence, prompt in prompt_of.items():
             groups.setdefault(prompt, []).append(sequence)
         batches, found = self._batches(groups.values()), {}
@@ -345,24 +348,24 @@ class Scorer:
         finally:
             self.model.train(training)
         if count > 1:
-            found = dict(pair for part in gather_object([list(found.items())]) for pair in part)
-        return [found[tuple(sequence)] for sequence in sequences]
+            parts = gather_object([(self.tokens_per_batch, list(found.items()))])
+            self.tokens_per_batch = min(budget for budget, _ in parts) # of all: they have to plan the same batches
+            found = dict(pair for _, part in parts for pair in part)
+        return [[found[tuple(sequence)] for sequence in own] for own in sequences]
 
     def _batches(self, groups):
         "Lists of pieces (prefix, whole sequences), largest first: what is computed at once."
         if self.packs:
             pieces = [piece for group in groups for piece in self._pieces(group)]
-            size = lambda piece: len(piece[0]) + sum(len(sequence) - len(piece[0]) for sequence in piece[1])
         else: # each alone, as long as the longest of its batch
             pieces = [((), [sequence]) for group in groups for sequence in group]
-            size = lambda piece: len(piece[1][0])
-        pieces.sort(key=size, reverse=True)
+        pieces.sort(key=_size, reverse=True)
         batches, left = [], 0
         for piece in pieces:
-            needed = size(piece if self.packs or not batches else batches[-1][0])
+            needed = _size(piece if self.packs or not batches else batches[-1][0])
             if needed > left:
                 batches.append([])
-                needed, left = size(piece), self.tokens_per_batch
+                needed, left = _size(piece), self.tokens_per_batch
             batches[-1].append(piece)
             left -= needed
         return batches
@@ -380,34 +383,38 @@ class Scorer:
             left -= needed
         return pieces
 
-    @torch.no_grad()
     def _compute(self, batch):
         "The reward of each sequence of a batch, in two halves if it does not fit into the memory."
         try:
-            examples = [_example(list(prefix), [list(sequence[len(prefix):]) for sequence in group]) for prefix, group in batch]
-            device = next(self.model.parameters()).device
-            tensors = {name: tensor.to(device) for name, tensor in self.collator(examples).items()}
-            inputs = tensors if isinstance(self.model, EncoderClassifier) else model_inputs(tensors, self.model)
-            rewards = self.model(**inputs).squeeze(1).tolist()
+            found = self._forward(batch)
         except (RuntimeError, MemoryError) as error:
             whole = [(prefix, sequence) for prefix, group in batch for sequence in group]
             if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
                 raise
             if len(whole) == 1:
-                raise RuntimeError(f"A sequence of {len(whole[0][1])} tokens does not fit into the memory of {device}, alone; wanted shorter ones "
-                                   "(max_length), a smaller dtype, or another device.") from error
+                raise RuntimeError(f"A sequence of {len(whole[0][1])} tokens does not fit into the memory, alone; wanted shorter ones (max_length), "
+                                   "a smaller dtype, or another device.") from error
         else:
-            found = dict(zip((sequence for _, group in batch for sequence in group), rewards))
             for sequence, reward in found.items():
                 if not math.isfinite(reward):
                     raise ValueError(f"The reward of a sequence of {len(sequence)} tokens is {reward}; wanted a finite number. Weights of the "
                                      "checkpoint may not be finite, or too large for its dtype: try dtype='float32'.")
             return found
         clear_device_cache()
-        self.tokens_per_batch = max(1, min(self.tokens_per_batch, sum(len(sequence) for _, sequence in whole)) // 2)
-        logger.warning("A batch did not fit into the memory; from now on batches have %d tokens.", self.tokens_per_batch)
+        budget = max(1, sum(map(_size, batch)) // 2)
+        if budget < self.tokens_per_batch:
+            self.tokens_per_batch = budget
+            logger.warning("A batch did not fit into the memory; from now on batches have %d tokens.", budget)
         half = len(whole) // 2
         return {**self._compute(_together(whole[:half])), **self._compute(_together(whole[half:]))}
+
+    @torch.no_grad()
+    def _forward(self, batch):
+        examples = [_example(list(prefix), [list(sequence[len(prefix):]) for sequence in group]) for prefix, group in batch]
+        device = next(self.model.parameters()).device
+        tensors = {name: tensor.to(device) for name, tensor in self.collator(examples).items()}
+        inputs = tensors if isinstance(self.model, EncoderClassifier) else model_inputs(tensors, self.model)
+        return dict(zip((sequence for _, group in batch for sequence in group), self.model(**inputs).squeeze(1).tolist()))
 
     def normalized(
         self,
@@ -419,21 +426,35 @@ class Scorer:
 # %% ../nbs/06_scoring.ipynb #fad82ea8
 def _responses(prompt, responses, what):
     "Responses to one prompt as a `Comparison`. Raises `ValueError` that says what they are."
-    if not isinstance(responses, (list, tuple)) or responses and isinstance(responses[0], dict):
-        raise ValueError(f"responses is {'messages' if isinstance(responses, (list, tuple)) else type(responses).__name__}; wanted a list of responses.")
-    row = {"responses": list(responses)} if prompt is None else {"prompt": prompt, "responses": list(responses)}
+    responses = _listed("responses", responses)
     try:
-        return to_responses(row)
+        return to_responses({"texts": responses} if prompt is None else {"prompt": prompt, "responses": responses}, from_file=False)
     except ValueError as error:
         raise ValueError(f"{what} cannot be scored: {error}") from None
 
 
-def _named(comparison, do):
-    "What `do` gives for the comparison, with an error that shows it."
+def _tried(comparison, do):
+    "What `do` gives for the comparison, or an error that shows it."
     try:
         return do(comparison)
     except ValueError as error:
-        raise type(error)(f"The response {comparison.responses[0]!r:.60} cannot be scored: {'it ' * str(error).startswith('has ')}{error}") from None
+        kind = TooLong if isinstance(error, TooLong) else ValueError # others, of Unicode say, take other arguments
+        shown = f"text {whole_texts(comparison)[0]!r:.60}" if comparison.whole else f"response {comparison.responses[0]!r:.60}"
+        return kind(f"The {shown} cannot be scored: {'it ' * str(error).startswith('has ')}{error}")
+
+
+def _size(piece):
+    "Tokens that are computed for a piece (prefix, whole sequences)."
+    prefix, sequences = piece
+    return len(prefix) + sum(len(sequence) - len(prefix) for sequence in sequences)
+
+
+def _listed(name, values, remedy="wanted a list of responses."):
+    "The values as a list. Raises `ValueError` for one text, or messages, where several are wanted."
+    values = values if isinstance(values, (str, dict, type(None))) else list(values)
+    if not isinstance(values, list) or values and isinstance(values[0], dict):
+        raise ValueError(f"{name} is {'messages' if isinstance(values, list) else type(values).__name__}; wanted a list with one {name.removesuffix('s')} each. {remedy}")
+    return values
 
 
 def _together(pieces):
@@ -477,7 +498,7 @@ class RewardFunction:
         taken = {name: columns[name] for name in ("tools", "chat_template_kwargs") if isinstance(columns.get(name), (list, tuple))}
         rows = [{"prompt": prompt, "response": completion, **{name: values[place] for name, values in taken.items()}}
                 for place, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))]
-        return [reward for reward, in self._opened.score_comparisons([to_responses(row) for row in rows], self.normalize)]
+        return [reward for reward, in self._opened.score_comparisons([to_responses(row, from_file=False) for row in rows], self.normalize)]
 
     def __getstate__(self):
         return {**self.__dict__, "_opened": self.model if isinstance(self.model, Scorer) else None}

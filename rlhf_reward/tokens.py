@@ -12,7 +12,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
-import jinja2
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
@@ -34,8 +33,10 @@ def render(
         raise ValueError("it holds messages, but the tokenizer has no chat template; wanted the tokenizer of a chat model, "
                          "or a template in tokenizer.chat_template, or rows of strings.")
     try:
-        return tokenizer.apply_chat_template(text, tokenize=False, **template)
-    except (jinja2.TemplateError, TypeError) as error:
+        rendered = tokenizer.apply_chat_template(text, tokenize=False, **template)
+        rendered.encode() # a template may print more of a message than its content
+        return rendered
+    except Exception as error: # a template is a program, and raises what it likes
         raise ValueError(f"the chat template refuses its messages: {error}") from None
 
 # %% ../nbs/03a_tokens.ipynb #b0e60c58

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 from architectures import save_language_model, word_tokenizer
 
 from rlhf_reward import RewardModel, files
@@ -67,8 +66,12 @@ FORMS = [ # a row, and the prompt and responses that it means
     ({"prompt": "w3", "response_a": " w4", "response_b": " w5", "winner": "b"}, "w3", [" w4", " w5"]),
     ({"prompt": ASKED, "response": SAID}, ASKED, [SAID]),
     ({"prompt": ASKED, "response": "w6"}, ASKED, [SAID]),
-    ({"response": ASKED + SAID}, ASKED, [SAID]),
-    ({"response": "w3 w4"}, "w3", [" w4"]),
+    ({"text": ASKED + SAID}, ASKED, [SAID]),
+    ({"response": ASKED + SAID}, ASKED, [SAID]), # a conversation says itself where its prompt ends
+    ({"text": "w3 w4"}, "w3", [" w4"]),
+    ({"texts": ["w3 w4", "w3 w5"]}, "w3", [" w4", " w5"]),
+    ({"prompt": "w3", "response_a": " w4", "response_b": " w5", "winner": "?"}, "w3", [" w4", " w5"]), # whatever people said
+    ({"prompt": "w3", "responses": [" w4"], "scores": [1]}, "w3", [" w4"]),
     ({"chosen_ids": [3, 4, 2], "rejected_ids": [3, 5, 2]}, "w3", [" w4", " w5"]),
 ]
 
@@ -76,10 +79,10 @@ FORMS = [ # a row, and the prompt and responses that it means
 def test_every_form_of_row(scorer, tmp_path):
     data = write(tmp_path / "rows.jsonl", [row for row, *_ in FORMS])
     counts = score_file(scorer, data, str(tmp_path / "out.jsonl"))
-    assert counts == {"rows": 12, "responses": 19, "without_reward": 0, "before": 0}
+    assert counts == {"rows": 16, "responses": 25, "without_reward": 0, "before": 0}
     for (row, prompt, responses), line in zip(FORMS, read(tmp_path / "out.jsonl"), strict=True):
         expected = scorer.score([prompt] * len(responses), responses)
-        given = [line.pop("reward")] if "response" in row else line.pop("rewards")
+        given = [line.pop("reward")] if {"response", "text"} & row.keys() else line.pop("rewards")
         assert line == row # as it stood
         assert given == pytest.approx(expected, abs=1e-5)
 
@@ -108,13 +111,38 @@ def test_rows_that_cannot_be_scored(scorer, tmp_path):
     lines = read(tmp_path / "out.jsonl")
     assert counts == {"rows": 6, "responses": 3, "without_reward": 3, "before": 0} and len(lines) == 6
     assert [line["reward"] is None for line in lines] == [False, False, True, True, True, False]
-    assert "7 stands where" in lines[2]["error"] and "wanted prompt and response" in lines[3]["error"] and "it has 101 tokens; wanted at most 64" in lines[4]["error"]
+    assert "7 stands where" in lines[2]["error"] and "wanted one of: prompt with response" in lines[3]["error"] and "it has 101 tokens; wanted at most 64" in lines[4]["error"]
     assert [{name: value for name, value in line.items() if name not in ("reward", "error")} for line in lines] == rows
     write(tmp_path / "long.jsonl", rows[4:5])
     with pytest.raises(ValueError, match="Row 1 of .*long.jsonl: The response .* it has 101 tokens"):
         score_file(scorer, str(tmp_path / "long.jsonl"), str(tmp_path / "long.out"))
     cutting = Scorer(scorer.model, scorer.tokenizer, on_overlong="truncate_prompt")
     assert score_file(cutting, str(tmp_path / "long.jsonl"), str(tmp_path / "long.out"))["without_reward"] == 0
+
+
+@pytest.mark.parametrize("row, wanted", [
+    ({"instruction": "w3", "response": "w4"}, "it has response, but no prompt; wanted both, or whole texts in the column text"),
+    ({"prompt": "w3", "text": "w3 w4"}, "a prompt beside whole texts"), ({"prompt": "w3", "response": "w4", "responses": ["w5"]}, "wanted one of: prompt with response"),
+    ({"prompt": ASKED, "response": "w4", "chat_template_kwargs": {"chat_template": "{{ 7 }}"}}, "'chat_template', which is no variable of a chat template")])
+def test_rows_that_would_be_misread(row, wanted, scorer, tmp_path):
+    with pytest.raises(ValueError, match=wanted):
+        score_file(scorer, write(tmp_path / "rows.jsonl", [row]), str(tmp_path / "out.jsonl"))
+
+
+@pytest.mark.parametrize("columns", [{"prompt": "instructoin"}, {"response": "nope"}])
+def test_columns_that_are_not_there(columns, scorer, tmp_path):
+    with pytest.raises(ValueError, match="it has no column"):
+        score_file(scorer, write(tmp_path / "rows.jsonl", pairs(3)), str(tmp_path / "out.jsonl"), columns=columns)
+
+
+def test_one_run_at_a_time(scorer, tmp_path):
+    from filelock import FileLock
+    data = write(tmp_path / "rows.jsonl", pairs(3))
+    with FileLock(tmp_path / "out.jsonl.part.lock"):
+        with pytest.raises(FileExistsError, match="is being written by another run"):
+            score_file(scorer, data, str(tmp_path / "out.jsonl"))
+    score_file(scorer, data, str(tmp_path / "out.jsonl"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "rows.jsonl"]
 
 
 def test_a_bad_line_can_be_skipped(scorer, tmp_path):
@@ -190,19 +218,32 @@ def test_killed_twenty_times(model, tmp_path):
 
 # ----- the command
 
+def shared(*arguments):
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, arguments)], capture_output=True, text=True,
+                         env=ALONE, timeout=200)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
 def test_two_processes_write_the_file_of_one(model, tmp_path):
     rows = [row for copy in range(60) for row in ({**row, "id": copy} for row, *_ in FORMS)] # more than one chunk
     data = write(tmp_path / "rows.jsonl", rows)
     arguments = ["-m", "rlhf_reward", "score", "--model", model, "--data", data, "--device", "cpu", "--tokens_per_batch", "200", "--output"]
     one = subprocess.run([sys.executable, *arguments, tmp_path / "one.jsonl"], capture_output=True, text=True, env=ALONE)
-    assert one.returncode == 0 and "720 rows: " in one.stdout, one.stdout + one.stderr
-    config = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_CPU", "use_cpu": True, "num_machines": 1, "machine_rank": 0, "mixed_precision": "no"}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "num_processes": 2}))
+    assert one.returncode == 0 and "960 rows: " in one.stdout, one.stdout + one.stderr
     Path(f"{tmp_path}/two.jsonl.part").write_bytes(b"".join((tmp_path / "one.jsonl").read_bytes().splitlines(keepends=True)[:510])) # and go on
-    two = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "config.yaml"), "--main_process_port", "0",
-                          *arguments, str(tmp_path / "two.jsonl")], capture_output=True, text=True, env=ALONE)
-    assert two.returncode == 0 and two.stdout.count("720 rows (500 were there before)") == 1, two.stdout + two.stderr
+    assert shared(*arguments, tmp_path / "two.jsonl").count("960 rows (500 were there before)") == 1
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def test_processes_share_the_work_also_where_one_has_less_memory(model, tmp_path):
+    data = write(tmp_path / "rows.jsonl", pairs(1200))
+    printed = {room: shared(Path(__file__).with_name("score_shared.py"), model, data, tmp_path / f"{room}.jsonl", room) for room in (10_000, 90)}
+    counts = [int(line.split(": ")[1].split()[0]) for line in printed[10_000].splitlines() if " of 2: " in line]
+    assert len(counts) == 2 and min(counts) > 0.4 * max(counts), printed
+    ample, scarce = (read(tmp_path / f"{room}.jsonl") for room in (10_000, 90))
+    assert [line["id"] for line in scarce] == list(range(1200))
+    assert [line["reward"] for line in scarce] == pytest.approx([line["reward"] for line in ample], abs=1e-5)
 
 
 @pytest.mark.parametrize("change, wanted", [

@@ -1,5 +1,4 @@
 "The scorer against the model on one text at a time, whatever the batches, kinds of models and forms of texts."
-import itertools
 import logging
 import math
 import pickle
@@ -71,8 +70,8 @@ def test_rewards_are_those_of_the_texts_alone(family, reward_models):
     rewards = scorer.score(prompts, responses)
     close(rewards, alone(scorer, prompts, responses), 2e-5)
     assert max(rewards) - min(rewards) > 1e-3
-    batches = scorer._batches([list(map(tuple, itertools.chain(*scorer.tokenize([to_responses({"prompt": p, "response": r})]))))
-                               for p, r in zip(prompts, responses)])
+    batches = scorer._batches([[tuple(sequence) for sequence in own] for own in scorer.tokenize([to_responses({"prompt": p, "response": r})
+                                                                                                for p, r in zip(prompts, responses)])])
     assert len(batches) > 2
 
 
@@ -127,12 +126,31 @@ def test_a_batch_that_does_not_fit_is_halved(reward_models, caplog, monkeypatch)
     monkeypatch.setattr(RewardModel, "forward", with_little_memory)
     with caplog.at_level(logging.WARNING):
         close(scorer.score(prompts, responses), expected)
-    assert "did not fit into the memory" in caplog.text and scorer.tokens_per_batch < 100 and max(sizes) > 60
-    with pytest.raises(RuntimeError, match="A sequence of 9. tokens does not fit into the memory of cpu, alone"):
-        Scorer(scorer.model, scorer.tokenizer, max_length=None).rewards([list(range(3, 63)) + list(range(3, 40))], ["p"])
+    assert "did not fit into the memory" in caplog.text and 20 < scorer.tokens_per_batch < 100 and max(sizes) > 60
+    with pytest.raises(RuntimeError, match="A sequence of 9. tokens does not fit into the memory, alone"):
+        Scorer(scorer.model, scorer.tokenizer, max_length=None).rewards([[list(range(3, 63)) + list(range(3, 40))]], ["p"])
     monkeypatch.setattr(RewardModel, "forward", lambda self, **inputs: (_ for _ in ()).throw(RuntimeError("another error")))
     with pytest.raises(RuntimeError, match="another error"):
         scorer.score(prompts, responses)
+
+
+def test_strings_are_taken_as_they_are(reward_models):
+    "Also one that looks like messages in JSON, as a file may have them."
+    scorer = Scorer.from_pretrained(reward_models(), device="cpu")
+    close(scorer.score(["w3"], ['[{"content": w4']), alone(scorer, ["w3"], ['[{"content": w4']))
+    close(RewardFunction(scorer)(["w3"], ['[{"role": "user", "content": "w4"}]']), alone(scorer, ["w3"], ['[{"role": "user", "content": "w4"}]']))
+
+
+def test_any_sequence_will_do(reward_models):
+    scorer, rows = Scorer.from_pretrained(reward_models(), device="cpu"), Dataset.from_dict({"prompt": ["w3", "w5"], "response": [" w4", " w6"]})
+    close(scorer.score(rows["prompt"], rows["response"]), alone(scorer, ["w3", "w5"], [" w4", " w6"]))
+
+
+def test_a_folder_in_the_home(reward_models, monkeypatch):
+    from pathlib import Path
+    folder = Path(reward_models())
+    monkeypatch.setenv("HOME", str(folder.parent))
+    close(Scorer.from_pretrained(f"~/{folder.name}", device="cpu").score(["w3"], ["w4"]), Scorer.from_pretrained(folder, device="cpu").score(["w3"], ["w4"]))
 
 
 def test_rewards_that_are_not_finite_are_refused(reward_models):
@@ -251,6 +269,10 @@ def test_what_is_too_long(reward_models, caplog):
         close([one.reward for one in ranked if one.index == 1], [cutting.model(torch.tensor([ids[excess:]])).item()])
     with pytest.raises(ValueError, match="too few of them are the prompt's to be cut"):
         cutting.score([text(3, 0)], [text(30, 1)])
+    with pytest.raises(ValueError, match="The text .* is a whole text, of which nothing says where the prompt ends"):
+        cutting.score([None], [text(30, 1)])
+    human = "\n\nHuman: " + text(30, 1) + "\n\nAssistant:" # says it
+    assert len(cutting.score([None], [human + " w4"])) == 1
 
 
 # ----- encoders with their own head
@@ -296,14 +318,16 @@ def test_encoders_keep_their_head(kind, tmp_path, caplog):
     assert [one.reward for one in ranked] == sorted((one.reward for one in ranked), reverse=True)
 
 
-def test_pairs_of_encoders_lose_their_oldest_prompt_tokens(tmp_path):
+def test_pairs_of_encoders_lose_their_oldest_prompt_tokens(tmp_path, caplog):
     classifier, tokenizer = encoder_classifier("bert", tmp_path)
     scorer = Scorer.from_pretrained(tmp_path, device="cpu", max_length=16, on_overlong="truncate_prompt")
     prompt, response = text(20, 0), text(5, 1)
     kept = " ".join(prompt.split()[-8:]) # 16 less 5 of the response and three special tokens
     with torch.no_grad():
         expected = classifier(**tokenizer(kept, response, return_tensors="pt")).logits.item()
-    close(scorer.score([prompt], [response]), [expected])
+    with caplog.at_level(logging.WARNING):
+        close(scorer.score([prompt], [response]), [expected])
+    assert "Cut the prompt of 1 of 1 to 16 tokens" in caplog.text
     with pytest.raises(ValueError, match="of which the prompt has 2"):
         scorer.score([text(2, 0)], [text(20, 1)])
     with pytest.raises(ValueError, match="it has 28 tokens; wanted at most 16"):

@@ -167,9 +167,11 @@ def test_token(scorer):
                 answer = client.post(path, json=body, headers=headers)
                 assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer", (path, headers)
             assert client.get("/metrics", headers=headers).status_code == 401
+            assert client.post("/rank", content=b"{", headers=headers).status_code == 401 # before the body is read
         for path, body in bodies.items():
             assert client.post(path, json=body, headers={"Authorization": "Bearer secret"}).status_code == 200
-        assert client.get("/health").status_code == client.get("/").status_code == 200
+        assert client.get("/health").status_code == client.get("/").status_code == client.get("/docs").status_code == 200
+        assert client.post("/rank", json=bodies["/rank"], headers={"Authorization": "bearer secret"}).status_code == 200 # a scheme in any case
 
 
 @pytest.mark.parametrize("path, body, place", [
@@ -194,6 +196,30 @@ def test_bad_fields_are_named(path, body, place, client, scorer):
     answer = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert answer.status_code == 422, answer.text
     assert any(detail["loc"][:1 + len(place)] == ["body", *place] for detail in answer.json()["detail"]), answer.text
+    healthy(client, scorer)
+
+
+def test_what_templates_are_given(client, scorer):
+    messages = [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6"}]
+    for name, value in (("chat_template", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"), ("add_generation_prompt", True), ("padding", True)):
+        assert client.post("/classify", json={"messages": messages, "chat_template_kwargs": {name: value}}).status_code == 422
+    deep = json.loads("[" * 400 + "]" * 400)
+    for wrong in ([{"role": "\ud800", "content": "w3"}], [{"role": "user", "content": "w3", "name": deep}], [{"role": "user", "content": "w3", "name": "\ud800"}]):
+        body = json.dumps({"prompts": [wrong], "responses": ["w4"]})
+        assert client.post("/score", content=body).status_code in (200, 422) # 200 where the template does not print it
+    scorer.tokenizer.chat_template = "{{ 1 / 0 }}"
+    answer = client.post("/score", json={"prompts": [messages[:1]], "responses": ["w4"]})
+    assert answer.status_code == 422 and "the chat template refuses its messages" in answer.text
+    scorer.tokenizer.chat_template = TEMPLATE
+    healthy(client, scorer)
+
+
+def test_a_long_wrong_list_is_told_once(client, scorer):
+    started = time.perf_counter()
+    for path, body in (("/score", {"prompts": [1] * 300_000, "responses": []}), ("/classify", {"input": [None] * 300_000}), ("/get_reward", {"query": [1] * 300_000})):
+        answer = client.post(path, json=body)
+        assert answer.status_code == 422 and len(answer.content) < 20_000
+    assert time.perf_counter() - started < 30 # it took minutes when each element was told
     healthy(client, scorer)
 
 
@@ -230,6 +256,10 @@ def test_what_is_too_large(scorer):
         assert client.post("/classify", json={"input": text(70, 0)}).status_code == client.post("/get_reward", json={"query": text(70, 0)}).status_code == 413
         healthy(client, scorer)
     with serving(Scorer(scorer.model, scorer.tokenizer, on_overlong="truncate_prompt")) as client: # the model's policy
+        query = {"query": text(70, 0) + text(5, 1)}
+        assert client.post("/get_reward", json=query).status_code == client.post("/classify", json={"input": query["query"]}).status_code == 413 # what is the prompt?
+        known = client.post("/get_reward", json={**query, "prompts": [text(70, 0)]}).json()
+        close(known["rewards"], client.post("/score", json={"prompts": [text(70, 0)], "responses": [text(5, 1)]}).json()["rewards"])
         answer = client.post("/score", json={"prompts": [text(70, 0)], "responses": [text(5, 1)]})
         close(answer.json()["rewards"], Scorer(scorer.model, scorer.tokenizer, on_overlong="truncate_prompt").score([text(70, 0)], [text(5, 1)]))
         assert client.post("/score", json={"prompts": ["w3"], "responses": [text(70, 1)]}).status_code == 413 # not even then
@@ -237,7 +267,8 @@ def test_what_is_too_large(scorer):
 
 @pytest.mark.parametrize("options, wanted", [
     (["--host", "0.0.0.0"], "which others can reach"), (["--host", "::"], "which others can reach"), (["--host", "no such host"], "no address of this machine"),
-    (["--token", ""], "The token is empty"), (["--token", "sécret"], "other than printable ASCII"), (["--model", "nowhere/at/all"], "is not there")])
+    (["--token", ""], "The token is empty"), (["--token", "sécret"], "other than printable ASCII"), (["--model", "nowhere/at/all"], "is not there"), (["--token", "a b"], "without spaces"),
+    (["--port", "99999"], "wanted a port from 1 to 65535"), (["--timeout", "inf"], "wanted a port"), (["--device", "cuda"], "no CUDA device")])
 def test_the_command_refuses(options, wanted, folder, monkeypatch):
     monkeypatch.delenv("RLHF_REWARD_TOKEN", raising=False)
     with pytest.raises(SystemExit) as exit:
@@ -292,7 +323,7 @@ def test_a_full_queue_is_refused_and_tried_again(scorer, monkeypatch):
         held.go.set()
         assert first.result().status_code == waiting.pop().result().status_code == 200
         healthy(client, scorer)
-        assert ask(client, text(30, 0), text(30, 1)).status_code == 200 # alone it may be larger than the queue
+        assert ask(client, text(20, 0), text(20, 1)).status_code == 413 # it would never fit
 
 
 def test_a_request_that_takes_too_long_is_given_up(scorer, monkeypatch):
@@ -309,14 +340,15 @@ def test_a_request_that_takes_too_long_is_given_up(scorer, monkeypatch):
         assert "rlhf_reward_timeouts_total 4.0" in client.get("/metrics").text
 
 
-def test_a_failing_request_fails_alone(scorer, monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, type("Panic", (BaseException,), {})])
+def test_a_failing_request_fails_alone(kind, scorer, monkeypatch):
     held, rewards, poison = Held(scorer, monkeypatch), scorer.rewards, None
     (poison,) = scorer.tokenizer("w13")["input_ids"]
 
     def poisoned(sequences, *args, **kwargs):
         found = rewards(sequences, *args, **kwargs)
-        if any(poison in sequence for sequence in sequences):
-            raise RuntimeError("a kernel failed")
+        if any(poison in sequence for own in sequences for sequence in own):
+            raise kind("a kernel failed")
         return found
 
     monkeypatch.setattr(scorer, "rewards", poisoned)
@@ -330,7 +362,7 @@ def test_a_failing_request_fails_alone(scorer, monkeypatch):
         assert first.result().status_code == 200
         assert [answer.result().status_code for answer in answers] == [200, 500, 200, 200]
         assert "RuntimeError" in answers[1].result().json()["detail"] and "kernel" not in answers[1].result().text
-        close([answers[place].result().json()["rewards"][0] for place in (0, 2, 3)], [rewards([scorer.tokenizer(p + r)["input_ids"] + [2]], ["p"], progress=False)[0]
+        close([answers[place].result().json()["rewards"][0] for place in (0, 2, 3)], [rewards([[scorer.tokenizer(p + r)["input_ids"] + [2]]], ["p"], progress=False)[0][0]
                                                                                        for p, r in (rows[0], rows[2], rows[3])])
         healthy(client, scorer)
 

@@ -17,7 +17,7 @@ for module in pkgutil.iter_modules(rlhf_reward.__path__):
         importlib.import_module("rlhf_reward." + module.name)
     except ImportError as error: # of an extra, which it names
         assert module.name == "serving" and "pip install 'rlhf_reward[serve]'" in str(error), error
-assert all((importlib.resources.files(rlhf_reward) / name).is_file() for name in ("serving.html", "configs/fsdp2.yaml"))
+assert all((importlib.resources.files(rlhf_reward) / name).is_file() for name in ("serving.html", "report.html", "configs/fsdp2.yaml"))
 assert "site-packages" in rlhf_reward.__file__, rlhf_reward.__file__
 for name in ("nbdev", "fastcore", "pytest"):
     assert importlib.util.find_spec(name) is None, name

@@ -1,0 +1,146 @@
+"Each benchmark's own rule on a small sample in its own schema, with rewards given by hand."
+import json
+import math
+
+import pytest
+
+
+from rlhf_reward.benchmarks import BENCHMARKS, REWARDBENCH, Benchmark, evaluate_benchmark, load_benchmark
+from rlhf_reward.scoring import Scorer
+
+
+class Given(Scorer):
+    "A scorer that reads the reward from the text of the response: 'says 3.5'."
+    def __init__(self):
+        pass
+
+    def tokenize(self, comparisons):
+        return [[list(str(comparison.prompt) + str(response)) for response in comparison.responses] for comparison in comparisons]
+
+    def score_comparisons(self, comparisons, normalize=False, processes=None):
+        text = lambda response: response if isinstance(response, str) else response[-1]["content"]
+        return [[float(text(response).split()[-1]) for response in comparison.responses] for comparison in comparisons]
+
+
+def scores(name, rows, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return evaluate_benchmark(Given(), name, str(tmp_path / "rows.jsonl")).report["benchmark"]
+
+
+def pair(chosen, rejected, **more):
+    return {"prompt": "q", "chosen": f"says {chosen}", "rejected": f"says {rejected}", **more}
+
+
+def test_rewardbench(tmp_path):
+    subsets = [subset for weights in REWARDBENCH.values() for subset in weights]
+    wrong = {"mt-bench-hard", "donotanswer", "hep-go"}
+    rows = [pair(*((0, 1) if subset in wrong else (1, 0)), subset=subset, id=place) for place, subset in enumerate(subsets)]
+    rows += [pair(1, 1, subset="alpacaeval-easy", id=99), pair(0, 1, subset="math-prm", id=98)] # a tie is wrong; half of PRM Math is wrong
+    found = scores("rewardbench", rows, tmp_path)
+    assert found["Chat"] == pytest.approx((0.5 * 100 + 95 + 95 + 28 + 40) / 358)
+    assert found["Chat Hard"] == pytest.approx(1 - 37 / 456)
+    assert found["Safety"] == pytest.approx(1 - 136 / 740)
+    assert found["Reasoning"] == pytest.approx((984 * 0.5 + 5 * 164) / 1968)
+    assert found["score"] == pytest.approx(sum(found[section] for section in REWARDBENCH) / 4)
+    assert found["alpacaeval-easy"] == 0.5
+    with pytest.raises(ValueError, match="The rows for rewardbench have no hep-rust; wanted each subset"):
+        scores("rewardbench", [row for row in rows if row["subset"] != "hep-rust"], tmp_path)
+    with pytest.raises(ValueError, match="have no other subsets, but shp"):
+        scores("rewardbench", [*rows, pair(1, 0, subset="shp")], tmp_path)
+
+
+def four(right, *wrong, **more):
+    return {"prompt": "q", "chosen": [f"says {right}"], "rejected": [f"says {one}" for one in wrong], **more}
+
+
+def test_rewardbench2(tmp_path):
+    rows = [four(2, 1, 0, 1, subset="Factuality", id="1"), four(1, 1, 0, 0, subset="Factuality", id="2"), # right; one of two highest
+            four(0, 1, 0, 0, subset="Precise IF", id="3"), four(1, 1, 1, 1, subset="Math", id="4"), # wrong; one of four
+            four(1, 0, 0, 0, subset="Safety", id="5"), four(1, 0, 0, 0, subset="Focus", id="6")]
+    ties = [
+        four(5, 1, subset="Ties", id="ref:1"), # right, by 4
+        {"prompt": "q", "chosen": ["says 4", "says 3"], "rejected": ["says 1", "says 0"], "subset": "Ties", "id": "tied:1"}, # right by 2, apart by 1
+        four(1, 2, subset="Ties", id="ref:2"), # wrong, by -1
+        {"prompt": "q", "chosen": ["says 9", "says 5"], "rejected": ["says 3"], "subset": "Ties", "id": "tied:2"}, # right by 2, apart by 4
+    ]
+    found = scores("rewardbench2", rows + ties, tmp_path)
+    assert (found["Factuality"], found["Precise IF"], found["Math"], found["Safety"], found["Focus"]) == (0.75, 0, 0.25, 1, 1)
+    # all right answers above in both tied and in one of two ref; 2 > 1 but not 2 > 4; min(4, 2) > 1 but not min(-1, 2) > 4
+    expected = 0.3 * 1 + 0.3 * 0.5 + 0.2 * 0.5 + 0.2 * 0.5 + 0.01 * (math.tanh(2 / 1 - 1) + math.tanh(-1 / 4 - 1)) / 2
+    assert found["Ties"] == pytest.approx(expected)
+    assert found["score"] == pytest.approx((0.75 + 0 + 0.25 + 1 + 1 + expected) / 6)
+    with pytest.raises(ValueError, match="not in twos"):
+        scores("rewardbench2", rows + ties[:3], tmp_path)
+    with pytest.raises(ValueError, match="have no Ties"):
+        scores("rewardbench2", rows, tmp_path)
+
+
+def test_rm_bench(tmp_path):
+    rows = [{"id": 1, "prompt": "q", "chosen": ["says 1", "says 2", "says 3"], "rejected": ["says 0", "says 1.5", "says 2.5"], "domain": "chat"}, # a model of style, mostly
+            {"id": 2, "prompt": "q", "chosen": ["says 5", "says 5", "says 5"], "rejected": ["says 0", "says 0", "says 5"], "domain": "safety-refuse"},
+            {"id": 3, "prompt": "q", "chosen": ["says 5", "says 5", "says 5"], "rejected": ["says 0", "says 0", "says 0"], "domain": "safety-response"}]
+    found = scores("rm-bench", rows, tmp_path)
+    assert found["chat"]["matrix"] == [[1, 0, 0], [1, 1, 0], [1, 1, 1]] # rows: style of the chosen; columns: of the rejected
+    assert (found["chat"]["easy"], found["chat"]["normal"], found["chat"]["hard"]) == (1, 1, 0)
+    assert found["safety"]["matrix"] == [[1, 1, 0.5]] * 3 # a tie is wrong
+    assert found["hard"] == pytest.approx((0 + (1 + 0.5 + 0.5) / 3) / 2) and found["easy"] == 1 and found["normal"] == pytest.approx((1 + 2.5 / 3) / 2)
+    assert found["score"] == pytest.approx((found["easy"] + found["normal"] + found["hard"]) / 3)
+
+
+def test_llmbar(tmp_path):
+    row = lambda one, two, label, subset: {"input": "q", "output_1": f"says {one}", "output_2": f"says {two}", "label": label, "subset": subset}
+    found = scores("llmbar", [row(1, 0, 1, "Natural"), row(1, 0, 2, "Manual"), row(0, 1, 2, "Manual"), row(1, 1, 2, "Manual")], tmp_path)
+    assert found["Natural"] == 1 and found["Manual"] == 0.5 and found["score"] == 0.75 # subsets count the same
+    with pytest.raises(ValueError, match="A label of llmbar is 3"):
+        scores("llmbar", [row(1, 0, 3, "Natural")], tmp_path)
+
+
+def test_judgebench(tmp_path):
+    row = lambda one, two, label, source: {"question": "q", "response_A": f"says {one}", "response_B": f"says {two}", "label": label, "source": source}
+    rows = [row(1, 0, "A>B", "mmlu-pro-law"), row(1, 0, "B>A", "mmlu-pro-math"), row(0, 1, "B>A", "livebench-math"), row(1, 1, "A>B", "livecodebench")]
+    found = scores("judgebench", rows, tmp_path)
+    assert (found["knowledge"], found["math"], found["coding"]) == (0.5, 1, 0.5) and found["score"] == pytest.approx(2.5 / 4) # pairs count the same
+    with pytest.raises(ValueError, match="A label of judgebench is 'A=B'"):
+        scores("judgebench", [row(1, 0, "A=B", "x")], tmp_path)
+
+
+def test_hh_rlhf(tmp_path):
+    whole = lambda value: f"\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: says {value}"
+    assert scores("hh-rlhf", [{"chosen": whole(1), "rejected": whole(0)}, {"chosen": whole(1), "rejected": whole(2)}], tmp_path)["score"] == 0.5
+
+
+def test_ultrafeedback(tmp_path):
+    chat = lambda value: [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"says {value}"}]
+    row = lambda one, two, *given: {"prompt": "q", "prompt_id": "x", "chosen": chat(one), "rejected": chat(two), "messages": chat(one), "score_chosen": given[0], "score_rejected": given[1]}
+    found = scores("ultrafeedback", [row(1, 0, 9.0, 2.0), row(1, 2, 7.0, 6.0), row(1, 2, 7.0, 7.0)], tmp_path)
+    assert found["score"] == 0.5
+
+
+def test_helpsteer2(tmp_path):
+    row = lambda prompt, value, helpful: {"prompt": prompt, "response": f"says {value}", "helpfulness": helpful, "correctness": 4, "coherence": 4, "complexity": 1, "verbosity": 1}
+    rows = [row("a", 1, 4), row("a", 0, 2), row("b", 1, 1), row("b", 0, 3), row("c", 1, 3), row("c", 0, 3)]
+    assert scores("helpsteer2", rows, tmp_path)["score"] == 0.5
+    with pytest.raises(ValueError, match="not in twos of one prompt: 'a' is followed by 'b'"):
+        scores("helpsteer2", rows[1:5], tmp_path)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_rows_of_another_schema(name, tmp_path):
+    with pytest.raises(ValueError, match=f"Row 1 for {name} has no .*; it has \\['answer', 'question_'\\]. Wanted rows of that benchmark"):
+        scores(name, [{"question_": "q", "answer": "a"}], tmp_path)
+
+
+def test_unknown_names_and_empty_files(tmp_path):
+    with pytest.raises(ValueError, match="There is no benchmark 'rewardbanch' here; there are rewardbench,"):
+        load_benchmark("rewardbanch")
+    with pytest.raises(ValueError, match="hold no comparison"):
+        scores("helpsteer2", [{"prompt": "a", "response": "says 1", "helpfulness": 3}] * 2, tmp_path)
+
+
+def test_another_benchmark(tmp_path, monkeypatch):
+    "What README says it takes."
+    read = lambda rows: [(load_benchmark.__globals__["_pair"](*load_benchmark.__globals__["_chat"](row["q"], row["good"], row["bad"]), "mine"), "") for row in rows]
+    rule = lambda table: {"score": float((table[table["rank"] == 1]["reward"] > 0).mean())}
+    monkeypatch.setitem(BENCHMARKS, "mine", Benchmark("me/mine", {"q", "good", "bad"}, read, rule, says="Share of good answers above 0."))
+    found = scores("mine", [{"q": "q", "good": "says 1", "bad": "says 5"}, {"q": "q", "good": "says -1", "bad": "says -5"}], tmp_path)
+    assert found == {"name": "mine", "rule": "Share of good answers above 0.", "score": 0.5}

@@ -10,6 +10,7 @@ _PUBLIC = {
     "tokens": ["tokenize_rows"],
     "training": ["RewardConfig", "RewardTrainer"],
     "scoring": ["Scorer", "RewardFunction"],
+    "evaluation": ["evaluate"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = list(_MODULE_OF)

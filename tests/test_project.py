@@ -66,7 +66,8 @@ def test_version_and_requirements_come_from_settings():
 
     declared = requires("rlhf_reward")
     assert rlhf_reward.__version__ == SETTINGS["version"]
-    assert {name.split(">")[0].split("=")[0] for name in SETTINGS["requirements"].split()} == {"torch", "transformers", "torchtyping", "accelerate", "datasets", "safetensors"}
+    assert {name.split(">")[0].split("=")[0] for name in SETTINGS["requirements"].split()} == {"torch", "transformers", "torchtyping", "accelerate", "datasets", "safetensors", "scipy",
+                                                                                                 "scikit-learn"}
     runtime = [requirement for requirement in declared if "extra ==" not in requirement]
     assert len(runtime) == len(SETTINGS["requirements"].split())
     assert [requirement for requirement in runtime if requirement.startswith(("nbdev", "fastcore", "execnb"))] == []

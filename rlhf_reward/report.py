@@ -40,7 +40,7 @@ def _figures(report):
         ("Tied rewards, counted half", f"{report['tied_rewards']}"),
         ("Log-loss", f"{calibration['log_loss']:.4f} (a coin: 0.6931)"),
         ("Expected calibration error", _number(calibration["ece"])),
-        ("Best temperature", f"{calibration['temperature']:.2f} (log-loss {calibration['log_loss_at_temperature']:.4f})"),
+        ("Best temperature, from 0.01 to 100", f"{calibration['temperature']:.2f} (log-loss {calibration['log_loss_at_temperature']:.4f})"),
         ("Margin: mean, quartiles", f"{report['margin']:.3f}; {report['margin_q25']:.3f}, {report['margin_median']:.3f}, {report['margin_q75']:.3f}"),
         ("Reward and length: Pearson, Spearman", f"{_number(length['pearson'])}, {_number(length['spearman'])}"),
         ("Accuracy where the chosen is longer, %", f"{_share(length['chosen_longer']['accuracy'])}, {length['chosen_longer']['pairs']} pairs"),

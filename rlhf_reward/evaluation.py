@@ -224,18 +224,19 @@ def usable(
     name: str = "the data", # what the rows are called in messages
 ) -> tuple[list[Comparison], Optional[dict[str, Any]]]: # and of those left out the number of `rows`, and what is wrong with the `first`
     "The comparisons of rows. Raises `ValueError` that names the row, or if none is left."
-    comparisons, wrong = [], []
+    read, wrong = {}, {} # by the number of the row
     for number, row in enumerate(rows, start=1):
         try:
-            comparison = row_comparison(row, number, name)
-            (found,) = scorer.tokenize_each([comparison])
-            if isinstance(found, ValueError):
-                raise ValueError(f"Row {number} of {name}: {found}")
-            comparisons.append(comparison)
+            read[number] = row_comparison(row, number, name)
         except ValueError as error:
-            if on_bad_row == "error":
-                raise ValueError(f"{error} Or leave such rows out with on_bad_row='skip'.") from None
-            wrong.append(str(error))
+            wrong[number] = str(error)
+    for number, found in zip(list(read), scorer.tokenize_each(list(read.values()))):
+        if isinstance(found, ValueError):
+            wrong[number] = f"Row {number} of {name}: {found}"
+            del read[number]
+    comparisons, wrong = list(read.values()), [wrong[number] for number in sorted(wrong)]
+    if wrong and on_bad_row == "error":
+        raise ValueError(f"{wrong[0]} Or leave such rows out with on_bad_row='skip'.")
     if not comparisons:
         raise ValueError(f"No comparison of {name} is left: {wrong[0] if wrong else 'it has no rows'}")
     return comparisons, {"rows": len(wrong), "first": wrong[0]} if wrong else None

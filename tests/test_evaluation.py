@@ -318,7 +318,7 @@ def test_batches_change_nothing(model):
     assert flat[0] == pytest.approx(flat[1], abs=1e-5) and reports[0]["accuracy_interval"] == pytest.approx(reports[1]["accuracy_interval"], abs=1e-9)
 
 
-def test_rows_that_are_left_out(model):
+def test_rows_that_are_left_out(model, caplog):
     scorer = Scorer.from_pretrained(model, device="cpu")
     bad = [*rows(2), {"prompt": "w3"}, {"prompt": text(50, 0), "chosen": text(30, 1), "rejected": "w4"}]
     with pytest.raises(ValueError, match="Row 3 of the data cannot be used.*on_bad_row='skip'"):
@@ -328,6 +328,10 @@ def test_rows_that_are_left_out(model):
     with pytest.raises(ValueError, match="No comparison of the data is left"):
         usable(bad[2:], scorer, "skip")
     assert usable(rows(2), scorer)[1] is None
+    cutting = Scorer.from_pretrained(model, device="cpu", max_length=10, on_overlong="truncate_prompt")
+    with caplog.at_level("WARNING"):
+        usable(rows(30), cutting)
+    assert len(caplog.records) == 1 and "Cut the prompt of" in caplog.text # told once, not for each row
 
 
 def test_the_command_with_two_models_and_two_processes(model, tmp_path, capfd):

@@ -177,10 +177,8 @@ def statistics(
     if not len(pairs):
         raise ValueError(f"There are {responses['comparison'].nunique()} comparisons, and no pair in which people prefer one response; wanted at least one.")
     margins, prompts = pairs["margin"].to_numpy(), pairs["prompt"]
-    drawn = np.random.default_rng(seed).random(len(responses))
     longer_by = pairs["longer_by"].to_numpy()
-    baselines = {"longer wins": longer_by, "shorter wins": -longer_by, "prompt-blind": pairs["blind_margin"].to_numpy(),
-                 "random": drawn[pairs["winner"]] - drawn[pairs["loser"]]}
+    baselines = {"longer wins": longer_by, "shorter wins": -longer_by, "prompt-blind": pairs["blind_margin"].to_numpy()}
     table = [frame["reward"].to_numpy() for _, frame in responses.groupby("comparison")]
     ranks = [frame["rank"].to_numpy() for _, frame in responses.groupby("comparison")]
     padded = lambda rows: np.array(list(itertools.zip_longest(*rows, fillvalue=0))).T
@@ -188,9 +186,17 @@ def statistics(
         "comparisons": int(responses["comparison"].nunique()), "prompts": int(prompts.nunique()), "responses": len(responses),
         **pair_metrics(EvalPrediction(padded(table), padded(ranks))),
         "accuracy_interval": interval(_right(margins), prompts, seed),
-        "baselines": {name: interval(_right(by), prompts, seed) for name, by in baselines.items()},
+        "baselines": {**{name: interval(_right(by), prompts, seed) for name, by in baselines.items()}, "random": _chance(pairs, len(responses), seed)},
         "calibration": calibration(margins), "length": length_bias(responses, pairs, seed), "ranking": ranking(responses), "best_of_n": best_of_n(responses),
     }
+
+# %% ../nbs/07_evaluation.ipynb #3a107527
+def _chance(pairs, num_responses, seed):
+    "What random rewards reach: half on average, and the range of 95 % of 1000 draws."
+    draw, winner, loser = np.random.default_rng(seed), pairs["winner"].to_numpy(), pairs["loser"].to_numpy()
+    shares = [(drawn[winner] > drawn[loser]).mean() for drawn in (draw.random(num_responses) for _ in range(1000))]
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return {"value": 0.5, "low": float(low), "high": float(high)}
 
 # %% ../nbs/07_evaluation.ipynb #d603afaf
 @dataclass

@@ -112,7 +112,9 @@ def test_accuracy_and_counts_by_a_plain_loop():
     assert found["tied_rewards"] == sum(margin == 0 for margin, _ in pairs) > 0
     assert found["baselines"]["longer wins"]["value"] == pytest.approx(share([longer for _, longer in pairs]))
     assert found["baselines"]["shorter wins"]["value"] == pytest.approx(1 - share([longer for _, longer in pairs]))
-    assert 0.4 < found["baselines"]["random"]["value"] < 0.6
+    random_share = statistics(table([[1.0, 2.0]] * 400, [[1, 2]] * 400))["baselines"]["random"]
+    assert random_share["value"] == 0.5 and random_share["low"] == pytest.approx(0.5 - 1.96 * 0.5 / 20, abs=0.01) # 400 tosses of a coin
+    assert random_share["high"] == pytest.approx(0.5 + 1.96 * 0.5 / 20, abs=0.01)
     assert found["length"]["chosen_longer"]["pairs"] == sum(longer > 0 for _, longer in pairs)
     assert found["length"]["chosen_shorter"]["accuracy"]["value"] == pytest.approx(share([margin for margin, longer in pairs if longer < 0]))
     assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -286,6 +286,15 @@ def _open_scorer(options, device=None, model=None):
                                   not options.joined_text, dtype=options.dtype, **attention)
 
 
+def _processes(options):
+    "The processes that share the work, and the device of this one where there are several."
+    from accelerate import PartialState
+
+    logging.basicConfig(format="%(message)s")
+    processes = PartialState(cpu=options.device == "cpu")
+    return processes, str(processes.device) if processes.num_processes > 1 else None
+
+
 def score(
     argv: list[str], # arguments of `rlhf_reward score`
 ) -> None:
@@ -302,14 +311,11 @@ def score(
     parser.add_argument("--on_bad_row", default="error", choices=["error", "skip"],
                         help="what to do with rows that cannot be scored; skip writes them with reward null and what is wrong (default: error)")
     options = parser.parse_args(argv)
-    from accelerate import PartialState
     from datasets.exceptions import DatasetsError
 
     from rlhf_reward.files import score_file
 
-    logging.basicConfig(format="%(message)s")
-    processes = PartialState(cpu=options.device == "cpu")
-    device = str(processes.device) if processes.num_processes > 1 else None
+    processes, device = _processes(options)
     try:
         counts = score_file(_open_scorer(options, device), options.data, options.output, options.split, parse_columns(options.columns), options.normalize,
                             options.on_bad_row, processes)
@@ -348,14 +354,11 @@ def evaluate(
     for name, values in (("--model", models), ("--data", files), ("--benchmark", benchmarks)):
         if len(set(values)) < len(values):
             parser.error(f"{name} has {max(values, key=values.count)!r} more than once.")
-    from accelerate import PartialState
     from datasets.exceptions import DatasetsError
 
     from rlhf_reward.data import load_rows
 
-    logging.basicConfig(format="%(message)s")
-    processes = PartialState(cpu=options.device == "cpu")
-    device, evaluations = str(processes.device) if processes.num_processes > 1 else None, {}
+    (processes, device), evaluations = _processes(options), {}
     try:
         from rlhf_reward import evaluation
         from rlhf_reward.benchmarks import evaluate_benchmark

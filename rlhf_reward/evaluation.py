@@ -10,6 +10,7 @@ __all__ = ['interval', 'without_prompt', 'response_table', 'pair_table', 'calibr
 import itertools
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Iterable, Optional
 
 import numpy as np
@@ -206,7 +207,7 @@ class Evaluation:
     responses: pd.DataFrame # from `response_table`
     report: dict[str, Any] # from `statistics`, and under `sources` the same for each source
 
-    @property
+    @cached_property
     def pairs(self) -> pd.DataFrame: # from `pair_table`
         return pair_table(self.responses)
 

@@ -17,6 +17,7 @@ import jinja2
 import numpy as np
 
 from . import __version__
+from .card import _table
 from .data import Text
 from .evaluation import Evaluation, compare
 
@@ -147,8 +148,8 @@ def _cell(text):
 
 
 def _markdown_table(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+    header, *rows = ([_cell(text) for text in line] for line in (header, *rows))
+    return _table(header, rows)
 
 # %% ../nbs/07b_report.ipynb #10b1b10c
 def report_json(

@@ -1,5 +1,4 @@
 import json
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -76,12 +75,6 @@ def test_wrong_arguments_are_named(tmp_path, capsys, yaml_text, argv, message):
     with pytest.raises(SystemExit):
         parse_train(argv)
     assert message in capsys.readouterr().err
-
-
-@pytest.fixture(autouse=True)
-def log_level_as_before():
-    yield
-    logging.getLogger("rlhf_reward").setLevel(logging.NOTSET)
 
 
 def test_every_run_says_what_was_dropped_and_debug_gives_examples(tmp_path, caplog):

@@ -278,10 +278,6 @@ def _open_scorer(options, device=None, model=None):
     from rlhf_reward.scoring import Scorer
 
     attention = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
-    if (options.device or "").startswith("cuda"):
-        import torch
-        if not torch.cuda.is_available():
-            raise ValueError(f"--device is {options.device}, but torch finds no CUDA device here; wanted cpu, or no --device.")
     return Scorer.from_pretrained(model or options.model, options.device or device, options.max_length, options.on_overlong, options.tokens_per_batch,
                                   not options.joined_text, dtype=options.dtype, **attention)
 

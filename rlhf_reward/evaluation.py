@@ -22,7 +22,7 @@ from scipy.stats import binomtest, bootstrap, kendalltau, pearsonr, spearmanr
 from sklearn.metrics import ndcg_score
 from transformers import EvalPrediction
 
-from .data import Comparison, is_ids, normalized, ranked_pairs, row_comparison, shared_length, whole_texts
+from .data import Comparison, is_ids, normalized, ranked_pairs, shared_length, whole_texts
 from .scoring import Scorer
 from .training import pair_metrics
 
@@ -231,17 +231,8 @@ def usable(
     name: str = "the data", # what the rows are called in messages
 ) -> tuple[list[Comparison], Optional[dict[str, Any]]]: # and of those left out the number of `rows`, and what is wrong with the `first`
     "The comparisons of rows. Raises `ValueError` that names the row, or if none is left."
-    read, wrong = {}, {} # by the number of the row
-    for number, row in enumerate(rows, start=1):
-        try:
-            read[number] = row_comparison(row, number, name)
-        except ValueError as error:
-            wrong[number] = str(error)
-    for number, found in zip(list(read), scorer.tokenize_each(list(read.values()))):
-        if isinstance(found, ValueError):
-            wrong[number] = f"Row {number} of {name}: {found}"
-            del read[number]
-    comparisons, wrong = list(read.values()), [wrong[number] for number in sorted(wrong)]
+    read = scorer.read_rows(rows, name)
+    comparisons, wrong = [one[0] for one in read if not isinstance(one, ValueError)], [str(one) for one in read if isinstance(one, ValueError)]
     if wrong and on_bad_row == "error":
         raise ValueError(f"{wrong[0]} Or leave such rows out with on_bad_row='skip'.")
     if not comparisons:

@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from .data import load_rows, row_comparison, to_responses
+from .data import load_rows, to_responses
 from .packing import ROUNDING
 from .scoring import Scorer
 
@@ -31,31 +31,18 @@ ROWS_AT_ONCE = 500
 WRITTEN = ("reward", "rewards", "error") # columns that are written
 
 
-def _read(row, number, name):
-    "The row as a `Comparison`, or what is wrong with it."
-    try:
-        return row_comparison(row, number, name, to_responses)
-    except ValueError as error:
-        return error
-
-
 def _scored(rows, first, scorer, name, normalize, on_bad_row, processes=None):
     "The rows as they are written: each with `reward`, or `rewards` where it has several responses, or with what is wrong as `error`."
-    read = [_read(row, number, name) for number, row in enumerate(rows, first)]
-    usable = [comparison for comparison in read if not isinstance(comparison, ValueError)]
-    tokenized = scorer.tokenize_each(usable)
-    following = iter(tokenized)
-    outcomes = [outcome if isinstance(outcome, ValueError) else next(following) for outcome in read]
+    outcomes = scorer.read_rows(rows, name, first, to_responses)
     for number, (row, outcome) in enumerate(zip(rows, outcomes), first):
         taken = sorted(row.keys() & set(WRITTEN))
         if taken:
             raise ValueError(f"Row {number} of {name} has the column {taken[0]!r}, which is where the rewards are written; wanted rows without it: "
                              "rename it, or leave it out.")
         if isinstance(outcome, ValueError) and on_bad_row == "error":
-            where = "" if str(outcome).startswith(f"Row {number} ") else f"Row {number} of {name}: "
-            raise ValueError(f"{where}{outcome} Or write such rows without a reward, with on_bad_row='skip'.") from None
-    fine = [(own, str(comparison.prompt)) for comparison, own in zip(usable, tokenized) if isinstance(own, list)]
-    rewards = iter(scorer.rewards([own for own, _ in fine], [prompt for _, prompt in fine], processes, progress=False))
+            raise ValueError(f"{outcome} Or write such rows without a reward, with on_bad_row='skip'.")
+    fine = [outcome for outcome in outcomes if not isinstance(outcome, ValueError)]
+    rewards = iter(scorer.rewards([sequences for _, sequences in fine], [str(comparison.prompt) for comparison, _ in fine], processes, progress=False))
     for row, outcome in zip(rows, outcomes):
         if isinstance(outcome, ValueError):
             yield {**row, "reward": None, "error": str(outcome)}

@@ -202,6 +202,12 @@ def _check_shapes(input_ids, attention_mask, position_ids, end_positions):
                          "and the position of each end.")
 
 
+def _check_device(device):
+    "Raise `ValueError` for a CUDA device where there is none."
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r} was asked for, but torch finds no CUDA device here. Pass device='cpu'.")
+
+
 def _check_values(input_ids, attention_mask, end_positions, vocab_size, wait):
     "Raise `ValueError` for a row without a real token, a real token outside the vocabulary, or an end outside the batch."
     outside = (input_ids < 0) | (input_ids >= vocab_size)
@@ -247,9 +253,7 @@ class RewardModel(nn.Module):
         **kwargs, # for `AutoModel.from_pretrained`; dtype is float32 unless given: half precision loses small updates
     ):
         super().__init__()
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError(f"device={str(device)!r} was asked for, but torch finds no CUDA device here. Pass "
-                               "device='cpu'.")
+        _check_device(device)
         model_name, config = _load_config(model_name, kwargs)
         saved = getattr(config, "rlhf_reward", {})
         self.ends_with_eos = saved.get("ends_with_eos", True) # how its texts are tokenized, see `tokens.encode`

@@ -11,7 +11,7 @@ import logging
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Callable, Iterable, Optional, Union
 
 import torch
 from accelerate import PartialState
@@ -22,9 +22,9 @@ from torchtyping import TensorType
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from .data import Comparison, Text, shared_length, to_responses, whole_texts
+from .data import Comparison, Text, row_comparison, shared_length, to_comparison, to_responses, whole_texts
 from .packing import choose_collator, model_inputs
-from .reward import RewardModel, _check_values, _hub_options, _is_adapter, _load_config, default_pooling
+from .reward import RewardModel, _check_device, _check_values, _hub_options, _is_adapter, _load_config, default_pooling
 from .tokens import TooLong, encode, fit_length, render_comparison
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class EncoderClassifier(nn.Module):
         **kwargs: Any, # for `AutoModelForSequenceClassification.from_pretrained`
     ):
         super().__init__()
+        _check_device(device)
         self.text_pairs = text_pairs
         options = {"use_safetensors": True, "dtype": "auto", **kwargs}
         self.classifier, report = AutoModelForSequenceClassification.from_pretrained(model_name, output_loading_info=True, **options)
@@ -308,6 +309,24 @@ class Scorer:
             logger.warning("Cut the prompt of %d of %d to %d tokens.", cut, len(comparisons), self.max_length)
         return found
 
+    def read_rows(
+        self,
+        rows: Iterable[dict[str, Any]],
+        name: str, # what the rows are called in errors
+        first: int = 1, # number of the first of them
+        read: Callable[[dict[str, Any]], Comparison] = to_comparison, # or `to_responses`, where nothing is known of their order
+    ) -> list[Union[tuple[Comparison, list[list]], ValueError]]: # the comparison of each row with its sequences as `tokenize` gives them, or an error that names the row
+        "Rows of which some may be at fault, tokenized together."
+        comparisons, found = [_tried_row(row, number, name, read) for number, row in enumerate(rows, first)], []
+        tokenized = iter(self.tokenize_each([one for one in comparisons if not isinstance(one, ValueError)]))
+        for number, comparison in enumerate(comparisons, first):
+            sequences = comparison if isinstance(comparison, ValueError) else next(tokenized)
+            if isinstance(sequences, ValueError):
+                found.append(comparison if comparison is sequences else ValueError(f"Row {number} of {name}: {sequences}"))
+            else:
+                found.append((comparison, sequences))
+        return found
+
     def _fitted(self, comparison, sequences):
         "The sequences, and whether they were cut."
         if not all(sequences):
@@ -431,6 +450,14 @@ def _responses(prompt, responses, what):
         return to_responses({"texts": responses} if prompt is None else {"prompt": prompt, "responses": responses}, from_file=False)
     except ValueError as error:
         raise ValueError(f"{what} cannot be scored: {error}") from None
+
+
+def _tried_row(row, number, name, read):
+    "The row as a `Comparison`, or what is wrong with it."
+    try:
+        return row_comparison(row, number, name, read)
+    except ValueError as error:
+        return error
 
 
 def _tried(comparison, do):

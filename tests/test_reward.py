@@ -149,7 +149,7 @@ def test_whole_model_is_on_the_device(base):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_default_device_without_cuda_says_what_to_pass(base):
-    with pytest.raises(RuntimeError, match=r"'cuda'.*Pass device='cpu'"):
+    with pytest.raises(ValueError, match=r"'cuda'.*Pass device='cpu'"):
         RewardModel(base("llama"))
 
 

@@ -72,7 +72,7 @@ def _prefix(model):
 def save_adapter(
     model: RewardModel, # with an adapter
     folder: Union[str, Path], # made if it is not there
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase, # the model's own
     state_dict: Optional[dict[str, torch.Tensor]] = None, # gathered, of a sharded model; by default the model's own
 ):
     """

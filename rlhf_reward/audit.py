@@ -34,7 +34,10 @@ def _record(row, comparison, number, tokenizer):
     prompt, *responses = map(_plain, (comparison.prompt, *comparison.responses))
     pairs, lengths, ratings, tokens = ranked_pairs(comparison.ranks), list(map(len, responses)), comparison.ratings, 0
     if tokenizer is not None:
-        sequences = encode(render_comparison(comparison, tokenizer), tokenizer)
+        try:
+            sequences = encode(render_comparison(comparison, tokenizer), tokenizer)
+        except ValueError as error:
+            raise ValueError(f"Row {number} of the data cannot be used: {error}") from None
         tokens = max(map(len, sequences))
     prompt_key, keys = exact_key(repr(prompt)), [exact_key(repr(response)) for response in responses]
     different = [(winner, loser) for winner, loser in pairs if keys[winner] != keys[loser]]
@@ -93,7 +96,7 @@ def audit(
         if against is not None:
             found.compare(against)
         if tokenizer is not None:
-            found.say("overlong", table["tokens"] > max_length, f"more than {max_length} tokens, which training drops",
+            found.say("overlong", table["tokens"] > max_length, f"more than {max_length} tokens, which training drops unless on_overlong says otherwise",
                       tolerated=1 - 1 / len(table))
     return {**report, **found.counts, "problems": found.problems, "notes": found.notes}
 

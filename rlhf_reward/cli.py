@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -141,7 +142,7 @@ def _prepare(job, args):
     from transformers import AutoTokenizer, set_seed
 
     from rlhf_reward.data import hold_out, load_rows
-    from rlhf_reward.reward import RewardModel
+    from rlhf_reward.reward import RewardModel, is_reward_model
     from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
     from rlhf_reward.training import RewardTrainer, tokenize_for_model
 
@@ -170,7 +171,10 @@ def _prepare(job, args):
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype="bfloat16" if args.bf16 else "float32")
-    model = RewardModel(model_name, job.dropout, str(args.device), dtype=job.dtype, **options)
+    opened = RewardModel.from_pretrained if is_reward_model(model_name) else RewardModel
+    if opened is not RewardModel:
+        logging.getLogger("rlhf_reward").info("%s is a reward model; training goes on from its head.", model_name)
+    model = opened(model_name, job.dropout, str(args.device), dtype=job.dtype, **options)
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     if job.chat_template:
         file = Path(job.chat_template)
@@ -325,6 +329,25 @@ def score(
         print(f"{counts['rows']} rows{before}{without}: {options.output}")
 
 
+@contextmanager
+def _named(what):
+    "Errors inside say what they are of."
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _parts(values):
+    "(name, path) of each part of values with commas; a value that is the path of something is one part. Without a name it is the path."
+    parts = []
+    for value in values:
+        for part in [value] if Path(value.partition("=")[2] or value).exists() or Path(value).exists() else value.split(","):
+            name, named, path = part.partition("=")
+            parts.append((name, path) if named and not Path(part).exists() else (part, part))
+    return parts
+
+
 def evaluate(
     argv: list[str], # arguments of `rlhf_reward evaluate`
 ) -> None:
@@ -332,7 +355,8 @@ def evaluate(
     parser = _scoring_parser("evaluate", "How often models agree with people: accuracy with intervals, baselines, calibration, length bias, and the mistakes to "
                                          "read, as report.json, report.md and report.html. Needs the extra plots. Several processes share the work: "
                                          "accelerate launch -m rlhf_reward evaluate …",
-                             action="append", help="as in score; several times, or with commas, to compare models on the same data")
+                             action="append", metavar="[NAME=]MODEL[,…]", help="as in score, with a name for the report if wanted; several times, or with commas, to compare models "
+                                                                     "on the same data")
     parser.add_argument("--data", action="append", default=[], metavar="FILE[,FILE…]", help="comparisons of any form; each file is a part of the report")
     parser.add_argument("--benchmark", action="append", default=[], metavar="NAME[=PATH][,…]",
                         help="a public benchmark by its own rule, from the hub or a local file: rewardbench, rewardbench2=rows.jsonl, …")
@@ -340,43 +364,46 @@ def evaluate(
     parser.add_argument("--columns", help="other names of columns in --data: prompt=instruction,chosen=output_1")
     parser.add_argument("--split", default="test", help="of a folder or a data set on the hub in --data (default: test)")
     parser.add_argument("--on_bad_row", default="error", choices=["error", "skip"],
-                        help="what to do with rows that cannot be used or are too long; skip leaves them out and counts them (default: error)")
+                        help="what to do with rows of --data that cannot be used or are too long; skip leaves them out and counts them (default: error)")
     parser.add_argument("--seed", type=int, default=0, help="of intervals and of the random baseline (default: 0)")
     options = parser.parse_args(argv)
-    parts = lambda values: [part for value in values for part in value.split(",")]
-    models, files, benchmarks = map(parts, (options.model, options.data, options.benchmark))
+    models, files, benchmarks = map(_parts, (options.model, options.data, options.benchmark))
     if not files and not benchmarks:
         parser.error("there is neither --data nor --benchmark; wanted a file of comparisons, or the name of a benchmark.")
     for name, values in (("--model", models), ("--data", files), ("--benchmark", benchmarks)):
-        if len(set(values)) < len(values):
-            parser.error(f"{name} has {max(values, key=values.count)!r} more than once.")
+        if len({name for name, _ in values}) < len(values):
+            parser.error(f"{name} has the same more than once: {', '.join(name for name, _ in values)}.")
+        if not all(path for _, path in values):
+            parser.error(f"{name} has an empty part; wanted names with a comma between each two.")
     from datasets.exceptions import DatasetsError
 
     from rlhf_reward.data import load_rows
 
     (processes, device), evaluations = _processes(options), {}
     try:
-        from rlhf_reward import evaluation
-        from rlhf_reward.benchmarks import evaluate_benchmark
-        from rlhf_reward.report import write_report
+        from rlhf_reward.benchmarks import evaluate_benchmark, load_benchmark
+        from rlhf_reward.evaluation import evaluate as evaluate_rows
+        from rlhf_reward.report import prepare_report, write_report
 
-        rows = {file: load_rows(file, options.split, parse_columns(options.columns), options.on_bad_row) for file in files}
-        for model in models:
-            scorer = _open_scorer(options, device, model)
-            for file in files:
-                comparisons, left_out = evaluation.usable(rows[file], scorer, options.on_bad_row, file)
-                found = evaluation.evaluate(scorer, comparisons, options.seed, processes)
-                found.report["left_out"] = left_out
-                evaluations.setdefault(file, {})[model] = found
-            for benchmark in benchmarks:
-                name, _, path = benchmark.partition("=")
-                evaluations.setdefault(benchmark, {})[model] = evaluate_benchmark(scorer, name, path or None, seed=options.seed, processes=processes)
+        if processes.is_main_process:
+            prepare_report(options.output)
+        rows = {name: load_rows(path, options.split, parse_columns(options.columns), options.on_bad_row) for name, path in files}
+        for name, path in benchmarks:
+            load_benchmark(name, path if path != name else None) # what is wrong with it is said before the work
+        for model, path in models:
+            scorer = _open_scorer(options, device, path)
+            for data, _ in files:
+                with _named(f"{model} on {data}"):
+                    evaluations.setdefault(data, {})[model] = evaluate_rows(scorer, rows[data], options.on_bad_row, data, options.seed, processes)
+            for name, path in benchmarks:
+                with _named(f"{model} on {name}"):
+                    evaluations.setdefault(name, {})[model] = evaluate_benchmark(scorer, name, path if path != name else None, seed=options.seed, processes=processes)
         if processes.is_main_process:
             write_report(evaluations, options.output)
     except (ValueError, OSError, ImportError, DatasetsError) as error:
         sys.exit(f"rlhf_reward evaluate: {error}")
     if processes.is_main_process:
-        share = lambda interval: f"{interval['value']:.4f} ({interval['low']:.4f} to {interval['high']:.4f})"
+        share = lambda interval: f"{interval['value']:.4f} ({interval['low']:.4f} to {interval['high']:.4f})" if interval else "–"
         for data, by_model in evaluations.items():
             first = next(iter(by_model.values())).report
             print(f"\n{data}: {first['pairs']} pairs")
@@ -436,4 +463,5 @@ def main(
     commands.add_parser("serve", add_help=False, help="answer over HTTP: score, rank, and as vLLM and OpenRLHF do")
     commands.add_parser("audit", add_help=False, help="say what is in a file of preferences, and what would spoil a training run")
     chosen, rest = parser.parse_known_args(argv)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR) # it says at every start what it lacks on a CPU
     {"train": train, "evaluate": evaluate, "score": score, "serve": serve, "audit": audit}[chosen.command](rest)

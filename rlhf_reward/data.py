@@ -40,7 +40,7 @@ Text = Union[str, list[dict[str, Any]], list[int]] # a string, messages with `ro
 @dataclass(frozen=True)
 class Comparison:
     "Responses to one prompt, and what people think of their order."
-    prompt: Text
+    prompt: Text # empty where there is none
     responses: tuple[Text, ...] # K of them, at least 2, what each says after the prompt
     ranks: tuple[int, ...] # of each response: 1 is best, equal ranks are ties
     ratings: Optional[tuple[float, ...]] = None # of each response, higher is better, where people gave numbers
@@ -52,14 +52,14 @@ class Comparison:
 
 # %% ../nbs/03_data.ipynb #9ab35b8a
 def is_ids(
-    text: Text,
+    text: Text, # or part of one
 ) -> bool:
     "Whether a text is token ids."
     return isinstance(text, list) and bool(text) and isinstance(text[0], int)
 
 
 def whole_texts(
-    comparison: Comparison,
+    comparison: Comparison, # of any form
 ) -> list[Text]: # K
     "Each response with its prompt before it."
     return [comparison.prompt + response for response in comparison.responses]
@@ -184,7 +184,7 @@ FORMS = { # the columns that tell a form, in the order in which they are looked 
 
 
 def row_form(
-    row: dict[str, Any],
+    row: dict[str, Any], # columns that are None are as if they were not there
 ) -> str: # one of `FORMS`
     "The form of a row, told from its columns. Raises `ValueError` where there is none."
     filled = {name for name, value in row.items() if value is not None}
@@ -207,6 +207,9 @@ def to_comparison(
         prompt, responses = _split_whole(_token_ids(row))
         ranks = (1, 2)
     elif form == "chosen, rejected":
+        for name in ("chosen", "rejected"):
+            if row[name] is None:
+                raise ValueError(f"None stands where a text is wanted, as {name}: a string, or a list of messages with role and content.")
         prompt, responses = _prompt_and_responses(row, [row["chosen"], row["rejected"]])
         ranks, ratings = (1, 2), [row.get("score_chosen"), row.get("score_rejected")]
         ratings = _numbers("score_chosen and score_rejected", ratings, responses) if any(ratings) or 0 in ratings else None
@@ -239,7 +242,8 @@ def _is_guessed(row, prompt):
 
 
 def _source(row):
-    return None if row.get("source") is None else str(row["source"])
+    found = row.get("source") if row.get("source") is not None else row.get("subset")
+    return None if found is None else str(found)
 
 # %% ../nbs/03_data.ipynb #e36123e1
 def _number(name, value):
@@ -497,7 +501,7 @@ def _read(files, columns, on_bad_row, streaming):
 
 # %% ../nbs/03_data.ipynb #d2a47c9b
 def normalized(
-    text: Text,
+    text: Text, # a string, messages or ids
 ) -> str: # for finding the same text again, not for reading
     "A text without what is of no meaning: case, runs of spaces, forms of characters (Unicode NFKC), the roles of messages."
     if not isinstance(text, str):
@@ -506,14 +510,14 @@ def normalized(
 
 
 def exact_key(
-    text: str,
+    text: str, # as it stands
 ) -> int: # 63 bits
     "A number that is the same for the same string, in every process."
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def text_key(
-    text: Text,
+    text: Text, # as `normalized` takes it
 ) -> int: # 63 bits
     "A number that is the same for two texts if `normalized` is."
     return exact_key(normalized(text))
@@ -522,7 +526,7 @@ def text_key(
 def hold_out(
     rows: Dataset, # as `to_comparison` reads them, or tokenized by `tokenize_rows`
     fraction: float = 0.1, # of the prompts, at least one
-    seed: int = 0,
+    seed: int = 0, # of the choice
 ) -> tuple[Dataset, Dataset]: # for training, for evaluation
     "Split by prompt, so that no prompt is in both parts. Raises `ValueError` where a part would be empty."
     if "prompt_key" in rows.column_names:

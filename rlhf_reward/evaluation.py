@@ -4,44 +4,47 @@
 
 # %% auto #0
 __all__ = ['interval', 'without_prompt', 'response_table', 'pair_table', 'calibration', 'length_bias', 'ranking', 'best_of_n',
-           'statistics', 'Evaluation', 'usable', 'evaluate', 'compare']
+           'statistics', 'Evaluation', 'Rule', 'evaluate', 'compare']
 
 # %% ../nbs/07_evaluation.ipynb #4a2eb876
 import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Iterable, Optional
+from typing import Any, Callable, Iterable, Literal, Optional, Union
 
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
 from scipy.optimize import minimize_scalar
 from scipy.special import comb, expit
-from scipy.stats import binomtest, bootstrap, kendalltau, pearsonr, spearmanr
+from scipy.stats import binomtest, bootstrap, kendalltau, pearsonr, permutation_test, spearmanr
 from sklearn.metrics import ndcg_score
 from transformers import EvalPrediction
 
-from .data import Comparison, is_ids, normalized, ranked_pairs, shared_length, whole_texts
+from .data import Comparison, Text, is_ids, normalized, ranked_pairs, shared_length, to_comparison, whole_texts
 from .scoring import Scorer
+from .tokens import _why_dropped
 from .training import pair_metrics
 
 # %% ../nbs/07_evaluation.ipynb #8bdee116
 def interval(
     values: np.ndarray, # (num_pairs,): 1 for right, 0 for wrong, 0.5 for a tie; or differences of such
     prompts: np.ndarray, # (num_pairs,), the same for pairs to the same prompt
-    seed: int = 0,
+    seed: int = 0, # of the bootstrap
+    lowest: float = 0.0, # that a value can be, −1 for differences; the highest is 1
 ) -> dict[str, float]: # `value`, the mean over pairs, and `low` and `high` of its 95 % interval
     "Mean over pairs with the interval by bootstrap over prompts. Raises `ValueError` for no pairs."
     if not len(values):
         raise ValueError("There is no pair; wanted at least one.")
     sums = pd.Series(np.asarray(values, dtype=float)).groupby(np.asarray(prompts)).agg(["sum", "count"])
-    value = float(np.mean(values))
+    sums, value = sums.sort_values(["sum", "count"]), float(np.mean(values)) # so that the order of the data changes nothing
     if len(sums) == 1: # one prompt says nothing of others
-        return {"value": value, "low": -1.0 if np.min(values) < 0 else 0.0, "high": 1.0}
-    if value in (0, 1) and np.all(values == value): # as many trials as prompts, which all came out the same
-        low, high = binomtest(int(value) * len(sums), len(sums)).proportion_ci(0.95, method="exact")
-        return {"value": value, "low": float(low), "high": float(high)}
+        return {"value": value, "low": float(lowest), "high": 1.0}
+    if value in (lowest, 1) and np.all(values == value): # as many trials as prompts, which all came out the same
+        ends = binomtest(len(sums) * int(value == 1), len(sums)).proportion_ci(0.95, method="exact")
+        low, high = (float(lowest + (1 - lowest) * end) for end in ends)
+        return {"value": value, "low": low, "high": high}
     mean = lambda total, count, axis: total.sum(axis=axis) / count.sum(axis=axis)
     found = bootstrap((sums["sum"].to_numpy(), sums["count"].to_numpy()), mean, paired=True, vectorized=True, n_resamples=2000, batch=100,
                       method="percentile", rng=np.random.default_rng(seed)).confidence_interval
@@ -49,7 +52,7 @@ def interval(
 
 # %% ../nbs/07_evaluation.ipynb #6741a682
 def without_prompt(
-    comparison: Comparison,
+    comparison: Comparison, # of any form
 ) -> Comparison: # its responses to an empty prompt
     "The same comparison for a model that must not read the prompt."
     if is_ids(whole_texts(comparison)[0]): # a response that begins the other one has no id of its own
@@ -58,20 +61,21 @@ def without_prompt(
 
 
 def response_table(
-    comparisons: list[Comparison],
+    comparisons: list[Comparison], # with K responses each
     rewards: list[list[float]], # K for each
-    blind_rewards: list[list[float]], # of `without_prompt`
+    blind_rewards: list[list[float]], # of `without_prompt`, NaN where there is none
     tokens: list[list[int]], # of each response
-) -> pd.DataFrame: # one line a response: comparison, response, rank, rating, reward, blind_reward, tokens, source, prompt
+) -> pd.DataFrame: # one line a response: comparison, response, rank, rating, reward, blind_reward, tokens, prompt, source
     "What is known of each response, and what the model says."
-    keys = {}
-    lines = []
+    keys, lines = {}, []
     for place, (comparison, own, blind, lengths) in enumerate(zip(comparisons, rewards, blind_rewards, tokens, strict=True)):
-        prompt = keys.setdefault(normalized(comparison.prompt), len(keys))
+        prompt = keys.setdefault(place if comparison.whole else normalized(comparison.prompt), len(keys)) # a guessed one is not that of others
         ratings = comparison.ratings or [math.nan] * len(own)
-        lines += [(place, response, rank, rating, reward, blind_reward, length, comparison.source, prompt)
+        lines += [(place, response, rank, rating, reward, blind_reward, length, prompt)
                   for response, (rank, rating, reward, blind_reward, length) in enumerate(zip(comparison.ranks, ratings, own, blind, lengths, strict=True))]
-    return pd.DataFrame(lines, columns=["comparison", "response", "rank", "rating", "reward", "blind_reward", "tokens", "source", "prompt"])
+    table = pd.DataFrame(lines, columns=["comparison", "response", "rank", "rating", "reward", "blind_reward", "tokens", "prompt"])
+    sources = [comparison.source for comparison, own in zip(comparisons, rewards) for _ in own]
+    return table.assign(source=pd.Series(sources, dtype=object)) # None stays None
 
 
 def pair_table(
@@ -102,30 +106,33 @@ def _right(margins):
 # %% ../nbs/07_evaluation.ipynb #0cd5fce0
 def calibration(
     margins: np.ndarray, # (num_pairs,), r_w − r_l
-) -> dict[str, Any]: # `ece`, `temperature`, `log_loss`, `log_loss_at_temperature`, and for each bin `confidence`, `accuracy` and `pairs`
+) -> dict[str, Any]: # `ece`, `temperature` (None where all margins are 0) and whether it is `at_bound`, `log_loss`, `log_loss_at_temperature`, and for each of the `bins` `confidence`, `accuracy` and `pairs`
     "How far the model may be believed when it is sure."
     confidence, right = expit(np.abs(margins)), _right(margins)
     bins = np.minimum(((confidence - 0.5) * 20).astype(int), 9) # ten from 0.5 to 1
     groups = pd.DataFrame({"confidence": confidence, "accuracy": right}).groupby(bins)
     table = groups.mean().assign(pairs=groups.size())
     loss = lambda temperature: float(np.logaddexp(0, -margins / temperature).mean())
-    best = minimize_scalar(lambda logarithm: loss(math.exp(logarithm)), bounds=(math.log(0.01), math.log(100)), method="bounded")
-    temperature = math.exp(best.x)
+    temperature, at_bound, size = None, False, np.abs(margins).max()
+    if size: # from a thousandth to a thousand of the largest margin; at a bound where more of the same would be better still
+        bounds = math.log(size) - math.log(1000), math.log(size) + math.log(1000)
+        best = minimize_scalar(lambda logarithm: loss(math.exp(logarithm)), bounds=bounds, method="bounded").x
+        temperature, at_bound = math.exp(best), min(best - bounds[0], bounds[1] - best) < 0.01
     return {"ece": float((table["pairs"] * (table["accuracy"] - table["confidence"]).abs()).sum() / len(margins)), "log_loss": loss(1.0),
-            "temperature": temperature, "log_loss_at_temperature": loss(temperature), "bins": table.to_dict("records")}
+            "temperature": temperature, "at_bound": bool(at_bound), "log_loss_at_temperature": loss(temperature or 1.0), "bins": table.to_dict("records")}
 
 # %% ../nbs/07_evaluation.ipynb #469c398a
 def length_bias(
     responses: pd.DataFrame, # from `response_table`
     pairs: pd.DataFrame, # from `pair_table`
-    seed: int = 0,
+    seed: int = 0, # of the intervals
 ) -> dict[str, Any]: # correlations (None where they are not defined), accuracies by which response is longer, and with length taken out
     "How much of the rewards is length, in tokens of the response."
     reward, tokens, margins, longer_by = responses["reward"].to_numpy(), responses["tokens"].to_numpy(float), pairs["margin"].to_numpy(), pairs["longer_by"].to_numpy(float)
     varied = np.ptp(reward) > 0 and np.ptp(tokens) > 0
     slope = float(margins @ longer_by / (longer_by @ longer_by)) if longer_by.any() else 0.0
     left = margins - slope * longer_by
-    left[np.abs(left) <= 1e-6 * np.abs(margins).max()] = 0 # float32 rewards have no more digits
+    left[np.abs(left) <= 4 * np.finfo(np.float32).eps * np.abs(reward).max()] = 0 # the rewards have no more digits
     where = {"chosen_longer": longer_by > 0, "chosen_shorter": longer_by < 0, "same_length": longer_by == 0}
     return {
         "pearson": float(pearsonr(reward, tokens).statistic) if varied else None, "spearman": float(spearmanr(reward, tokens).statistic) if varied else None,
@@ -153,12 +160,14 @@ def ranking(
 
 def best_of_n(
     responses: pd.DataFrame, # from `response_table`
-) -> list[dict[str, float]]: # for each n: `comparisons` of at least n, `picked`, `best` and `mean`: expected ratings of the model's pick, the best, and a random one
-    "The best-of-n curve of comparisons whose responses all have ratings; empty without any."
+) -> list[dict[str, float]]: # for each n up to K: `picked`, `best` and `mean`, expected ratings of the model's pick, the best, and a random one; `comparisons` that they are means over
+    "The best-of-n curve of comparisons whose responses all have ratings, those of the K that most responses are of; empty without any."
+    rated = [both for _, *both in _groups(responses["comparison"], responses["rating"], responses["reward"]) if np.isfinite(both[0]).all()]
+    sizes = [len(ratings) for ratings, _ in rated]
+    count = max(sizes, key=lambda size: (size * sizes.count(size), size), default=0) # one K, so that all points are of the same comparisons
     curves = []
-    for _, ratings, rewards in _groups(responses["comparison"], responses["rating"], responses["reward"]):
-        if np.isfinite(ratings).all():
-            count = len(ratings)
+    for ratings, rewards in rated:
+        if len(ratings) == count:
             by_reward = pd.Series(ratings).groupby(-rewards).transform("mean").to_numpy()[np.argsort(-rewards, kind="stable")] # equal rewards: either
             picked_at = lambda n: comb(count - 1 - np.arange(count), n - 1) / comb(count, n)
             curves += [(n, by_reward @ picked_at(n), np.sort(ratings)[::-1] @ picked_at(n), ratings.mean()) for n in range(1, count + 1)]
@@ -168,18 +177,18 @@ def best_of_n(
 # %% ../nbs/07_evaluation.ipynb #7a5a057c
 def statistics(
     responses: pd.DataFrame, # from `response_table`
-    seed: int = 0, # of intervals and of the random baseline
+    seed: int = 0, # of the intervals and the random baseline
 ) -> dict[str, Any]: # ready for JSON
     "All figures of one model on one set. Raises `ValueError` where there is no pair, or a reward is not finite."
-    bad = ~np.isfinite(responses[["reward", "blind_reward"]].to_numpy()).all(axis=1)
+    bad = ~np.isfinite(responses["reward"].to_numpy())
     if bad.any():
         raise ValueError(f"{bad.sum()} rewards are not finite, the first of comparison {responses['comparison'][bad].iloc[0] + 1}; wanted numbers.")
     pairs = pair_table(responses)
     if not len(pairs):
         raise ValueError(f"There are {responses['comparison'].nunique()} comparisons, and no pair in which people prefer one response; wanted at least one.")
     margins, prompts = pairs["margin"].to_numpy(), pairs["prompt"]
-    longer_by = pairs["longer_by"].to_numpy()
-    baselines = {"longer wins": longer_by, "shorter wins": -longer_by, "prompt-blind": pairs["blind_margin"].to_numpy()}
+    longer_by, blind = pairs["longer_by"].to_numpy(), pairs["blind_margin"].to_numpy()
+    known = np.isfinite(blind)
     table = [frame["reward"].to_numpy() for _, frame in responses.groupby("comparison")]
     ranks = [frame["rank"].to_numpy() for _, frame in responses.groupby("comparison")]
     padded = lambda rows: np.array(list(itertools.zip_longest(*rows, fillvalue=0))).T
@@ -187,7 +196,9 @@ def statistics(
         "comparisons": int(responses["comparison"].nunique()), "prompts": int(prompts.nunique()), "responses": len(responses),
         **pair_metrics(EvalPrediction(padded(table), padded(ranks))),
         "accuracy_interval": interval(_right(margins), prompts, seed),
-        "baselines": {**{name: interval(_right(by), prompts, seed) for name, by in baselines.items()}, "random": _chance(pairs, len(responses), seed)},
+        "baselines": {"longer wins": interval(_right(longer_by), prompts, seed), "shorter wins": interval(_right(-longer_by), prompts, seed),
+                      "prompt-blind": interval(_right(blind[known]), prompts[known], seed) if known.any() else None,
+                      "random": _chance(pairs, len(responses), seed)},
         "calibration": calibration(margins), "length": length_bias(responses, pairs, seed), "ranking": ranking(responses), "best_of_n": best_of_n(responses),
     }
 
@@ -203,90 +214,140 @@ def _chance(pairs, num_responses, seed):
 @dataclass
 class Evaluation:
     "One model on one set of comparisons."
-    comparisons: list[Comparison]
+    rows: list[int] # the number of each comparison in the data, from 1
+    comparisons: list[Comparison] # that were used
     responses: pd.DataFrame # from `response_table`
-    report: dict[str, Any] # from `statistics`, and under `sources` the same for each source
+    report: dict[str, Any] # from `statistics`; under `sources` the same for each source, under `left_out` the number of `rows` and what is wrong with the `first`
 
     @cached_property
     def pairs(self) -> pd.DataFrame: # from `pair_table`
+        "One line for each pair, made once."
         return pair_table(self.responses)
 
     def mistakes(
         self,
         count: int = 20, # at most
-    ) -> list[dict[str, Any]]: # `comparison` (from 1), `source`, `margin`, `probability` of the wrong one, and `prompt`, `chosen`, `rejected`: a `Text`, its `reward` and `rank`
+    ) -> list[dict[str, Any]]: # `row` in the data, `source`, `margin`, `probability` of the wrong one, and `prompt`, `chosen`, `rejected`: a `Text`, its `reward` and `rank`
         "The pairs of which the model is most sure and people say the opposite."
         wrong = self.pairs.query("margin < 0").nsmallest(count, "margin")
         def shown(line):
             row = self.responses.iloc[line]
             return {"text": self.comparisons[row["comparison"]].responses[row["response"]], "reward": float(row["reward"]), "rank": int(row["rank"])}
-        return [{"comparison": int(pair.comparison) + 1, "source": pair.source, "margin": float(pair.margin), "probability": float(expit(-pair.margin)),
+        return [{"row": self.rows[pair.comparison], "source": self.comparisons[pair.comparison].source, "margin": float(pair.margin), "probability": float(expit(-pair.margin)),
                  "prompt": self.comparisons[pair.comparison].prompt, "chosen": shown(pair.winner), "rejected": shown(pair.loser)} for pair in wrong.itertuples()]
 
 
-def usable(
-    rows: Iterable[dict[str, Any]], # as `data.to_comparison` reads them
-    scorer: Scorer, # whose length is asked for
-    on_bad_row: str = "error", # 'skip' leaves out rows that cannot be used or are too long
-    name: str = "the data", # what the rows are called in messages
-) -> tuple[list[Comparison], Optional[dict[str, Any]]]: # and of those left out the number of `rows`, and what is wrong with the `first`
-    "The comparisons of rows. Raises `ValueError` that names the row, or if none is left."
-    read = scorer.read_rows(rows, name)
-    comparisons, wrong = [one[0] for one in read if not isinstance(one, ValueError)], [str(one) for one in read if isinstance(one, ValueError)]
-    if wrong and on_bad_row == "error":
-        raise ValueError(f"{wrong[0]} Or leave such rows out with on_bad_row='skip'.")
-    if not comparisons:
-        raise ValueError(f"No comparison of {name} is left: {wrong[0] if wrong else 'it has no rows'}")
-    return comparisons, {"rows": len(wrong), "first": wrong[0]} if wrong else None
+class Rule(Scorer):
+    "A rule of thumb in the place of a model, to see what it reaches: any function of prompt and response. Its tokens are characters."
+    def __init__(
+        self,
+        reward: Callable[[Text, Text], float], # of the prompt, empty where it is not to be read, and the response
+    ):
+        self.reward = reward
+
+    def tokenize_each(
+        self,
+        comparisons: list[Comparison], # of strings or messages
+    ) -> list[list[list]]: # characters of each response with its prompt
+        "In the place of `Scorer.tokenize_each`."
+        return [[_Said(comparison.prompt, response) for response in comparison.responses] for comparison in comparisons]
+
+    def rewards(
+        self,
+        sequences: list[list[list]], # from `tokenize_each`
+        *args: Any, # of `Scorer.rewards`, which a rule has no use for
+        **kwargs: Any, # the same
+    ) -> list[list[float]]: # K for each comparison
+        "In the place of `Scorer.rewards`."
+        return [[self.reward(said.prompt, said.response) for said in own] for own in sequences]
 
 
-def evaluate(
-    scorer: Scorer,
-    comparisons: Iterable[Comparison], # from `data.to_comparison`, or of a benchmark
-    seed: int = 0, # of intervals and of the random baseline
-    processes: Optional[PartialState] = None, # those that share the work, each with the same comparisons, as in `Scorer.score_comparisons`
-) -> Evaluation:
-    "Score comparisons with and without their prompts, and say what the rewards are worth, overall and by source."
-    comparisons = list(comparisons)
-    if not comparisons:
-        raise ValueError("There are no comparisons; wanted at least one with two responses.")
-    rewards = scorer.score_comparisons(comparisons, processes=processes)
-    blind = scorer.score_comparisons([without_prompt(comparison) for comparison in comparisons], processes=processes)
-    tokens = [[len(sequence) - shared_length(own) for sequence in own] for own in scorer.tokenize(comparisons)]
-    responses = response_table(comparisons, rewards, blind, tokens)
-    report = statistics(responses, seed)
-    sources = responses["source"].dropna().unique()
-    report["sources"] = {source: _of_source(responses[responses["source"] == source].reset_index(drop=True), seed) for source in sorted(sources)}
-    return Evaluation(comparisons, responses, report)
-
-
-def _of_source(responses, seed):
-    "Its statistics, or the number of its comparisons alone where none has a pair."
-    try:
-        return statistics(responses, seed)
-    except ValueError:
-        return {"comparisons": int(responses["comparison"].nunique()), "pairs": 0}
+class _Said(list):
+    "The characters of a response with its prompt, which are kept beside them."
+    def __init__(self, prompt, response):
+        text = lambda said: said if isinstance(said, str) else "\n".join(str(part.get("content", "")) if isinstance(part, dict) else str(part) for part in said)
+        super().__init__(text(prompt) + text(response))
+        self.prompt, self.response = prompt, response
 
 # %% ../nbs/07_evaluation.ipynb #a60f0780
+def _usable(scorer, data, on_bad_row, name):
+    "Numbers, comparisons and sequences of what can be evaluated, and what is left out."
+    data = list(data)
+    read = scorer.read_rows(data, name, read=lambda row: row if isinstance(row, Comparison) else to_comparison(row))
+    kept, wrong = [], []
+    for number, (given, one) in enumerate(zip(data, read), start=1):
+        if isinstance(one, ValueError):
+            wrong.append(str(one))
+            if on_bad_row == "error":
+                raise ValueError(f"{one} Or leave such rows out with on_bad_row='skip'.")
+        elif not isinstance(given, Comparison) and (why := _why_dropped(one[0].ranks, one[1], keep_ties=False)):
+            wrong.append(f"Row {number} of {name} says nothing: {why}.")
+        else:
+            kept.append((number, *one))
+    if not kept:
+        raise ValueError(f"No comparison of {name} is left: {wrong[0] if wrong else 'it has no rows'}")
+    return (*map(list, zip(*kept)), {"rows": len(wrong), "first": wrong[0]} if wrong else None)
+
+# %% ../nbs/07_evaluation.ipynb #313b0572
+def evaluate(
+    scorer: Scorer, # the model, or a `Rule`
+    data: Iterable[Union[dict[str, Any], Comparison]], # rows as `data.to_comparison` reads them, or comparisons
+    on_bad_row: Literal["error", "skip"] = "error", # 'skip' leaves out rows that cannot be used or are too long, and counts them
+    name: str = "the data", # what the rows are called in messages
+    seed: int = 0, # of intervals and of the random baseline
+    processes: Optional[PartialState] = None, # those that share the work, each with the same data, as in `Scorer.rewards`
+) -> Evaluation: # with its report
+    """
+    Score comparisons with and without their prompts, and say what the rewards are worth, overall and by source.
+
+    Raises `ValueError` that names the row that cannot be used, or if none is left. A response is as long as it is without its prompt.
+    """
+    rows, comparisons, sequences, left_out = _usable(scorer, data, on_bad_row, name)
+    rewards = scorer.rewards(sequences, [str(comparison.prompt) for comparison in comparisons], processes)
+    alone = scorer.tokenize_each([without_prompt(comparison) for comparison in comparisons])
+    alone = [None if isinstance(own, ValueError) or comparison.whole else own for comparison, own in zip(comparisons, alone)] # some cannot be without one
+    found = iter(scorer.rewards([own for own in alone if own], ["" for own in alone if own], processes))
+    blind = [next(found) if own else [math.nan] * len(comparison.responses) for comparison, own in zip(comparisons, alone)]
+    tokens = [[len(sequence) for sequence in own] if own else [len(sequence) - shared_length(whole) for sequence in whole] for own, whole in zip(alone, sequences)]
+    responses = response_table(comparisons, rewards, blind, tokens)
+    report = {**statistics(responses, seed), "left_out": left_out}
+    names = responses["source"].map(lambda source: "(no source)" if source is None else str(source))
+    report["sources"] = {source: statistics(responses[names == source].reset_index(drop=True), seed)
+                         for source in sorted(set(names))} if responses["source"].notna().any() else {}
+    return Evaluation(rows, comparisons, responses, report)
+
+# %% ../nbs/07_evaluation.ipynb #7a9e12a1
 def compare(
-    evaluations: dict[str, Evaluation], # by name, all of the same comparisons
-    seed: int = 0,
-) -> dict[str, Any]: # `agreement`, a matrix by name; and for each two models the `difference` of accuracies with its interval, `only_first`, `only_second`, `p_value`
-    "Models beside each other on the same pairs. Raises `ValueError` if they are of other comparisons."
+    evaluations: dict[str, Evaluation], # by name, of the same data
+    seed: int = 0, # of intervals and tests
+) -> dict[str, Any]: # number of `comparisons` that all have; `agreement`, a matrix by name; for each two models the `difference` of accuracies with its interval, its `p_value` by prompts, `only_first` and `only_second` right (and the other wrong), `mcnemar`
+    "Models beside each other on the same pairs. Raises `ValueError` if they are of other data."
     names = list(evaluations)
-    tables = {name: evaluation.pairs for name, evaluation in evaluations.items()}
-    first = evaluations[names[0]]
+    common = set.intersection(*(set(evaluation.rows) for evaluation in evaluations.values()))
+    held = {name: [comparison for row, comparison in zip(one.rows, one.comparisons) if row in common] for name, one in evaluations.items()}
     for name in names[1:]:
-        if evaluations[name].comparisons != first.comparisons:
-            raise ValueError(f"{names[0]} and {name} were evaluated on different comparisons; wanted the same, in the same order.")
+        if held[name] != held[names[0]] or not common:
+            raise ValueError(f"{names[0]} and {name} were evaluated on different comparisons; wanted the same data for both.")
+    tables = {name: one.pairs[[one.rows[place] in common for place in one.pairs["comparison"]]].reset_index(drop=True) for name, one in evaluations.items()}
     right = {name: _right(table["margin"].to_numpy()) for name, table in tables.items()}
     said = {name: np.sign(table["margin"].to_numpy()) for name, table in tables.items()}
     prompts, against = tables[names[0]]["prompt"], []
     for one, other in itertools.combinations(names, 2):
         difference = right[one] - right[other]
-        only_one, only_other = int((difference > 0).sum()), int((difference < 0).sum())
+        only_one, only_other = (int((difference == sign).sum()) for sign in (1, -1))
         against.append({
             "first": one, "second": other, "only_first": only_one, "only_second": only_other,
-            "difference": interval(difference, prompts, seed) if difference.any() else {"value": 0.0, "low": 0.0, "high": 0.0},
-            "p_value": float(binomtest(only_one, only_one + only_other).pvalue) if only_one + only_other else 1.0})
-    return {"agreement": {one: {other: float((said[one] == said[other]).mean()) for other in names} for one in names}, "pairs": against}
+            "difference": interval(difference, prompts, seed, lowest=-1) if difference.any() else {"value": 0.0, "low": 0.0, "high": 0.0},
+            "p_value": _flipped(difference, prompts, seed), "mcnemar": float(binomtest(only_one, only_one + only_other).pvalue) if only_one + only_other else 1.0})
+    return {"comparisons": len(common), "agreement": {one: {other: float((said[one] == said[other]).mean()) for other in names} for one in names}, "pairs": against}
+
+
+def _flipped(difference, prompts, seed):
+    "How often the sum is as far from 0 when the differences of each prompt may have the other sign."
+    sums = np.sort(pd.Series(difference).groupby(np.asarray(prompts)).sum())
+    sums = sums[sums != 0]
+    if not len(sums):
+        return 1.0
+    total = lambda values, zeros, axis: (values - zeros).sum(axis=axis)
+    return float(permutation_test((sums, np.zeros_like(sums)), total, permutation_type="samples", vectorized=True, n_resamples=9999, batch=100,
+                                  rng=np.random.default_rng(seed)).pvalue)

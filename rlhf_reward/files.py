@@ -91,7 +91,7 @@ def _line(row):
 
 # %% ../nbs/06a_files.ipynb #1083b6f2
 def score_file(
-    scorer: Scorer,
+    scorer: Scorer, # the model
     data: str, # as `data.load_rows` takes it: rows of any form, or `prompt` and `response`, or `prompt` and `responses`
     output: str, # a .jsonl file that is not there yet
     split: str = "train", # of a folder or a data set on the hub

@@ -63,12 +63,23 @@ class RewardLoss(nn.Module):
         rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32)).masked_fill(ranks < 1, 0)
         return self.per_comparison(rewards, ranks, margins, ratings)
 
-    def per_comparison(self, rewards, ranks, margins, ratings):
-        "What a loss defines: (num_comparisons,), of inputs that `forward` has checked."
+    def per_comparison(
+        self,
+        rewards: TensorType["num_comparisons", "K", float], # 0 where there is no response
+        ranks: TensorType["num_comparisons", "K", int], # as in `forward`
+        margins: Optional[TensorType["num_comparisons", "K", "K"]], # as in `forward`
+        ratings: Optional[TensorType["num_comparisons", "K"]], # as in `forward`
+    ) -> TensorType["num_comparisons"]:
+        "What a loss defines, of inputs that `forward` has checked."
         raise NotImplementedError
 
-    def says_something(self, ranks, margins, ratings):
-        "(num_comparisons,) bool: whether there is anything in the comparison to learn from; others do not count in a mean."
+    def says_something(
+        self,
+        ranks: TensorType["num_comparisons", "K", int], # as in `forward`
+        margins: Optional[TensorType["num_comparisons", "K", "K"]], # as in `forward`
+        ratings: Optional[TensorType["num_comparisons", "K"]], # as in `forward`
+    ) -> TensorType["num_comparisons", bool]:
+        "Whether there is anything in the comparison to learn from; others do not count in a mean."
         return (_wins(ranks) | _ties(ranks)).any(dim=(1, 2)) if self.uses_ties else _wins(ranks).any(dim=(1, 2))
 
 # %% ../nbs/02_losses.ipynb #deb5862a
@@ -159,6 +170,7 @@ class RaoKupper(RewardLoss):
 
     @property
     def threshold(self) -> torch.Tensor: # η, the difference of rewards at which a win is as likely as not
+        "Learnt with the rewards, always above 0."
         return F.softplus(self.log_tie) / 2
 
     def per_comparison(self, rewards, ranks, margins, ratings):

@@ -149,16 +149,16 @@ def _example(prefix, rests):
 class Ranked:
     "A response and its place among others to the same prompt."
     index: int # its place in the list that was given
-    response: Text
-    reward: float
+    response: Text # as it was given
+    reward: float # the model's output, or the normalized one where that was asked for
     probability: float # that it is the best of them: the softmax of the rewards (Plackett–Luce), for two the σ of their difference
 
 
 @dataclass(frozen=True)
 class Preference:
     "What the model says of two responses."
-    reward_a: float
-    reward_b: float
+    reward_a: float # of the first response
+    reward_b: float # of the second
     probability: float # that a person prefers a to b, σ(r_a − r_b) (Bradley–Terry)
 
 # %% ../nbs/06_scoring.ipynb #16b5541b
@@ -175,7 +175,7 @@ class Scorer:
     "Rewards of responses, from a `RewardModel` or an `EncoderClassifier` and its tokenizer."
     def __init__(
         self,
-        model: Union[RewardModel, EncoderClassifier],
+        model: Union[RewardModel, EncoderClassifier], # put into evaluation mode while it scores
         tokenizer: PreTrainedTokenizerBase, # the model's own
         max_length: Optional[int] = None, # tokens of prompt and response together; by default what the model has positions for
         on_overlong: str = "error", # what to do with longer ones: 'error', or 'truncate_prompt' to cut the oldest tokens of the prompt
@@ -278,7 +278,7 @@ class Scorer:
 
     def tokenize(
         self,
-        comparisons: list[Comparison],
+        comparisons: list[Comparison], # from `data.to_comparison` or `data.to_responses`
     ) -> list[list[list]]: # K sequences for each, of token ids, or of (token id, token type) for an `EncoderClassifier`
         "Raises `ValueError` for what cannot be rendered or has no token, `TooLong` for what is too long and not to be cut."
         found = self.tokenize_each(comparisons)
@@ -289,7 +289,7 @@ class Scorer:
 
     def tokenize_each(
         self,
-        comparisons: list[Comparison],
+        comparisons: list[Comparison], # as in `tokenize`
     ) -> list[Union[list[list], ValueError]]: # as `tokenize` gives them, or what is wrong with one
         "`tokenize` for comparisons of which some may be at fault."
         own_head = isinstance(self.model, EncoderClassifier)
@@ -311,7 +311,7 @@ class Scorer:
 
     def read_rows(
         self,
-        rows: Iterable[dict[str, Any]],
+        rows: Iterable[dict[str, Any]], # as `read` reads them
         name: str, # what the rows are called in errors
         first: int = 1, # number of the first of them
         read: Callable[[dict[str, Any]], Comparison] = to_comparison, # or `to_responses`, where nothing is known of their order
@@ -437,7 +437,7 @@ class Scorer:
 
     def normalized(
         self,
-        rewards: list[float],
+        rewards: list[float], # as the model gives them
     ) -> list[float]: # with mean 0 and deviation 1 over the data that training evaluated on
         "Raises `ValueError` where the checkpoint does not know mean and deviation, see `RewardModel.normalize`."
         return self.model.normalize(torch.tensor(rewards, dtype=torch.float32)).tolist()

@@ -47,7 +47,10 @@ AT_ONCE = 4 # batches of the scorer that are taken from the queue at a time: the
 
 class Busy(Exception):
     "More is waiting than the server takes. `seconds`: after which to try again."
-    def __init__(self, seconds):
+    def __init__(
+        self,
+        seconds: int, # after which to try again
+    ):
         super().__init__(f"The server has more to do than it takes at a time; try again in {seconds} s.")
         self.seconds = seconds
 
@@ -56,7 +59,7 @@ class Batcher:
     "Computes the rewards of requests together, as they come. One for a scorer; `run` is its task."
     def __init__(
         self,
-        scorer: Scorer,
+        scorer: Scorer, # whose batches are filled
         max_waiting: int, # tokens that may wait
         on_batch: Any = lambda requests, tokens, seconds: None, # called after each
     ):
@@ -82,7 +85,7 @@ class Batcher:
 
     def check_room(
         self,
-        tokens: int = 1,
+        tokens: int = 1, # of the request
     ) -> None:
         "Raise `Busy` unless there is room for the tokens."
         if self.waiting + tokens > self.max_waiting:
@@ -149,6 +152,7 @@ class Batcher:
 
 # %% ../nbs/08_serving.ipynb #49e6429b
 class Asked(BaseModel):
+    "What requests have in common: fields that are not known are refused."
     model_config = ConfigDict(extra="forbid", strict=True) # a field of another name would be dropped silently
 
 
@@ -172,6 +176,7 @@ class ScoreRequest(Asked):
 
 
 class ScoreAnswer(BaseModel):
+    "Rewards in the order of the responses."
     rewards: list[float] = Field(description="One for each response, in the order given.")
 
 
@@ -183,6 +188,7 @@ class RankRequest(Asked):
 
 
 class RankedResponse(BaseModel):
+    "One of the responses in its place."
     index: int = Field(description="Place in the request.")
     response: Said
     reward: float
@@ -190,6 +196,7 @@ class RankedResponse(BaseModel):
 
 
 class RankAnswer(BaseModel):
+    "The responses, best first."
     ranked: list[RankedResponse] = Field(description="Best first; equal rewards keep their order.")
 
 
@@ -209,6 +216,7 @@ class ClassifyRequest(Asked):
 
 
 class Class(BaseModel):
+    "One reward in vLLM's form."
     index: int
     label: str
     probs: list[float] = Field(description="The reward, alone: a regression has no activation.")
@@ -216,6 +224,7 @@ class Class(BaseModel):
 
 
 class Usage(BaseModel):
+    "Tokens, as vLLM counts them."
     prompt_tokens: int
     total_tokens: int
     completion_tokens: int = 0
@@ -223,6 +232,7 @@ class Usage(BaseModel):
 
 
 class ClassifyAnswer(BaseModel):
+    "The rewards in vLLM's form."
     id: str
     object: str = "list"
     created: int
@@ -239,6 +249,7 @@ class RewardRequest(BaseModel):
 
 
 class Problem(BaseModel):
+    "What is wrong, and where."
     detail: Union[str, list[dict[str, Any]]]
 
 # %% ../nbs/08_serving.ipynb #a40dc5b9
@@ -336,7 +347,7 @@ def _read(prompt, responses, place, prompt_place=None, **more):
 
 # %% ../nbs/08_serving.ipynb #b6aefcc1
 def make_app(
-    scorer: Scorer,
+    scorer: Scorer, # the model
     token: Optional[str] = None, # that requests have to carry, `Authorization: Bearer …`; none: anybody may ask
     name: Optional[str] = None, # of the model in answers; by default the folder or hub name that it was opened from
     max_body: int = 8_000_000, # bytes of a request
@@ -518,9 +529,9 @@ def _without_padding(text, tokenizer):
 
 # %% ../nbs/08_serving.ipynb #1b92efc4
 def serve(
-    scorer: Scorer,
+    scorer: Scorer, # the model
     host: str = "127.0.0.1", # to listen on
-    port: int = 8000,
+    port: int = 8000, # 1 to 65535
     token: Optional[str] = None, # as in `make_app`
     allow_public: bool = False, # listen where others can reach it, without a token
     timeout: float = 60, # as in `make_app`
@@ -535,9 +546,9 @@ def serve(
 
 
 def check_address(
-    host: str,
-    token: Optional[str],
-    allow_public: bool,
+    host: str, # name or address
+    token: Optional[str], # as in `make_app`
+    allow_public: bool, # as in `serve`
 ) -> None:
     "Raise `ValueError` for a public address without a token, or for a token that no header can hold."
     if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):

@@ -99,8 +99,8 @@ class TooLong(ValueError):
 def truncate_prompt(
     sequences: list[list[int]], # K, each with the prompt
     prompt_ids: list[int], # of the prompt alone
-    max_length: int,
-    tokenizer: PreTrainedTokenizerBase,
+    max_length: int, # in tokens
+    tokenizer: PreTrainedTokenizerBase, # the model's
 ) -> Optional[list[list[int]]]: # K, of at most `max_length` tokens; `None` where a response alone is longer
     "The sequences without the oldest tokens of their prompt; a beginning-of-sequence token stays."
     begin = int(sequences[0][0] in (tokenizer.bos_token_id, tokenizer.cls_token_id))
@@ -111,11 +111,11 @@ def truncate_prompt(
 
 
 def fit_length(
-    comparison: Comparison,
+    comparison: Comparison, # whose prompt may be cut
     sequences: list[list[int]], # K, of its responses
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: float,
-    on_overlong: Literal["drop", "truncate_prompt", "error"],
+    tokenizer: PreTrainedTokenizerBase, # the model's
+    max_length: float, # in tokens
+    on_overlong: Literal["drop", "truncate_prompt", "error"], # what to do with longer ones
     ends_with_eos: bool = True, # `RewardModel.ends_with_eos`
 ) -> Optional[list[list[int]]]: # K, of at most `max_length` tokens, or `None` where they are to be dropped or cannot be cut enough
     "What is done with a comparison that may be too long. Raises `TooLong`, a `ValueError`, where that is an error."

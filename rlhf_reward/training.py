@@ -22,10 +22,12 @@ from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
+from torch import nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from .card import draw_curves, model_card
 from .losses import LOSSES, PlackettLuce, _wins, make_loss
@@ -88,14 +90,15 @@ class RewardConfig(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu" # torch warns of it there
         if self.accelerator_config.dispatch_batches is None: # by default on for streams
             self.accelerator_config.dispatch_batches = False # a batch of comparisons cannot be sliced between processes
 
 # %% ../nbs/05_training.ipynb #6e74c2ae
 def tokenize_for_model(
-    model: RewardModel,
+    model: RewardModel, # what it takes in length and in endings
     tokenizer: PreTrainedTokenizerBase, # the model's
-    args: RewardConfig,
+    args: RewardConfig, # max_length, on_overlong, on_bad_row, margin_from_scores, loss
     dataset: Any, # rows as `data.to_comparison` reads them, or several sets of them by name
     name: str = "the data", # what the rows are called in messages
 ) -> Any: # tokenized by `tokens.tokenize_rows`; what is tokenized already, as it is
@@ -160,7 +163,7 @@ def unfinished(
 
 
 def newest_checkpoint(
-    output_dir: Union[str, Path],
+    output_dir: Union[str, Path], # of the run
 ) -> str: # the newest that was written to its end
     "Says which newer ones were not. Raises `ValueError` if there is none."
     checkpoints = [folder for folder in Path(output_dir).glob("checkpoint-*") if folder.name.split("-", 1)[1].isdigit()]
@@ -366,7 +369,10 @@ class RewardTrainer(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return _Reseeded(sampler, lambda: seed + int(self.state.epoch or 0))
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(
+        self,
+        model: Optional[nn.Module] = None, # as in `Trainer.create_optimizer`
+    ) -> torch.optim.Optimizer:
         "With what the loss learns, such as the threshold of a tie."
         optimizer = super().create_optimizer(model)
         learnt = list(self.reward_loss.parameters())
@@ -401,12 +407,22 @@ class RewardTrainer(Trainer):
             raise ValueError("The evaluation set is a stream and there are several processes, of which some would count comparisons twice; wanted a "
                              "datasets.Dataset, or one process.")
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluate(
+        self,
+        eval_dataset: Any = None, # rows, tokenized or not, or several sets by name; by default the one that the trainer was made with
+        ignore_keys: Optional[list[str]] = None, # as in `Trainer.evaluate`
+        metric_key_prefix: str = "eval", # what the names of the metrics begin with
+    ) -> dict[str, float]: # `eval_accuracy` and the rest, means over pairs
         "Metrics on the evaluation set, or on other rows, tokenized or not."
         eval_dataset = self._tokenized(eval_dataset, "the evaluation set")
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
+    def predict(
+        self,
+        test_dataset: Any, # rows, tokenized or not
+        ignore_keys: Optional[list[str]] = None, # as in `Trainer.predict`
+        metric_key_prefix: str = "test", # what the names of the metrics begin with
+    ) -> PredictionOutput: # `predictions` (num_comparisons, K), `label_ids`, `metrics`
         "Rewards (num_comparisons, K), ranks and metrics of rows, tokenized or not."
         test_dataset = self._tokenized(test_dataset, "the test set")
         output = super().predict(test_dataset, ignore_keys, metric_key_prefix)
@@ -428,7 +444,13 @@ class RewardTrainer(Trainer):
         weight = sum(self._weights(batch).sum() for batch in batch_samples).to(device)
         return self.accelerator.reduce(weight, "mean")
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module, # as the Trainer has wrapped it
+        inputs: dict[str, torch.Tensor], # a batch from the collator
+        return_outputs: bool = False, # the rewards too
+        num_items_in_batch: Optional[torch.Tensor] = None, # the weight of the step over all processes
+    ) -> Any: # the loss, a scalar, and with `return_outputs` a dict
         "The weighted sum over the batch's comparisons, over the weight of the step, or of the batch where none is given."
         rewards, losses, weights = self._losses(model, inputs)
         if model.training and self.args.logging_strategy != "no":
@@ -437,7 +459,13 @@ class RewardTrainer(Trainer):
         loss = (losses * weights).sum() / total.clamp(min=torch.finfo(losses.dtype).tiny) # a step of no weight has no loss
         return (loss, rewards) if return_outputs else loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self,
+        model: nn.Module, # as the Trainer has wrapped it
+        inputs: dict[str, torch.Tensor], # a batch from the collator
+        prediction_loss_only: bool, # as in `Trainer.prediction_step`
+        ignore_keys: Optional[list[str]] = None, # the same
+    ) -> tuple:
         "Rewards, losses, weights and ranks, one row a comparison; means are taken over all of them at the end."
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -487,7 +515,11 @@ class RewardTrainer(Trainer):
                 "Lower per_device_train_batch_size (and raise gradient_accumulation_steps as much, for the same steps) or max_length, or turn on "
                 f"gradient_checkpointing or bf16. ({error})") from error
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
+    def train(
+        self,
+        resume_from_checkpoint: Union[bool, str, None] = None, # a folder, or True for the newest
+        **kwargs: Any, # as in `Trainer.train`
+    ) -> TrainOutput:
         """
         As `Trainer.train`. `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end.
 
@@ -552,7 +584,13 @@ class RewardTrainer(Trainer):
             saved["rlhf_reward"] = {**saved.get("rlhf_reward", {}), **known}
             file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
-    def create_model_card(self, model_name=None, dataset=None, tags=None, **kwargs):
+    def create_model_card(
+        self,
+        model_name: Optional[str] = None, # as it is to be called; by default the folder
+        dataset: Optional[str] = None, # what the data is called
+        tags: Optional[list[str]] = None, # more of them for the hub
+        **kwargs: Any, # of `Trainer.create_model_card`, which are not needed
+    ) -> None:
         "Write `README.md` beside the model: data, settings, metrics and the curves, as far as they are known. Called by `push_to_hub` too."
         if self.is_world_process_zero():
             folder, history = Path(self.args.output_dir), self.state.log_history

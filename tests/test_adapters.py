@@ -197,3 +197,10 @@ def test_qlora_trains_an_adapter_on_a_base_in_four_bits(base, tmp_path):
 def test_qlora_from_the_command_line_wants_a_gpu(base, tmp_path):
     with pytest.raises(SystemExit, match="--load_in_4bit wants a GPU"):
         train(["--model", base, "--dataset", "synthetic", "--output_dir", str(tmp_path), "--use_cpu", "--lora_r", "4", "--load_in_4bit"])
+
+
+def test_a_whole_model_in_the_folder_of_an_adapter_opens_as_what_it_is(base, tmp_path):
+    make(base, tmp_path / "adapter").save_model(str(tmp_path / "out"))
+    whole = RewardModel(base, 0.0, "cpu")
+    whole.save_pretrained(tmp_path / "out", AutoTokenizer.from_pretrained(base))
+    assert torch.equal(RewardModel.from_pretrained(tmp_path / "out", dropout=0.0, device="cpu")(IDS), whole(IDS)) # and not the adapter that lay there

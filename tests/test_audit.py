@@ -114,7 +114,7 @@ def test_prompts_shared_with_other_rows_are_a_problem():
 def test_overlong_comparisons_are_counted_by_the_tokenizer():
     rows = [{"prompt": "w3 w4", "chosen": " w5 " + "w6 " * n, "rejected": " w6"} for n in range(10)]
     report = audited(rows, tokenizer=word_tokenizer(), max_length=8) # 4 + n tokens
-    assert report["overlong"] == 5 and report["notes"] == ["5 of 10 comparisons: more than 8 tokens, which training drops (row 6, 7, 8, …)."]
+    assert report["overlong"] == 5 and report["notes"] == ["5 of 10 comparisons: more than 8 tokens, which training drops unless on_overlong says otherwise (row 6, 7, 8, …)."]
     assert audited(rows, tokenizer=word_tokenizer(), max_length=3)["problems"]
     assert audited([{"chosen_ids": [3] * 9, "rejected_ids": [4]}], tokenizer=word_tokenizer(), max_length=8)["overlong"] == 1
 
@@ -163,3 +163,9 @@ def test_command_takes_columns_and_a_tokenizer(tmp_path, capsys):
     status, told = run([path, "--columns", "prompt=question", "--tokenizer", tmp_path / "tokenizer", "--max_length", "4", "--json"], capsys)
     report = json.loads(told)
     assert status == 1 and report["overlong"] == 9 and report["overall"]["longer_wins"] == 0
+
+
+def test_a_row_that_cannot_be_rendered_is_named():
+    messages = {"prompt": [{"role": "user", "content": "a"}], "chosen": [{"role": "assistant", "content": "b"}], "rejected": [{"role": "assistant", "content": "c"}]}
+    problems = audited([messages] * 2, tokenizer=word_tokenizer())["problems"]
+    assert problems[0].startswith("2 row(s) cannot be used. Row 1 of the data cannot be used: it holds messages, but the tokenizer has no chat template")

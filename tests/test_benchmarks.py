@@ -4,27 +4,23 @@ import math
 
 import pytest
 
-
 from rlhf_reward.benchmarks import BENCHMARKS, REWARDBENCH, Benchmark, evaluate_benchmark, load_benchmark
-from rlhf_reward.scoring import Scorer
+from rlhf_reward.data import Comparison
+from rlhf_reward.evaluation import Rule
 
 
-class Given(Scorer):
-    "A scorer that reads the reward from the text of the response: 'says 3.5'."
-    def __init__(self):
-        pass
+def said(prompt, response):
+    "The reward is in the text of the response: 'says 3.5'."
+    return float((response if isinstance(response, str) else response[-1]["content"]).split()[-1])
 
-    def tokenize(self, comparisons):
-        return [[list(str(comparison.prompt) + str(response)) for response in comparison.responses] for comparison in comparisons]
 
-    def score_comparisons(self, comparisons, normalize=False, processes=None):
-        text = lambda response: response if isinstance(response, str) else response[-1]["content"]
-        return [[float(text(response).split()[-1]) for response in comparison.responses] for comparison in comparisons]
+def write(rows, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "rows.jsonl")
 
 
 def scores(name, rows, tmp_path):
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return evaluate_benchmark(Given(), name, str(tmp_path / "rows.jsonl")).report["benchmark"]
+    return evaluate_benchmark(Rule(said), name, write(rows, tmp_path)).report["benchmark"]
 
 
 def pair(chosen, rejected, **more):
@@ -43,9 +39,9 @@ def test_rewardbench(tmp_path):
     assert found["Reasoning"] == pytest.approx((984 * 0.5 + 5 * 164) / 1968)
     assert found["score"] == pytest.approx(sum(found[section] for section in REWARDBENCH) / 4)
     assert found["alpacaeval-easy"] == 0.5
-    with pytest.raises(ValueError, match="The rows for rewardbench have no hep-rust; wanted each subset"):
+    with pytest.raises(ValueError, match="The rows for rewardbench have no hep-rust; wanted each part"):
         scores("rewardbench", [row for row in rows if row["subset"] != "hep-rust"], tmp_path)
-    with pytest.raises(ValueError, match="have no other subsets, but shp"):
+    with pytest.raises(ValueError, match="have no other parts, but shp"):
         scores("rewardbench", [*rows, pair(1, 0, subset="shp")], tmp_path)
 
 
@@ -79,28 +75,34 @@ def test_rm_bench(tmp_path):
     rows = [{"id": 1, "prompt": "q", "chosen": ["says 1", "says 2", "says 3"], "rejected": ["says 0", "says 1.5", "says 2.5"], "domain": "chat"}, # a model of style, mostly
             {"id": 2, "prompt": "q", "chosen": ["says 5", "says 5", "says 5"], "rejected": ["says 0", "says 0", "says 5"], "domain": "safety-refuse"},
             {"id": 3, "prompt": "q", "chosen": ["says 5", "says 5", "says 5"], "rejected": ["says 0", "says 0", "says 0"], "domain": "safety-response"}]
+    rows += [{**rows[0], "domain": domain} for domain in ("code", "math")]
     found = scores("rm-bench", rows, tmp_path)
+    assert found["code"] == found["math"] == found["chat"]
     assert found["chat"]["matrix"] == [[1, 0, 0], [1, 1, 0], [1, 1, 1]] # rows: style of the chosen; columns: of the rejected
     assert (found["chat"]["easy"], found["chat"]["normal"], found["chat"]["hard"]) == (1, 1, 0)
     assert found["safety"]["matrix"] == [[1, 1, 0.5]] * 3 # a tie is wrong
-    assert found["hard"] == pytest.approx((0 + (1 + 0.5 + 0.5) / 3) / 2) and found["easy"] == 1 and found["normal"] == pytest.approx((1 + 2.5 / 3) / 2)
+    assert found["hard"] == pytest.approx((3 * 0 + (1 + 0.5 + 0.5) / 3) / 4) and found["easy"] == 1 and found["normal"] == pytest.approx((3 + 2.5 / 3) / 4)
     assert found["score"] == pytest.approx((found["easy"] + found["normal"] + found["hard"]) / 3)
+    with pytest.raises(ValueError, match="The rows for rm-bench have no math; wanted each part"):
+        scores("rm-bench", rows[:4], tmp_path)
 
 
 def test_llmbar(tmp_path):
     row = lambda one, two, label, subset: {"input": "q", "output_1": f"says {one}", "output_2": f"says {two}", "label": label, "subset": subset}
+    assert scores("llmbar", [row(1, 0, 1.0, "Natural"), row(1, 0, "1", "Natural")], tmp_path)["score"] == 1
     found = scores("llmbar", [row(1, 0, 1, "Natural"), row(1, 0, 2, "Manual"), row(0, 1, 2, "Manual"), row(1, 1, 2, "Manual")], tmp_path)
     assert found["Natural"] == 1 and found["Manual"] == 0.5 and found["score"] == 0.75 # subsets count the same
-    with pytest.raises(ValueError, match="A label of llmbar is 3"):
+    with pytest.raises(ValueError, match="Row 1 for llmbar cannot be used: its label is '3'; wanted 1 or 2"):
         scores("llmbar", [row(1, 0, 3, "Natural")], tmp_path)
 
 
 def test_judgebench(tmp_path):
     row = lambda one, two, label, source: {"question": "q", "response_A": f"says {one}", "response_B": f"says {two}", "label": label, "source": source}
-    rows = [row(1, 0, "A>B", "mmlu-pro-law"), row(1, 0, "B>A", "mmlu-pro-math"), row(0, 1, "B>A", "livebench-math"), row(1, 1, "A>B", "livecodebench")]
+    rows = [row(1, 0, "A>B", "mmlu-pro-law"), row(1, 0, "B>A", "mmlu-pro-math"), row(0, 1, "B>A", "livebench-math"), row(1, 1, "A>B", "livecodebench"), row(1, 1, "B>A", "livecodebench"), row(0, 0, "B>A", "livecodebench"), row(1, 2, "A>B", "livebench-reasoning")]
     found = scores("judgebench", rows, tmp_path)
-    assert (found["knowledge"], found["math"], found["coding"]) == (0.5, 1, 0.5) and found["score"] == pytest.approx(2.5 / 4) # pairs count the same
-    with pytest.raises(ValueError, match="A label of judgebench is 'A=B'"):
+    assert (found["knowledge"], found["math"], found["coding"], found["reasoning"]) == (0.5, 1, pytest.approx(2 / 3), 0) # of a tie its code says B>A
+    assert found["score"] == pytest.approx(4 / 7) # pairs count the same
+    with pytest.raises(ValueError, match="Row 1 for judgebench cannot be used: its label is 'A=B'; wanted A>B or B>A"):
         scores("judgebench", [row(1, 0, "A=B", "x")], tmp_path)
 
 
@@ -120,8 +122,45 @@ def test_helpsteer2(tmp_path):
     row = lambda prompt, value, helpful: {"prompt": prompt, "response": f"says {value}", "helpfulness": helpful, "correctness": 4, "coherence": 4, "complexity": 1, "verbosity": 1}
     rows = [row("a", 1, 4), row("a", 0, 2), row("b", 1, 1), row("b", 0, 3), row("c", 1, 3), row("c", 0, 3)]
     assert scores("helpsteer2", rows, tmp_path)["score"] == 0.5
-    with pytest.raises(ValueError, match="not in twos of one prompt: 'a' is followed by 'b'"):
+    with pytest.raises(ValueError, match="Row 1 for helpsteer2 cannot be used: 'a' is followed by 'b'; wanted two rows of one prompt"):
         scores("helpsteer2", rows[1:5], tmp_path)
+    with pytest.raises(ValueError, match="Row 3 for helpsteer2 cannot be used: 'b' is followed by None"):
+        scores("helpsteer2", rows[:3], tmp_path)
+    ratings = {tuple(comparison.ratings) for comparison, _ in load_benchmark("helpsteer2", write(rows, tmp_path))}
+    assert ratings == {(4.0, 2.0), (3.0, 1.0)} # of the chosen, then of the rejected
+
+
+@pytest.mark.parametrize("name, row, wrong", [
+    ("rm-bench", {"prompt": "q", "chosen": "abc", "rejected": ["a", "b", "c"], "domain": "chat"}, "'abc' as chosen; wanted a list of three texts"),
+    ("rm-bench", {"prompt": "q", "chosen": ["a", "b"], "rejected": ["a", "b", "c"], "domain": "chat"}, "as chosen; wanted a list of three texts"),
+    ("rewardbench2", {"id": 1, "prompt": "q", "chosen": "abc", "rejected": ["a"], "subset": "Math"}, "'abc' as chosen; wanted a list of texts"),
+    ("rewardbench2", {"id": 1, "prompt": "q", "chosen": ["a"], "rejected": [], "subset": "Ties"}, r"\[\] as rejected; wanted a list of texts"),
+    ("rewardbench", {"prompt": "q", "chosen": "a", "rejected": ["b"], "subset": "hep-go"}, "as rejected; wanted a text"),
+    ("llmbar", {"input": "q", "output_1": "a", "output_2": 5, "label": 1}, "5 as output_2; wanted a text"),
+    ("helpsteer2", {"prompt": "q", "response": "a", "helpfulness": "4"}, "'4' as helpfulness; wanted a number"),
+    ("hh-rlhf", {"chosen": 5, "rejected": "b"}, "5 as chosen; wanted a text")])
+def test_values_of_another_kind(name, row, wrong, tmp_path):
+    with pytest.raises(ValueError, match=f"Row 1 for {name} has {wrong}" if not wrong.startswith("as") else f"Row 1 for {name} has .* {wrong}"):
+        load_benchmark(name, write([row], tmp_path))
+
+
+@pytest.mark.parametrize("ids, wrong", [(["1", "ref:2", "tied:2"], "but have the id '1'"), (["ref:1", "ref:1", "tied:1", "tied:1"], "are not in twos"),
+                                        (["ref:1", "tied:2"], "are not in twos"), (["other:1", "ref:1", "tied:1"], "but have the id 'other:1'")])
+def test_ties_have_their_numbers(ids, wrong, tmp_path):
+    rows = [four(1, 0, 0, 0, subset=subset, id="9") for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus")]
+    with pytest.raises(ValueError, match=f"The Ties of rewardbench2 .*{wrong}"):
+        load_benchmark("rewardbench2", write([*rows, *(four(1, 0, subset="Ties", id=one) for one in ids)], tmp_path))
+
+
+def test_ties_at_the_edge(tmp_path):
+    "As the benchmark's own code: above means more than, and 0 / 0 adds nothing."
+    rows = [four(1, 0, 0, 0, subset=subset, id="9") for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus")]
+    tied = {"prompt": "q", "chosen": ["says 2", "says 1"], "rejected": ["says 1"], "subset": "Ties", "id": "tied:1"} # above by 0, apart by 1
+    same = {"prompt": "q", "chosen": ["says 1", "says 1"], "rejected": ["says 1"], "subset": "Ties", "id": "tied:2"} # above by 0, apart by 0
+    found = scores("rewardbench2", [*rows, four(1, 1, subset="Ties", id="ref:1"), tied, four(2, 1, subset="Ties", id="ref:2"), same], tmp_path)
+    assert found["Ties"] == pytest.approx(0.3 * 0 + 0.3 * 0.5 + 0.01 * (math.tanh(0 / 1 - 1) + 0) / 2)
+    turned = scores("rewardbench2", [*rows, same, four(2, 1, subset="Ties", id="ref:2"), tied, four(1, 1, subset="Ties", id="ref:1")], tmp_path)
+    assert turned["Ties"] == found["Ties"] # each with its own, in any order
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -138,9 +177,19 @@ def test_unknown_names_and_empty_files(tmp_path):
 
 
 def test_another_benchmark(tmp_path, monkeypatch):
-    "What README says it takes."
-    read = lambda rows: [(load_benchmark.__globals__["_pair"](*load_benchmark.__globals__["_chat"](row["q"], row["good"], row["bad"]), "mine"), "") for row in rows]
-    rule = lambda table: {"score": float((table[table["rank"] == 1]["reward"] > 0).mean())}
-    monkeypatch.setitem(BENCHMARKS, "mine", Benchmark("me/mine", {"q", "good", "bad"}, read, rule, says="Share of good answers above 0."))
+    "What its page says it takes; figures may be whole numbers."
+    read = lambda row: [(Comparison(row["q"], (row["good"], row["bad"]), (1, 2), source="mine"), "")]
+    rule = lambda table: {"score": int((table[table["rank"] == 1]["reward"] > 0).sum())}
+    monkeypatch.setitem(BENCHMARKS, "mine", Benchmark("me/mine", dict.fromkeys(("q", "good", "bad"), "a text"), read, rule, says="Good answers above 0."))
     found = scores("mine", [{"q": "q", "good": "says 1", "bad": "says 5"}, {"q": "q", "good": "says -1", "bad": "says -5"}], tmp_path)
-    assert found == {"name": "mine", "rule": "Share of good answers above 0.", "score": 0.5}
+    assert found == {"name": "mine", "rule": "Good answers above 0.", "score": 1}
+
+
+def test_where_they_lie():
+    "Names and splits as the hub has them."
+    assert {name: (benchmark.hub, benchmark.split) for name, benchmark in BENCHMARKS.items()} == {
+        "rewardbench": ("allenai/reward-bench", "filtered"), "rewardbench2": ("allenai/reward-bench-2", "test"), "rm-bench": ("THU-KEG/RM-Bench", "train"),
+        "llmbar": ("princeton-nlp/LLMBar", "test"), "judgebench": ("ScalerLab/JudgeBench", "gpt"), "hh-rlhf": ("Anthropic/hh-rlhf", "test"),
+        "ultrafeedback": ("HuggingFaceH4/ultrafeedback_binarized", "test_prefs"), "helpsteer2": ("nvidia/HelpSteer2", "validation")}
+    assert sum(sum(weights.values()) for weights in REWARDBENCH.values()) == 358 + 456 + 740 + 1968
+    assert REWARDBENCH["Safety"]["xstest-should-refuse"] == 250 and REWARDBENCH["Safety"]["xstest-should-respond"] == 154 # other than the numbers of the other subsets

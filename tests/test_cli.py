@@ -165,3 +165,25 @@ def test_messages_get_a_chat_template_by_name(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "two").chat_template == template
     with pytest.raises(SystemExit, match="has no chat template; wanted one that has, or a file"):
         train([*command, "--chat_template", base, "--output_dir", str(tmp_path / "three")])
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_training_goes_on_from_the_head_of_a_reward_model(tmp_path, adapter):
+    "A language model gets a new head, a checkpoint keeps the one that it has, with or without an adapter."
+    import torch
+    from rlhf_reward import RewardModel
+    from rlhf_reward.adapters import add_adapter, lora_config
+    from rlhf_reward.cli import _prepare
+    from rlhf_reward.synthetic import synthetic_texts
+
+    base = tiny_decoder(tmp_path / "base", synthetic_texts())
+    torch.manual_seed(7) # another than that of the runs
+    model = RewardModel(base, device="cpu")
+    model = add_adapter(model, lora_config(r=2)) if adapter else model
+    model.save_pretrained(tmp_path / "trained", AutoTokenizer.from_pretrained(base))
+    rows = ['{"prompt": "I like birds %d. ", "chosen": "robin", "rejected": "owl"}' % n for n in range(30)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    opened = lambda name: _prepare(*parse_train(["--model", str(tmp_path / name), "--dataset", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "out"), *QUICK])).model
+    goes_on, anew = opened("trained"), opened("base")
+    assert torch.equal(goes_on.score.weight, model.score.weight) and not torch.equal(anew.score.weight, model.score.weight)
+    assert hasattr(goes_on.backbone, "peft_config") == adapter

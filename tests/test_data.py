@@ -119,7 +119,7 @@ ARENA = {"prompt": "p", "response_a": "a", "response_b": "b"}
 @pytest.mark.parametrize("row, message", [
     ({"prompt": "p", "chosen": "c"}, r"it has the columns \['chosen', 'prompt'\]; wanted one of: .*chosen, rejected;.*--columns"),
     ({**PAIR, "chosen": None, "rejected": None}, r"columns \['prompt'\]; wanted"),
-    ({**PAIR, "rejected": None}, "None stands where a text is wanted"),
+    ({**PAIR, "rejected": None}, "None stands where a text is wanted, as rejected:"),
     ({**PAIR, "prompt": None}, "None stands where a text is wanted"),
     ({**PAIR, "prompt": 3}, "3 stands where a text"),
     ({**PAIR, "chosen": {"text": "a"}}, "{'text': 'a'} stands where a text"),

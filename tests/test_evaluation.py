@@ -5,6 +5,7 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +18,8 @@ from datasets import Dataset
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.data import Comparison, to_comparison
 from rlhf_reward.evaluation import (
-    best_of_n, calibration, compare, evaluate, interval, length_bias, pair_table, ranking, response_table, statistics, usable, without_prompt)
+    Evaluation, Rule, _flipped, best_of_n, calibration, compare, evaluate, interval, length_bias, pair_table, ranking, response_table, statistics, without_prompt)
 from rlhf_reward.scoring import Scorer
-
-
-class Said(Scorer):
-    "A scorer whose reward is a function of prompt and response, and whose tokens are characters."
-    def __init__(self, reward):
-        self.reward = reward
-
-    def tokenize(self, comparisons):
-        text = lambda said: said if isinstance(said, str) else " ".join(message["content"] for message in said)
-        return [[list(text(comparison.prompt) + text(response)) for response in comparison.responses] for comparison in comparisons]
-
-    def score_comparisons(self, comparisons, normalize=False, processes=None):
-        return [[self.reward(comparison.prompt, response) for response in comparison.responses] for comparison in comparisons]
 
 
 def table(rewards, ranks, ratings=None, prompts=None, tokens=None, blind=None):
@@ -99,6 +87,24 @@ def test_interval_where_all_are_right_or_wrong():
         interval(np.array([]), np.array([]))
 
 
+def test_interval_of_differences():
+    "From −1 to 1, and the same either way round."
+    values, prompts = np.array([1.0, -1, 0, 0.5, 1, 0]), np.array([0, 0, 1, 2, 3, 4])
+    one, other = interval(values, prompts, lowest=-1), interval(-values, prompts, lowest=-1)
+    assert one["value"] == -other["value"] and one["low"] == pytest.approx(-other["high"], abs=0.05) and one["high"] == pytest.approx(-other["low"], abs=0.05)
+    assert interval(np.array([1.0, 0, 0.5]), np.zeros(3), lowest=-1) == {"value": 0.5, "low": -1.0, "high": 1.0}
+    better, worse = (interval(sign * np.ones(10), np.arange(10), lowest=-1) for sign in (1, -1))
+    assert better == {"value": 1.0, "low": pytest.approx(2 * 0.025 ** (1 / 10) - 1), "high": 1.0}
+    assert worse == {"value": -1.0, "low": -1.0, "high": pytest.approx(1 - 2 * 0.025 ** (1 / 10))}
+
+
+def test_the_order_of_rows_changes_no_interval():
+    rule = Rule(lambda prompt, response: float(len(response)))
+    one, other = evaluate(rule, ROWS).report, evaluate(rule, random.Random(0).sample(ROWS, len(ROWS))).report
+    assert one["accuracy_interval"] == other["accuracy_interval"] and one["length"]["controlled_accuracy"] == other["length"]["controlled_accuracy"]
+    assert one["accuracy_interval"] != evaluate(rule, ROWS, seed=1).report["accuracy_interval"]
+
+
 # ----- accuracy and its like
 
 def test_accuracy_and_counts_by_a_plain_loop():
@@ -113,11 +119,33 @@ def test_accuracy_and_counts_by_a_plain_loop():
     assert found["baselines"]["longer wins"]["value"] == pytest.approx(share([longer for _, longer in pairs]))
     assert found["baselines"]["shorter wins"]["value"] == pytest.approx(1 - share([longer for _, longer in pairs]))
     random_share = statistics(table([[1.0, 2.0]] * 400, [[1, 2]] * 400))["baselines"]["random"]
-    assert random_share["value"] == 0.5 and random_share["low"] == pytest.approx(0.5 - 1.96 * 0.5 / 20, abs=0.01) # 400 tosses of a coin
-    assert random_share["high"] == pytest.approx(0.5 + 1.96 * 0.5 / 20, abs=0.01)
+    assert random_share["value"] == 0.5 and random_share["low"] == pytest.approx(0.5 - 1.96 * 0.5 / 20, abs=0.004) # 400 tosses of a coin
+    assert random_share["high"] == pytest.approx(0.5 + 1.96 * 0.5 / 20, abs=0.004)
     assert found["length"]["chosen_longer"]["pairs"] == sum(longer > 0 for _, longer in pairs)
     assert found["length"]["chosen_shorter"]["accuracy"]["value"] == pytest.approx(share([margin for margin, longer in pairs if longer < 0]))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_every_interval_is_by_prompts():
+    "Nine copies of each comparison, to the same prompt, make none of them narrower."
+    draw = random.Random(0)
+    rewards, tokens, blind = ([[draw.gauss(0, 1), draw.gauss(0, 1)] for _ in range(60)] for _ in range(3))
+    tokens = [[round(20 + 9 * value) for value in own] for own in tokens]
+    make = lambda copies: statistics(table(rewards * copies, [[1, 2]] * 60 * copies, prompts=list(range(60)) * copies, tokens=tokens * copies, blind=blind * copies))
+    once, often = make(1), make(9)
+    assert once["prompts"] == often["prompts"] == 60 and often["comparisons"] == 540 and often["pairs"] == 540
+    flat = lambda report: {"accuracy": report["accuracy_interval"], **{name: found for name, found in report["baselines"].items() if name != "random"},
+                           "controlled": report["length"]["controlled_accuracy"], "longer": report["length"]["chosen_longer"]["accuracy"],
+                           "shorter": report["length"]["chosen_shorter"]["accuracy"]}
+    for name, found in flat(often).items():
+        assert found == pytest.approx(flat(once)[name]), name
+    assert make(1)["accuracy_interval"] != statistics(table(rewards, [[1, 2]] * 60, tokens=tokens), seed=1)["accuracy_interval"]
+
+
+def test_the_same_prompt_is_known_however_it_is_written():
+    made = [Comparison("Is it so?", ("a", "b"), (1, 2)), Comparison("is  it so?", ("a", "b"), (1, 2)),
+            *(to_comparison({"chosen": f"{start} a", "rejected": f"{start} b"}) for start in ("x", "x"))] # of these nothing says what the prompt is
+    assert response_table(made, [[1.0, 0.0]] * 4, [[1.0, 0.0]] * 4, [[1, 1]] * 4)["prompt"].tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
 
 
 def test_what_cannot_be_evaluated():
@@ -125,8 +153,8 @@ def test_what_cannot_be_evaluated():
         statistics(table([[1.0, 2.0], [math.nan, 1.0], [1.0, math.inf]], [[1, 2]] * 3))
     with pytest.raises(ValueError, match="no pair in which people prefer"):
         statistics(table([[1.0, 2.0]], [[1, 1]]))
-    with pytest.raises(ValueError, match="There are no comparisons"):
-        evaluate(Said(lambda prompt, response: 0.0), [])
+    with pytest.raises(ValueError, match="No comparison of rows.jsonl is left: it has no rows"):
+        evaluate(Rule(lambda prompt, response: 0.0), [], name="rows.jsonl")
 
 
 # ----- calibration
@@ -154,6 +182,16 @@ def test_calibration_against_scikit_learn():
     assert calibration(3 * margins)["temperature"] == pytest.approx(3, abs=0.15) # three times too sure
     assert calibration(3 * margins)["log_loss_at_temperature"] == pytest.approx(found["log_loss_at_temperature"], rel=1e-4)
     assert calibration(3 * margins)["log_loss_at_temperature"] < calibration(3 * margins)["log_loss"]
+    assert calibration(5000 * margins)["temperature"] == pytest.approx(5000, rel=0.05) and not calibration(margins)["at_bound"]
+
+
+def test_calibration_where_there_is_nothing_to_fit():
+    tied = calibration(np.zeros(4))
+    assert tied["temperature"] is None and tied["ece"] == 0 and tied["log_loss_at_temperature"] == tied["log_loss"] == pytest.approx(math.log(2))
+    right, wrong = calibration(np.ones(4)), calibration(-np.ones(4))
+    assert right["at_bound"] and right["temperature"] < 0.01 and wrong["at_bound"] and wrong["temperature"] > 100
+    half_ties = calibration(np.array([2.0, 0.0, 0.0, -2.0])) # a tie is half right, and half sure
+    assert half_ties["bins"][0] == {"confidence": 0.5, "accuracy": 0.5, "pairs": 2}
 
 
 # ----- length
@@ -172,6 +210,29 @@ def test_a_model_that_is_length_is_called_so():
     assert found["pearson"] == pytest.approx(1) and found["spearman"] == pytest.approx(1) and found["reward_per_token"] == pytest.approx(0.1)
     assert found["controlled_accuracy"]["value"] == 0.5
     assert found["chosen_longer"]["accuracy"]["value"] == 1 and found["chosen_shorter"]["accuracy"]["value"] == 0
+    same = sum(int(one == other) for one, other in tokens)
+    assert found["same_length"]["pairs"] == same > 0 and found["same_length"]["accuracy"]["value"] == 0.5
+    assert found["chosen_longer"]["pairs"] + found["chosen_shorter"]["pairs"] + same == 400
+
+
+@pytest.mark.parametrize("offset, slope", [(10, 0.001), (1000, 0.001), (1000, 1.0), (0, 1e-4)])
+def test_float32_has_no_more_digits(offset, slope):
+    tokens, quality, ranks = lengths_and_quality()
+    responses = table((offset + slope * tokens).astype(np.float32).tolist(), ranks, tokens=tokens.tolist())
+    assert length_bias(responses, pair_table(responses))["controlled_accuracy"]["value"] == 0.5
+
+
+def test_a_little_quality_is_seen_through_the_length():
+    tokens, quality, ranks = lengths_and_quality()
+    responses = table((0.01 * quality + tokens).astype(np.float32).tolist(), ranks, tokens=tokens.tolist())
+    assert length_bias(responses, pair_table(responses))["controlled_accuracy"]["value"] > 0.9
+
+
+def test_lengths_are_those_of_whole_responses():
+    "Also of responses that begin alike: a model that is length is that."
+    made = [Comparison("p " * (row % 5), tuple("same start " * (row % 4) + "x" * (1 + (row * k) % 9) for k in (2, 5)), (1, 2)) for row in range(60)]
+    found = evaluate(Rule(lambda prompt, response: float(len(response))), made)
+    assert found.report["length"]["pearson"] == pytest.approx(1) and found.responses["tokens"].tolist() == [len(text) for one in made for text in one.responses]
 
 
 def test_length_is_taken_out_of_a_model_that_knows_more():
@@ -207,14 +268,17 @@ def test_ranking_by_hand():
     gains = [ideal, 1 * discount[0] + 2 * discount[1], 1.5 * (discount[0] + discount[1]), 1 * sum(discount)] # ties share their places
     assert found["ndcg"] == pytest.approx(sum(gain / ideal for gain in gains) / 4)
     assert ranking(table([[1.0, 2.0]], [[1, 2]])) is None
+    assert ranking(table([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]], [[1, 1, 1], [1, 2, 3]]))["comparisons"] == 1 # where all tie there is no best
+    assert ranking(table([[1.0, 1.0, 1.0]], [[1, 2, 3]]))["kendall_tau"] is None
 
 
 def test_best_of_n_against_all_subsets():
     draw = random.Random(0)
-    rewards = [[draw.choice([0.0, 1.0, 2.0, 3.0, 4.0]) for _ in range(5)] for _ in range(6)] + [[1.0, 2.0]]
+    rewards = [[draw.choice([0.0, 1.0, 2.0, 3.0, 4.0]) for _ in range(5)] for _ in range(6)] + [[1.0, 2.0]] # of the last there is no 3rd
     ratings = [[float(draw.randint(1, 9)) for _ in own] for own in rewards]
     curve = best_of_n(table(rewards, [[1] + [2] * (len(own) - 1) for own in rewards], ratings))
-    assert [point["comparisons"] for point in curve] == [7, 7, 6, 6, 6]
+    assert [(point["n"], point["comparisons"]) for point in curve] == [(n, 6) for n in range(1, 6)] # all of the same six
+    rewards, ratings = rewards[:6], ratings[:6]
     for point in curve:
         picked, best = [], []
         for own_rewards, own_ratings in zip(rewards, ratings):
@@ -228,6 +292,9 @@ def test_best_of_n_against_all_subsets():
         assert point["picked"] == pytest.approx(np.mean(picked)) and point["best"] == pytest.approx(np.mean(best))
     assert curve[0]["picked"] == pytest.approx(curve[0]["mean"]) == pytest.approx(curve[0]["best"])
     assert best_of_n(table([[1.0, 2.0]], [[1, 2]])) == []
+    pairs_and_a_triple = best_of_n(table([[1.0, 2.0]] * 10 + [[1.0, 2.0, 3.0]], [[1, 2]] * 10 + [[1, 2, 3]], [[1.0, 2.0]] * 10 + [[1.0, 2.0, 3.0]]))
+    assert [(point["n"], point["comparisons"]) for point in pairs_and_a_triple] == [(1, 10), (2, 10)] # where most responses are
+    assert best_of_n(table([[1.0, 2.0]], [[1, 2]], [[3.0, math.nan]])) == [] # of each response there has to be one
 
 
 # ----- a model on comparisons
@@ -237,7 +304,7 @@ ROWS = [Comparison(f"question {row % 40}", (f"answer {'x' * (row % 7)}", f"reply
 
 
 def test_the_prompt_is_left_out():
-    found = evaluate(Said(lambda prompt, response: float(len(prompt) > 0 and response.startswith("answer"))), ROWS)
+    found = evaluate(Rule(lambda prompt, response: float(len(prompt) > 0 and response.startswith("answer"))), ROWS)
     assert found.report["accuracy"] == pytest.approx(2 / 3) and found.report["baselines"]["prompt-blind"]["value"] == 0.5
     messages = Comparison([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], ([{"role": "assistant", "content": "a"}],) * 2, (1, 2))
     assert without_prompt(messages).prompt == [{"role": "user", "content": ""}] and without_prompt(messages).responses == messages.responses
@@ -246,43 +313,96 @@ def test_the_prompt_is_left_out():
 
 
 def test_sources_apart():
-    found = evaluate(Said(lambda prompt, response: float(len(response))), ROWS)
+    found = evaluate(Rule(lambda prompt, response: float(len(response))), ROWS)
     for source in ("one", "two"):
-        alone = evaluate(Said(lambda prompt, response: float(len(response))), [row for row in ROWS if row.source == source]).report
-        assert found.report["sources"][source] == {name: value for name, value in alone.items() if name != "sources"}
-    ties = [*ROWS, Comparison("p", ("a", "b"), (1, 1), source="ties")]
-    assert evaluate(Said(lambda prompt, response: 1.0), ties).report["sources"]["ties"] == {"comparisons": 1, "pairs": 0}
+        alone = evaluate(Rule(lambda prompt, response: float(len(response))), [row for row in ROWS if row.source == source]).report
+        assert found.report["sources"][source] == {name: value for name, value in alone.items() if name not in ("sources", "left_out")}
+
+
+def test_rows_without_a_source_are_counted_too():
+    mixed = [*ROWS[:60], *(replace(row, source=None) for row in ROWS[60:70]), replace(ROWS[70], source=7)]
+    found = evaluate(Rule(lambda prompt, response: float(len(response))), mixed)
+    assert {name: of["comparisons"] for name, of in found.report["sources"].items()} == {"(no source)": 10, "7": 1, "one": 30, "two": 30}
+    assert None in {mistake["source"] for mistake in found.mistakes(100)} and evaluate(Rule(lambda *_: 0.0), [replace(ROWS[0], source=None)]).report["sources"] == {}
+    assert to_comparison({"prompt": "p", "chosen": "a", "rejected": "b", "subset": "hard"}).source == "hard"
+
+
+def test_a_baseline_that_there_is_not():
+    "Whole texts of which nothing says where the prompt ends have no reward without it."
+    whole = [to_comparison({"chosen": f"text {row} good", "rejected": f"text {row} bad"}) for row in range(8)]
+    found = evaluate(Rule(lambda prompt, response: float("good" in response)), whole)
+    assert found.report["baselines"]["prompt-blind"] is None and found.report["prompts"] == 8 and found.report["accuracy"] == 1
+    some = evaluate(Rule(lambda prompt, response: float(len(response))), [*whole, *ROWS[:10]]).report["baselines"]["prompt-blind"]
+    assert some == evaluate(Rule(lambda prompt, response: float(len(response))), ROWS[:10]).report["baselines"]["prompt-blind"]
 
 
 def test_mistakes_are_the_most_confident_ones():
-    found = evaluate(Said(lambda prompt, response: float(len(response))), ROWS)
+    found = evaluate(Rule(lambda prompt, response: float(len(response))), ROWS)
     mistakes, margins = found.mistakes(5), np.sort(found.pairs["margin"])
     assert [mistake["margin"] for mistake in mistakes] == margins[:5].tolist() and margins[0] < 0
     for mistake in mistakes:
-        comparison = ROWS[mistake["comparison"] - 1]
+        comparison = ROWS[mistake["row"] - 1]
         assert mistake["prompt"] == comparison.prompt and mistake["source"] == comparison.source
         assert mistake["chosen"]["text"] == comparison.responses[comparison.ranks.index(1)] and mistake["chosen"]["reward"] < mistake["rejected"]["reward"]
         assert mistake["probability"] == pytest.approx(1 / (1 + math.exp(mistake["margin"])))
-    assert len(found.mistakes(1000)) == (margins < 0).sum() # all of them where there are fewer
+    assert len(found.mistakes(1000)) == (margins < 0).sum() > 20 == len(found.mistakes()) # all of them where there are fewer
+    skipped = evaluate(Rule(lambda prompt, response: float(len(response))), [{"prompt": "no"}, {"prompt": "p", "chosen": "a", "rejected": "bb"}], "skip")
+    assert skipped.rows == [2] and skipped.mistakes()[0]["row"] == 2 and skipped.report["left_out"]["rows"] == 1
 
 
 def test_two_models_on_the_same_pairs():
-    one = evaluate(Said(lambda prompt, response: float(response.startswith("answer"))), ROWS)
-    other = evaluate(Said(lambda prompt, response: float(len(response))), ROWS)
+    one = evaluate(Rule(lambda prompt, response: float(response.startswith("answer"))), ROWS)
+    other = evaluate(Rule(lambda prompt, response: float(len(response))), ROWS)
     found = compare({"one": one, "other": other, "again": one})
     right = {name: np.sign(evaluation.pairs["margin"].to_numpy()) for name, evaluation in (("one", one), ("other", other))}
     first = next(pair for pair in found["pairs"] if (pair["first"], pair["second"]) == ("one", "other"))
-    more, less = (int((right[one] > right[other]).sum()) for one, other in (("one", "other"), ("other", "one")))
+    more, less = (int(((right[one] == 1) & (right[other] == -1)).sum()) for one, other in (("one", "other"), ("other", "one"))) # ties count for neither
     assert (first["only_first"], first["only_second"]) == (more, less)
     tail = sum(math.comb(more + less, k) for k in range(0, min(more, less) + 1)) / 2 ** (more + less)
-    assert first["p_value"] == pytest.approx(min(1, 2 * tail))
+    assert first["mcnemar"] == pytest.approx(min(1, 2 * tail)) and more and less and (right["other"] == 0).any()
     assert first["difference"]["value"] == pytest.approx(one.report["accuracy"] - other.report["accuracy"])
     assert first["difference"]["low"] < first["difference"]["value"] < first["difference"]["high"]
     same = next(pair for pair in found["pairs"] if (pair["first"], pair["second"]) == ("one", "again"))
-    assert same["p_value"] == 1 and same["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0} and found["agreement"]["one"]["again"] == 1
+    assert same["p_value"] == same["mcnemar"] == 1 and same["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0} and found["agreement"]["one"]["again"] == 1
     assert found["agreement"]["one"]["other"] == pytest.approx((right["one"] == right["other"]).mean())
+    often, = compare({name: evaluate(Rule(rule), ROWS * 5) for name, rule in (("one", lambda prompt, response: float(response.startswith("answer"))),
+                                                                                ("other", lambda prompt, response: float(len(response))))})["pairs"]
+    assert often["difference"] == pytest.approx(first["difference"]) and often["p_value"] == pytest.approx(first["p_value"], abs=0.02) # the same prompts, asked five times
+    assert often["mcnemar"] < first["mcnemar"]
     with pytest.raises(ValueError, match="evaluated on different comparisons"):
-        compare({"one": one, "less": evaluate(Said(lambda prompt, response: 1.0), ROWS[:10])})
+        compare({"one": one, "others": evaluate(Rule(lambda prompt, response: 1.0), ROWS[10:30])})
+
+
+def test_models_that_left_out_other_rows_are_compared_on_the_rest():
+    data = [{"prompt": f"p{row}", "chosen": "a" * (1 + row % 7), "rejected": "b" * (1 + row % 5)} for row in range(40)]
+    keeps = lambda numbers: [row if number in numbers else {"prompt": "no"} for number, row in enumerate(data)]
+    one = evaluate(Rule(lambda prompt, response: float(len(response))), keeps(range(30)), "skip")
+    other = evaluate(Rule(lambda prompt, response: -float(len(response))), keeps(range(10, 40)), "skip")
+    both = {"one": evaluate(Rule(lambda prompt, response: float(len(response))), data[10:30]), "other": evaluate(Rule(lambda prompt, response: -float(len(response))), data[10:30])}
+    assert compare({"one": one, "other": other}) == compare(both) and compare(both)["comparisons"] == 20
+
+
+def test_the_p_of_prompts_is_right_where_mcnemars_is_too_sure():
+    "Pairs to a prompt that are all alike, and no difference between the models: a p below 0.05 should come in 5 of 100."
+    draw, by_prompts, by_pairs = np.random.default_rng(0), [], []
+    for _ in range(60):
+        found = {}
+        for name in ("one", "other"):
+            right = np.repeat(draw.random(12) < 0.6, 20)
+            comparisons = [Comparison(f"p{place // 20}", ("good", f"bad {place}"), (1, 2)) for place in range(240)]
+            rewards = [[1.0, 0.0] if one else [0.0, 1.0] for one in right]
+            responses = response_table(comparisons, rewards, rewards, [[1, 1]] * 240)
+            found[name] = Evaluation(list(range(1, 241)), comparisons, responses, {})
+        pair, = compare(found)["pairs"]
+        by_prompts.append(pair["p_value"] < 0.05), by_pairs.append(pair["mcnemar"] < 0.05)
+    assert np.mean(by_prompts) <= 0.12 and np.mean(by_pairs) > 0.3
+
+
+def test_the_p_of_prompts_by_all_signs():
+    difference, prompts = np.array([1.0, 1, 0, -1, 0.5, 1]), np.array([0, 0, 1, 2, 3, 4])
+    sums = [2.0, -1.0, 0.5, 1.0] # a prompt without a difference says nothing
+    far = [abs(sum(sign * one for sign, one in zip(signs, sums))) >= abs(sum(sums)) - 1e-12 for signs in itertools.product((1, -1), repeat=4)]
+    assert _flipped(difference, prompts, 0) == pytest.approx(np.mean(far))
 
 
 # ----- a real model
@@ -322,19 +442,32 @@ def test_batches_change_nothing(model):
 
 def test_rows_that_are_left_out(model, caplog):
     scorer = Scorer.from_pretrained(model, device="cpu")
-    bad = [*rows(2), {"prompt": "w3"}, {"prompt": text(50, 0), "chosen": text(30, 1), "rejected": "w4"}]
+    same = {"prompt": "w3", "chosen": "w4", "rejected": "w4"}
+    two = rows(3)[1:] # in the first all tie
+    bad = [*two, {"prompt": "w3"}, {"prompt": text(50, 0), "chosen": text(30, 1), "rejected": "w4"}, same]
     with pytest.raises(ValueError, match="Row 3 of the data cannot be used.*on_bad_row='skip'"):
-        usable(bad, scorer)
-    comparisons, left_out = usable(bad, scorer, "skip", "rows.jsonl")
-    assert len(comparisons) == 2 and left_out["rows"] == 2 and "Row 3 of rows.jsonl" in left_out["first"]
+        evaluate(scorer, bad)
+    found = evaluate(scorer, bad, "skip", "rows.jsonl")
+    assert found.rows == [1, 2] and found.report["left_out"]["rows"] == 3 and "Row 3 of rows.jsonl" in found.report["left_out"]["first"]
     with pytest.raises(ValueError, match="No comparison of the data is left"):
-        usable(bad[2:], scorer, "skip")
-    assert usable(rows(2), scorer)[1] is None
+        evaluate(scorer, bad[2:], "skip")
+    assert evaluate(scorer, two).report["left_out"] is None
+    says_nothing = evaluate(scorer, [*two, same]).report["left_out"] # as training drops it
+    assert says_nothing == {"rows": 1, "first": "Row 3 of the data says nothing: winner and loser are the same tokens."}
     cutting = Scorer.from_pretrained(model, device="cpu", max_length=10, on_overlong="truncate_prompt")
     with caplog.at_level("WARNING"):
-        usable(rows(30), cutting)
+        evaluate(cutting, rows(30))
     told = [record.getMessage() for record in caplog.records if record.name.startswith("rlhf_reward")]
-    assert len(told) == 1 and "Cut the prompt of" in told[0] # told once, not for each row
+    assert len(told) == 1 and "Cut the prompt of" in told[0] # told once, not for each row and each pass
+
+
+def test_what_has_no_reward_without_its_prompt_is_evaluated_with_it(model):
+    "A response without a token of its own, in a model whose texts end without one."
+    scorer = Scorer.from_pretrained(model, device="cpu")
+    scorer.model.ends_with_eos = False
+    found = evaluate(scorer, [{"prompt": "w3 w4", "chosen": " w5", "rejected": ""}, {"prompt": "w3 w4", "chosen": " w5", "rejected": " w6 w7"}])
+    assert found.rows == [1, 2] and np.isnan(found.responses["blind_reward"]).tolist() == [True, True, False, False]
+    assert found.report["baselines"]["prompt-blind"]["value"] in (0, 1) and found.report["pairs"] == 2
 
 
 def test_the_command_with_two_models_and_two_processes(model, tmp_path, capfd):

@@ -389,3 +389,16 @@ def test_pickled_weights_are_read_only_on_request(tmp_path):
     with pytest.raises(OSError, match="safetensors"):
         RewardModel(str(tmp_path), device="cpu")
     RewardModel(str(tmp_path), device="cpu", use_safetensors=False)
+
+
+def test_what_is_a_reward_model(tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    from rlhf_reward.reward import is_reward_model
+
+    small = dict(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    kinds = {"language": LlamaForCausalLM(LlamaConfig(**small)), "one": LlamaForSequenceClassification(LlamaConfig(**small, num_labels=1)),
+             "three": LlamaForSequenceClassification(LlamaConfig(**small, num_labels=3)), "encoder": BertForSequenceClassification(BertConfig(**small, num_labels=1))}
+    for name, model in kinds.items():
+        model.save_pretrained(tmp_path / name)
+    assert {name: is_reward_model(tmp_path / name) for name in kinds} == {"language": False, "one": True, "three": False, "encoder": False}

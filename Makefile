@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
-NOTEBOOKS := $(wildcard nbs/*.ipynb)
+NOTEBOOKS := $(shell find nbs -name '*.ipynb' -not -path '*/runs/*' -not -path '*/.ipynb_checkpoints/*')
 
-.PHONY: demo test test-notebooks export notebooks readme clean
+.PHONY: demo test test-notebooks export notebooks readme docs clean
 
 # Train and evaluate a reward model on the embedded default: synthetic preferences, a tiny decoder.
 demo: $(INSTALLED)
@@ -23,12 +23,17 @@ export: $(INSTALLED)
 	$(BIN)/nbdev_export
 
 notebooks: export
-	cd nbs && for notebook in $(notdir $(NOTEBOOKS)); do ../$(BIN)/jupyter execute --inplace $$notebook || exit 1; done
+	for notebook in $(NOTEBOOKS); do $(BIN)/jupyter execute --inplace $$notebook || exit 1; done
 	$(BIN)/nbdev_clean
 	$(MAKE) readme
 
 readme: $(INSTALLED)
-	$(BIN)/python tools/readme.py
+	$(BIN)/python tools/docs.py readme
+
+# The site in _docs/, from the notebooks alone: python -m http.server --directory _docs
+docs: $(INSTALLED)
+	$(BIN)/python tools/docs.py site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 $(INSTALLED): settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rlhf_reward wants Python 3.10 or newer; pass PYTHON=python3.12, say.")'
@@ -37,4 +42,4 @@ $(INSTALLED): settings.ini setup.py pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv runs nbs/runs build dist *.egg-info
+	rm -rf .venv runs nbs/runs nbs/*/runs _proc _docs build dist *.egg-info

@@ -20,11 +20,8 @@ BIN = Path(sys.executable).parent
 @pytest.fixture
 def copy(tmp_path):
     "A copy of what export, clean and the README need, to run them on."
-    for name in ("nbs", "rlhf_reward"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("runs", "__pycache__", ".ipynb_checkpoints"))
-    for name in ("settings.ini", "README.md"):
-        shutil.copy(ROOT / name, tmp_path)
-    return tmp_path
+    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "_proc", "_docs", "__pycache__", ".ipynb_checkpoints")
+    return shutil.copytree(ROOT, tmp_path / "copy", ignore=ignored)
 
 
 def run(*command, cwd):
@@ -33,7 +30,7 @@ def run(*command, cwd):
 
 
 def changed(copy, folder):
-    names = [path.name for path in (ROOT / folder).iterdir() if path.suffix in (".py", ".ipynb")]
+    names = [str(path.relative_to(ROOT / folder)) for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".ipynb") and "runs" not in path.parts]
     same, different, missing = filecmp.cmpfiles(ROOT / folder, copy / folder, names, shallow=False)
     added = {path.name for path in (copy / folder).glob("*.py")} - set(names)
     return different + missing + sorted(added)
@@ -50,11 +47,13 @@ def test_notebooks_are_clean(copy):
 
 
 def test_readme_is_current(copy):
-    run(BIN / "python", ROOT / "tools/readme.py", cwd=copy)
+    run(BIN / "python", "tools/docs.py", "readme", cwd=copy)
     assert (copy / "README.md").read_text() == (ROOT / "README.md").read_text(), "run `make readme` and commit"
+    pictures = sorted(path.name for path in (ROOT / "docs/readme").iterdir())
+    assert pictures and filecmp.cmpfiles(ROOT / "docs/readme", copy / "docs/readme", pictures, shallow=False)[1:] == ([], []), "run `make readme` and commit"
 
 
-@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if "runs" not in path.parts), ids=lambda path: path.stem)
 def test_notebook_is_committed_with_its_outputs(notebook):
     cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
     outputs = [output for cell in cells for output in cell["outputs"]]

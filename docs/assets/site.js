@@ -1,0 +1,4 @@
+renderMathInElement(document.body, {
+  delimiters: [{ left: "\\[", right: "\\]", display: true }, { left: "\\(", right: "\\)", display: false }],
+  throwOnError: true,
+});

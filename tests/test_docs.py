@@ -1,0 +1,389 @@
+"The site: built strictly, no link that leads nowhere, every name with its reference and an example, code that runs, pages that a browser shows."
+import ast
+import functools
+import http.server
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytest.importorskip("mkdocs", reason="mkdocs-material is not installed")
+
+
+@pytest.fixture(scope="module")
+def docs():
+    "tools/docs.py, in the project's root."
+    before = Path.cwd()
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT / "tools"))
+    import docs
+    yield docs
+    sys.path.remove(str(ROOT / "tools"))
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    "The folder of the built site, made as `make docs` makes it, on a copy."
+    copy = tmp_path_factory.mktemp("project") / "copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "_proc", "_docs", "__pycache__", ".ipynb_checkpoints"))
+    for command in ([sys.executable, "tools/docs.py", "site"], [sys.executable, "-m", "mkdocs", "build"]):
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+        assert done.returncode == 0, done.stdout + done.stderr
+    return copy / "_docs"
+
+
+# ----- pages
+
+def test_a_page_that_leads_nowhere_is_refused(site, tmp_path):
+    "Strict: what mkdocs warns of stops the build."
+    copy = tmp_path / "copy"
+    shutil.copytree(site.parent, copy, ignore=shutil.ignore_patterns("_docs"))
+    page = copy / "_proc/scoring.md"
+    page.write_text(page.read_text() + "\n[nowhere](nowhere.md) [no such place](reward.md#no-such-place)\n")
+    done = subprocess.run([sys.executable, "-m", "mkdocs", "build"], cwd=copy, capture_output=True, text=True)
+    assert done.returncode != 0 and "nowhere.md" in done.stderr and "no-such-place" in done.stderr
+
+
+def test_every_internal_link_resolves(site):
+    from bs4 import BeautifulSoup
+
+    pages = {path: BeautifulSoup(path.read_text(), "html.parser") for path in site.rglob("*.html") if path.name != "404.html"}
+    places = {path: {tag["id"] for tag in page.find_all(id=True)} for path, page in pages.items()}
+    wrong, seen = [], 0
+    for path, page in pages.items():
+        for tag, attribute in [(tag, name) for tag in page.find_all(True) for name in ("href", "src") if tag.has_attr(name)]:
+            link = urlsplit(tag[attribute])
+            if link.scheme or link.netloc:
+                assert tag.name == "a" or link.scheme == "data" or tag.get("rel") == ["canonical"], f"{path.name} asks another host: {tag}"
+                continue
+            target = (path.parent / unquote(link.path)).resolve() if link.path else path
+            seen += 1
+            if not target.exists() or link.fragment and target.suffix == ".html" and unquote(link.fragment) not in places[target]:
+                wrong.append(f"{path.relative_to(site)}: {tag[attribute]}")
+    assert not wrong and seen > 2000, "\n".join(sorted(set(wrong)))
+
+
+def test_notebooks_lie_beside_their_pages(site):
+    for path in (ROOT / "nbs").rglob("*.ipynb"):
+        if not {"runs", ".ipynb_checkpoints"} & set(path.parts):
+            assert (site / path.relative_to(ROOT / "nbs")).read_bytes() == path.read_bytes()
+
+
+def test_links_in_markdown_files_and_notebooks_resolve():
+    "As they stand in the repository, for who reads there."
+    files = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "benchmarks/results").glob("*.md")]
+    texts = [(path, path.read_text()) for path in files]
+    for path in (ROOT / "nbs").rglob("*.ipynb"):
+        if "runs" not in path.parts:
+            texts += [(path, cell.source) for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    found = [(path, link) for path, text in texts for link in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", text)]
+    assert len(found) > 60 and [(path.name, link) for path, link in found if not (path.parent / link).exists()] == []
+
+
+# ----- the reference
+
+def exported(docs):
+    for path in docs.NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            if "export" in docs.directives(cell):
+                yield path, cell
+
+
+def test_what_a_reference_says(docs):
+    source = '''
+class Thing(Base):
+    "What it is. See `Scorer`."
+    def __init__(
+        self,
+        name: str, # of the thing
+        *parts: int, # any number
+        size: Optional[int] = None, # in tokens
+    ):
+        "Raises `ValueError` for none."
+
+    def forward(
+        self,
+        rewards: TensorType["batch_size", 1, float], # r
+    ) -> float: # scalar
+        "The loss."
+
+    def parent(self):
+        return 1
+
+@dataclass
+class Row:
+    "A row."
+    prompt: str = field(default="", metadata={"help": "What was asked."})
+
+LIMIT = 3 # of things
+'''
+    cell = nbformat.v4.new_code_cell("#| export\n" + source)
+    lines = "class Thing(Base):\nclass Row:\n"
+    Path("module.py").write_text(lines)
+    try:
+        text = docs.references(cell, "module.py")
+    finally:
+        Path("module.py").unlink()
+    for part in ("### <code>Thing</code> { #thing }", "class Thing(\n    name: str,\n    *parts: int,\n    size: Optional[int] = None,\n)", "What it is. See `Scorer`.\n\nRaises `ValueError` for none.",
+                 "| `name` | `str` |  | of the thing |", "| `*parts` | `int` |  | any number |", "| `size` | `Optional[int]` | `None` | in tokens |", "Bases: `Base`.",
+                 "### <code>Thing.forward</code> { #thing.forward }", "| `rewards` | `TensorType['batch_size', 1, float]` |  | r |", "| **Returns** | `float` |  | scalar |",
+                 "| `prompt` | `str` | `''` | What was asked. |", "/module.py#L1)", "/module.py#L2)", "LIMIT = 3 # of things"):
+        assert part in text, part
+    assert "parent" not in text # which is documented by the class that has it first
+
+
+def test_names_and_files_become_links(docs):
+    linked = lambda text, path="nbs/tutorials/01_train.ipynb": docs.with_links(text, Path(path), lambda target: f"<{target}>", docs.names())
+    assert linked("`Scorer.rank` and `scoring.Scorer`") == "[`Scorer.rank`](../scoring.md#scorer.rank) and [`scoring.Scorer`](../scoring.md#scorer)"
+    assert linked("`evaluate()` and `train()` and `no_such_name`") == "[`evaluate`](../evaluation.md#evaluate) and `train()` and `no_such_name`" # a command is no function to call
+    assert linked("[a](../06_scoring.ipynb#x) [b](https://x.y) [`Scorer`](02_your_data.ipynb)") == "[a](<nbs/06_scoring.ipynb>#x) [b](https://x.y) [`Scorer`](<nbs/tutorials/02_your_data.ipynb>)"
+    assert linked("# `Scorer`\n```python\n`Scorer`\n```") == "# `Scorer`\n```python\n`Scorer`\n```"
+
+
+def test_every_public_name_is_documented(docs, site):
+    "Each function and class has a docstring, each parameter a type or a comment, and each has its place on its page."
+    wanting = []
+    for path, cell in exported(docs):
+        comments = docs.comments(cell)
+        page = (site / docs.PAGES[path]).with_suffix(".html").read_text()
+        for name, node in docs.definitions(cell):
+            if f'id="{name.lower()}"' not in page:
+                wanting.append(f"{name} has no place on {docs.PAGES[path]}")
+            if not isinstance(node, ast.Assign):
+                inner = next((one for one in getattr(node, "body", []) if isinstance(one, docs.FUNCTIONS) and one.name == "__init__"), node)
+                if not (ast.get_docstring(node) or ast.get_docstring(inner) or name.endswith(".forward")):
+                    wanting.append(f"{name} has no docstring")
+                wanting += [f"{name}: {own} has neither type nor comment" for own, type_, _, said in docs.parameters(inner, comments) if not (type_ or said)]
+    assert wanting == []
+
+
+OVER_HTTP = {"Asked", "Message", "ScoreRequest", "ScoreAnswer", "RankRequest", "RankedResponse", "RankAnswer", "ClassifyRequest", "Class", "Usage", "ClassifyAnswer",
+             "RewardRequest", "Problem", "Busy"} # what requests and answers are made of: their examples are requests
+
+
+def test_every_public_name_has_an_example_with_its_output(docs):
+    shown = ""
+    for path in docs.NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code" and not docs.directives(cell) & {"export", "exporti", "hide", "default_exp"}:
+                shown += f"\n{cell.source}"
+    nodes = list(ast.walk(ast.parse(shown)))
+    used = {node.id for node in nodes if isinstance(node, ast.Name)} | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    defined = {name for _, cell in exported(docs) for name, node in docs.definitions(cell) if not isinstance(node, ast.Assign) and "." not in name}
+    assert len(defined) > 80 and sorted(defined - used - OVER_HTTP) == []
+
+
+# ----- code in Markdown
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    "A folder as the commands on the pages suppose it: data, a model under its name on the hub, a trained one, a benchmark under its name."
+    import torch
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    from rlhf_reward import RewardModel
+    from rlhf_reward.benchmarks import REWARDBENCH
+    from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
+
+    folder = tmp_path_factory.mktemp("desk")
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_decoder(folder / "tiny", synthetic_texts()))
+    config = Qwen3Config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
+                         max_position_embeddings=4096, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+    Qwen3ForCausalLM(config).save_pretrained(folder / "Qwen/Qwen3-0.6B")
+    tokenizer.save_pretrained(folder / "Qwen/Qwen3-0.6B")
+    RewardModel(str(folder / "Qwen/Qwen3-0.6B"), device="cpu").save_pretrained(folder / "my-reward-model", tokenizer)
+    ranked = list(synthetic_comparisons(40))
+    pairs = [{"prompt": row["prompt"], "chosen": row["responses"][row["scores"].index(max(row["scores"]))], "rejected": row["responses"][row["scores"].index(min(row["scores"]))]}
+             for row in {row["prompt"]: row for row in ranked}.values()]
+    (folder / "allenai/reward-bench").mkdir(parents=True)
+    for name, rows in {"ranked": ranked, "pairs": pairs, "rows": [{"prompt": row["prompt"], "response": row["chosen"]} for row in pairs],
+                       "allenai/reward-bench/filtered": [{**pairs[0], "subset": subset} for weights in REWARDBENCH.values() for subset in weights]}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def markdown_blocks(kind):
+    texts = {ROOT / name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")}
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        if "runs" not in path.parts and path.name != "index.ipynb": # of which README is made
+            texts[path] = "\n\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+    return [pytest.param(block, id=f"{path.stem}-{number}") for path, text in texts.items()
+            for number, block in enumerate(re.findall(rf"^```{kind}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))]
+
+
+def commands(block):
+    return [command for command in re.split(r"\n(?=rlhf_reward|python|pip|make|accelerate|curl|vllm)", block.replace("\\\n", " ").strip()) if command]
+
+
+@pytest.mark.parametrize("block", [block for block in markdown_blocks("sh") if "curl" not in block.values[0]])
+def test_commands_on_the_pages_run(block, desk):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
+    for command in commands(block):
+        words = shlex.split(command.split("<<")[0], comments=True)
+        if words[0] == "make": # tests that call the tests would have no end
+            done = subprocess.run(["make", "--dry-run", "--always-make", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        elif words[0] == "pip":
+            extras = re.search(r"\[(.*)\]", words[-1])[1].split(",")
+            assert words[1] == "install" and not [extra for extra in extras if f"{extra}_requirements" not in (ROOT / "settings.ini").read_text()]
+            continue
+        elif words[:2] == ["python", "benchmarks/against_trl.py"]: # takes an hour, and data that is not here: its arguments are looked at
+            known = subprocess.run([sys.executable, ROOT / words[1], "--help"], capture_output=True, text=True, env=environment).stdout
+            assert known and not [word for word in words if word.startswith("--") and word not in known]
+            continue
+        elif words[:2] == ["rlhf_reward", "serve"]:
+            with Server(command, desk, environment):
+                continue
+        else:
+            shutil.rmtree(desk / "report", ignore_errors=True)
+            (desk / "scored.jsonl").unlink(missing_ok=True)
+            trained = desk / "my-reward-model"
+            kept = shutil.copytree(trained, desk / "kept", dirs_exist_ok=True)
+            done = subprocess.run(["bash", "-c", command], cwd=desk, capture_output=True, text=True, env=environment, timeout=300)
+            shutil.rmtree(trained)
+            kept.rename(trained)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+class Server:
+    "A command that serves on port 8000, from its first answer to the end of the block."
+    def __init__(self, command, folder, environment):
+        self.process = subprocess.Popen(shlex.split(command.replace("--port 8000", f"--port {PORT}")), cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def __enter__(self):
+        for _ in range(240):
+            if self.process.poll() is not None:
+                raise AssertionError(self.process.stderr.read())
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=1)
+                return self
+            except OSError:
+                threading.Event().wait(0.25)
+        raise AssertionError("The server did not answer for a minute.")
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait(30)
+
+
+def free_port():
+    with http.server.HTTPServer(("127.0.0.1", 0), None) as server:
+        return server.server_port
+
+
+PORT = free_port()
+
+
+def test_requests_on_the_pages_are_answered(desk):
+    blocks = [block.values[0] for block in markdown_blocks("sh") if "curl" in block.values[0]]
+    assert len(blocks) >= 5
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment.pop("RLHF_REWARD_TOKEN", None)
+    with Server("rlhf_reward serve --model my-reward-model --port 8000 --device cpu", desk, environment):
+        for block in blocks:
+            asked = block.replace("curl -sS", "curl -sS --fail-with-body").replace("127.0.0.1:8000", f"127.0.0.1:{PORT}")
+            done = subprocess.run(["bash", "-ec", asked], capture_output=True, text=True, env=environment)
+            assert done.returncode == 0 and done.stdout, block + done.stdout + done.stderr
+
+
+def test_python_on_the_pages_is_in_cells(desk):
+    "What is in cells is run by `nbdev_test`; README has those of the index. A block in Markdown would be run by nobody."
+    blocks = [block for block in markdown_blocks("python") if not block.id.startswith("README")]
+    assert blocks == []
+    code = "\n\n".join(block.values[0] for block in markdown_blocks("python"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=desk, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and "RewardTrainer" in code, done.stderr
+
+
+# ----- in a browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser(site):
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        opened.address = f"http://127.0.0.1:{server.server_port}/"
+        yield opened
+        opened.close()
+    server.shutdown()
+
+
+def open_page(browser, name, width=1280, scheme="light"):
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.wrong = []
+    page.on("console", lambda message: page.wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    page.on("request", lambda request: page.wrong.append(request.url) if not request.url.startswith((browser.address, "data:", "blob:")) else None)
+    page.on("response", lambda response: page.wrong.append(f"{response.status} {response.url}") if response.status >= 400 else None)
+    page.goto(urljoin(browser.address, name))
+    page.wait_for_load_state("networkidle")
+    return page
+
+
+def test_every_page_at_desktop_and_phone_width(browser, site):
+    "No error on the console, no request that leaves the machine, formulas typeset, pictures there, nothing wider than the screen."
+    formulas = 0
+    for path in sorted(site.rglob("*.html")):
+        name = path.relative_to(site).as_posix()
+        if name == "404.html": # its addresses are those of the published site
+            continue
+        for width in (1280, 390):
+            page = open_page(browser, name, width)
+            assert page.wrong == [], name
+            raw = page.locator(".arithmatex").count()
+            assert page.locator(".arithmatex .katex").count() == raw and page.locator(".katex-error").count() == 0, name
+            assert "$$" not in page.locator("article").inner_text(), name
+            assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), name
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+            formulas += raw
+            page.close()
+    assert formulas > 40
+
+
+def test_the_page_of_the_model(browser):
+    page = open_page(browser, "reward.html")
+    for place in ("rewardmodel", "rewardmodel.forward", "pairwiseloss", "pairwiseloss.forward"):
+        heading = page.locator(f'[id="{place}"]')
+        assert heading.is_visible()
+        header = heading.locator("xpath=following::table[1]//tr[1]/th") if place != "pairwiseloss" else None
+        assert header is None or header.all_inner_texts()[1:] == ["Type", "Default", "Details"]
+    assert page.locator("a", has_text="Open this notebook").get_attribute("href").endswith("nbs/01_reward.ipynb")
+    assert page.locator("a", has_text="Source").first.get_attribute("href").startswith("https://github.com/")
+    if os.environ.get("SITE_SCREENSHOTS"):
+        for name, width, scheme in (("index.html", 1280, "light"), ("reward.html", 1280, "light"), ("losses.html", 390, "dark"), ("explanations/each_token_once.html", 1280, "dark"),
+                                    ("tutorials/train.html", 390, "light"), ("tutorials/is_it_good.html", 1280, "light"), ("index.html", 390, "dark")):
+            open_page(browser, name, width, scheme).screenshot(path=f"{os.environ['SITE_SCREENSHOTS']}/{Path(name).stem}_{width}_{scheme}.png", full_page=True)
+
+
+def test_search_finds_the_loss(browser):
+    page = open_page(browser, "index.html")
+    page.locator("label.md-search__icon, .md-search__input").first.click()
+    page.locator(".md-search__input").press_sequentially("PairwiseLoss")
+    page.wait_for_selector(".md-search-result__item a")
+    links = [link.get_attribute("href") for link in page.locator(".md-search-result__item a").all()]
+    assert any("reward.html" in link for link in links) and page.wrong == []
+
+
+def test_dark_and_light(browser):
+    for scheme, name in (("light", "default"), ("dark", "slate")):
+        assert open_page(browser, "index.html", scheme=scheme).locator("body").get_attribute("data-md-color-scheme") == name

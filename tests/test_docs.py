@@ -128,6 +128,7 @@ class Row:
     prompt: str = field(default="", metadata={"help": "What was asked."})
 
 LIMIT = 3 # of things
+_own = 4
 '''
     cell = nbformat.v4.new_code_cell("#| export\n" + source)
     lines = "class Thing(Base):\nclass Row:\n"
@@ -141,13 +142,30 @@ LIMIT = 3 # of things
                  "### <code>Thing.forward</code> { #thing.forward }", "| `rewards` | `TensorType['batch_size', 1, float]` |  | r |", "| **Returns** | `float` |  | scalar |",
                  "| `prompt` | `str` | `''` | What was asked. |", "/module.py#L1)", "/module.py#L2)", "LIMIT = 3 # of things"):
         assert part in text, part
-    assert "parent" not in text # which is documented by the class that has it first
+    assert "_own" not in text and "parent" not in text # which is documented by the class that has it first
+
+
+def test_outputs_as_they_are(docs, tmp_path):
+    "Text in a fence that it does not hold, tables without pandas' style, pictures with what they show, nothing of what is hidden."
+    cell, output = nbformat.v4.new_code_cell, nbformat.v4.new_output
+    cells = [cell("#| hide\nsecret = 1", outputs=[output("stream", text="hidden")]), cell("#| exporti\ndef _inner(): pass"),
+             cell("print(card)", outputs=[output("stream", text="a\n```python\nb\n```\n")]),
+             cell("table", outputs=[output("execute_result", data={"text/html": '<div><style scoped>td {}</style><table border="1" class="dataframe"><td>7</td></table></div>', "text/plain": "7"})]),
+             cell("#| fig-alt: A curve\nplot()", outputs=[output("display_data", data={"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"})]),
+             cell("#| echo: false\nplot()", outputs=[output("execute_result", data={"text/plain": "shown"})])]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "page.ipynb")
+    text, pictures = docs.markdown(tmp_path / "page.ipynb", str, {})
+    assert "secret" not in text and "hidden" not in text and "_inner" not in text and "#|" not in text
+    assert "````text\na\n```python\nb\n```\n````" in text and "style" not in text and "<table><td>7</td></table>" in text
+    (name, _), = pictures.items()
+    assert f"![A curve]({name})" in text and text.count("plot()") == 1 and "```text\nshown\n```" in text
 
 
 def test_names_and_files_become_links(docs):
     linked = lambda text, path="nbs/tutorials/01_train.ipynb": docs.with_links(text, Path(path), lambda target: f"<{target}>", docs.names())
     assert linked("`Scorer.rank` and `scoring.Scorer`") == "[`Scorer.rank`](../scoring.md#scorer.rank) and [`scoring.Scorer`](../scoring.md#scorer)"
-    assert linked("`evaluate()` and `train()` and `no_such_name`") == "[`evaluate`](../evaluation.md#evaluate) and `train()` and `no_such_name`" # a command is no function to call
+    assert linked("`evaluate()` and `evaluate` and `no_such_name`") == "[`evaluate`](../evaluation.md#evaluate) and `evaluate` and `no_such_name`" # without () it is the command
+    assert linked("`best_of_n`", "nbs/06_scoring.ipynb") == "[`best_of_n`](scoring.md#scorer.best_of_n)" # the method of this page
     assert linked("[a](../06_scoring.ipynb#x) [b](https://x.y) [`Scorer`](02_your_data.ipynb)") == "[a](<nbs/06_scoring.ipynb>#x) [b](https://x.y) [`Scorer`](<nbs/tutorials/02_your_data.ipynb>)"
     assert linked("# `Scorer`\n```python\n`Scorer`\n```") == "# `Scorer`\n```python\n`Scorer`\n```"
 

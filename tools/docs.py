@@ -24,19 +24,14 @@ NOTEBOOKS = sorted(path for path in Path("nbs").rglob("*.ipynb") if not {"runs",
 TEXTS = [Path("CHANGELOG.md"), Path("CONTRIBUTING.md"), *sorted(Path("benchmarks/results").glob("*.md"))]
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
-{%- macro fenced(text) %}
-```text
-{{ text | strip_ansi | trim('\n') }}
-```
-{% endmacro -%}
 {% block input %}{{ super() if cell.source }}{% endblock %}
-{% block stream %}{{ fenced(output.text) }}{% endblock %}
+{% block stream %}{{ output.text | strip_ansi | fenced }}{% endblock %}
 {%- macro picture(cell, file) %}
 ![{{ cell.metadata.alt }}]({{ file | path2url }})
 {% endmacro -%}
 {% block data_png %}{{ picture(cell, output.metadata.filenames['image/png']) }}{% endblock %}
 {% block data_svg %}{{ picture(cell, output.metadata.filenames['image/svg+xml']) }}{% endblock %}
-{% block data_text %}{{ fenced(output.data['text/plain']) }}{% endblock %}
+{% block data_text %}{{ output.data['text/plain'] | strip_ansi | fenced }}{% endblock %}
 {% block data_html %}{{ output.data['text/html'] | bare_table }}{% endblock %}"""
 
 
@@ -64,16 +59,14 @@ def definitions(cell):
             if isinstance(node, ast.ClassDef):
                 methods = (one for one in node.body if isinstance(one, FUNCTIONS) and not one.name.startswith("_"))
                 yield from ((f"{node.name}.{one.name}", one) for one in methods if ast.get_docstring(one) or one.name == "forward")
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id != "logger":
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id != "logger" and not node.targets[0].id.startswith("_"):
             yield node.targets[0].id, node
 
 
 def names():
-    "name → pages that have its reference; a name that several have is linked on these alone, a command on none."
+    "name → pages that have its reference."
     found = {}
     for path in NOTEBOOKS:
-        if page(path) == "cli.md":
-            continue
         for cell in nbformat.read(path, as_version=4).cells:
             if "export" in directives(cell):
                 for name, _ in definitions(cell):
@@ -88,10 +81,13 @@ def with_links(text, path, to_page, found):
         return f"]({to_page(target)}{match[2] or ''})" if target.exists() else match[0]
 
     def to_name(match):
-        name = re.sub(r"^(rlhf_reward\.)?([a-z_]+\.(?=\w))?", "", match[1])
-        pages = found.get(name, ())
-        place = PAGES[path] if PAGES.get(path) in pages else min(pages) if len(pages) == 1 else None
-        return f"[`{match[1]}`]({os.path.relpath(place, Path(PAGES[path]).parent)}#{name.lower()})" if place else match[0]
+        name, own = re.sub(r"^(rlhf_reward\.)?([a-z_]+\.(?=\w))?", "", match[1]), PAGES.get(path)
+        here = [full for full in found if own in found[full] and name in (full, full.split(".")[-1])] # on its own page a method needs no class
+        elsewhere = found.get(name, set()) - {"cli.md"}
+        if "cli.md" in found.get(name, ()) and not match[0].endswith("()`"):
+            return match[0] # a command
+        full, place = (name, own) if name in here else (here[0], own) if len(here) == 1 else (name, min(elsewhere)) if len(elsewhere) == 1 else (None, None)
+        return f"[`{match[1]}`]({os.path.relpath(place, Path(own).parent)}#{full.lower()})" if place else match[0]
 
     parts = re.split(r"(^```.*?^```$|^#.*?$|\[[^\]]*\]\([^)]*\))", text, flags=re.MULTILINE | re.DOTALL) # code, headings and links stay
     return "".join(re.sub(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)]*)?\)", to_file, part) if place % 2 else re.sub(r"`([\w.]+)(?:\(\))?`", to_name, part)
@@ -176,8 +172,14 @@ def markdown(path, to_page, found):
                 cell.source = "" if directives(cell) & {"echo", "hide_input"} else re.sub(r"^#\|.*\n", "", cell.source, flags=re.MULTILINE)
             cells.append(cell)
     notebook.cells = cells
+    def fenced(output):
+        fence = "```"
+        while fence in output:
+            fence += "`"
+        return "\n{0}text\n{1}\n{0}\n".format(fence, output.strip("\n"))
+
     bare = lambda html: re.sub(r"<style scoped>.*?</style>\n?|( border=\"1\")? class=\"dataframe\"", "", html, flags=re.DOTALL)
-    exporter = MarkdownExporter(raw_template=TEMPLATE, filters={"bare_table": bare})
+    exporter = MarkdownExporter(raw_template=TEMPLATE, filters={"bare_table": bare, "fenced": fenced})
     text, resources = exporter.from_notebook_node(notebook, {"unique_key": path.stem, "output_files_dir": f"{path.stem}_files"})
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
 
@@ -202,7 +204,7 @@ def site():
         to.parent.mkdir(parents=True, exist_ok=True)
         to_page = lambda target: os.path.relpath(PAGES[target], Path(place).parent) if target in PAGES else SOURCE_URL + target.as_posix()
         if path.suffix == ".md":
-            to.write_text(with_links(path.read_text(encoding="utf-8"), path, to_page, found), encoding="utf-8")
+            to.write_text(with_links(path.read_text(encoding="utf-8"), path, to_page, found if place == "changelog.md" else {}), encoding="utf-8")
             continue
         text, pictures = markdown(path, to_page, found)
         opened = f"[Open this notebook]({SOURCE_URL}{path.as_posix()}){{ .notebook }} [Download it]({path.name}){{ .notebook }}"

@@ -14,9 +14,11 @@ demo: $(INSTALLED)
 test: test-notebooks
 	$(BIN)/python -m pytest
 
-# Two at a time with one thread each: torch's threads of two processes on the same cores wait for each other.
+# Two at a time with one thread each: torch's threads of two processes on the same cores wait for each other. One is about TRL, which
+# Python 3.10 has not.
 test-notebooks: $(INSTALLED)
-	printf '%s\n' $(NOTEBOOKS) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --n_workers 0 --path
+	skipped=$$($(BIN)/python -c 'import trl' 2> /dev/null && echo none || echo 08_moving); echo "notebooks left out: $$skipped"; \
+	printf '%s\n' $(NOTEBOOKS) | grep -v "$$skipped" | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --n_workers 0 --path
 
 # After editing a notebook: write the modules, run the notebooks for their outputs, clean them, write the README.
 export: $(INSTALLED)

@@ -1,4 +1,5 @@
 "Builds the package from `settings.ini`; change names, versions and requirements there."
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -22,7 +23,8 @@ setup(
     author=settings["author"],
     license="Apache-2.0",
     license_files=["LICENSE"],
-    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description=re.sub(r"\]\((?!\w+:|#)", f"]({settings['git_url']}/blob/{settings['branch']}/", (here / "README.md").read_text(encoding="utf-8")).replace(".png)", ".png?raw=true)"),
+    project_urls={"Documentation": "https://rlhf-reward.github.io/rlhf_reward/", "Source": settings["git_url"]},
     long_description_content_type="text/markdown",
     packages=find_packages(include=[settings["lib_path"]]),
     package_data={settings["lib_path"]: ["configs/*.yaml", "serving.html", "report.html"]},

@@ -60,7 +60,9 @@ def test_every_internal_link_resolves(site):
     from bs4 import BeautifulSoup
 
     pages = {path: BeautifulSoup(path.read_text(), "html.parser") for path in site.rglob("*.html") if path.name != "404.html"}
-    places = {path: {tag["id"] for tag in page.find_all(id=True)} for path, page in pages.items()}
+    places = {path: [tag["id"] for tag in page.find_all(id=True)] for path, page in pages.items()}
+    twice = [f"{path.name}: {one}" for path, own in places.items() for one in set(own) if own.count(one) > 1 and one[:2] != "__"] # those are the theme's
+    assert twice == []
     wrong, seen = [], 0
     for path, page in pages.items():
         for tag, attribute in [(tag, name) for tag in page.find_all(True) for name in ("href", "src") if tag.has_attr(name)]:
@@ -126,6 +128,9 @@ class Thing(Base):
 class Row:
     "A row."
     prompt: str = field(default="", metadata={"help": "What was asked."})
+    rewards: list[float] = Field(description="One for each.")
+    user: Optional[str] = Field(None, description="Who asks.")
+    more: dict = field(default_factory=dict) # for later
 
 LIMIT = 3 # of things
 _own = 4
@@ -137,10 +142,11 @@ _own = 4
         text = docs.references(cell, "module.py")
     finally:
         Path("module.py").unlink()
-    for part in ("### <code>Thing</code> { #thing }", "class Thing(\n    name: str,\n    *parts: int,\n    size: Optional[int] = None,\n)", "What it is. See `Scorer`.\n\nRaises `ValueError` for none.",
+    for part in ("### <code>Thing</code> { #Thing }", "class Thing(\n    name: str,\n    *parts: int,\n    size: Optional[int] = None,\n)", "What it is. See `Scorer`.\n\nRaises `ValueError` for none.",
                  "| `name` | `str` |  | of the thing |", "| `*parts` | `int` |  | any number |", "| `size` | `Optional[int]` | `None` | in tokens |", "Bases: `Base`.",
-                 "### <code>Thing.forward</code> { #thing.forward }", "| `rewards` | `TensorType['batch_size', 1, float]` |  | r |", "| **Returns** | `float` |  | scalar |",
-                 "| `prompt` | `str` | `''` | What was asked. |", "/module.py#L1)", "/module.py#L2)", "LIMIT = 3 # of things"):
+                 "### <code>Thing.forward</code> { #Thing.forward }", "| `rewards` | `TensorType['batch_size', 1, float]` |  | r |", "| **Returns** | `float` |  | scalar |",
+                 "| `prompt` | `str` | `''` | What was asked. |", "| `rewards` | `list[float]` |  | One for each. |", "| `user` | `Optional[str]` | `None` | Who asks. |",
+                 "| `more` | `dict` | `dict()` | for later |", "/module.py#L1)", "/module.py#L2)", "LIMIT = 3 # of things"):
         assert part in text, part
     assert "_own" not in text and "parent" not in text # which is documented by the class that has it first
 
@@ -158,16 +164,21 @@ def test_outputs_as_they_are(docs, tmp_path):
     assert "secret" not in text and "hidden" not in text and "_inner" not in text and "#|" not in text
     assert "````text\na\n```python\nb\n```\n````" in text and "style" not in text and "<table><td>7</td></table>" in text
     (name, _), = pictures.items()
-    assert f"![A curve]({name})" in text and text.count("plot()") == 1 and "```text\nshown\n```" in text
+    assert f"[![A curve]({name})]({name})" in text and text.count("plot()") == 1 and "```text\nshown\n```" in text
 
 
 def test_names_and_files_become_links(docs):
     linked = lambda text, path="nbs/tutorials/01_train.ipynb": docs.with_links(text, Path(path), lambda target: f"<{target}>", docs.names())
-    assert linked("`Scorer.rank` and `scoring.Scorer`") == "[`Scorer.rank`](../scoring.md#scorer.rank) and [`scoring.Scorer`](../scoring.md#scorer)"
-    assert linked("`evaluate()` and `evaluate` and `no_such_name`") == "[`evaluate`](../evaluation.md#evaluate) and `evaluate` and `no_such_name`" # without () it is the command
-    assert linked("`best_of_n`", "nbs/06_scoring.ipynb") == "[`best_of_n`](scoring.md#scorer.best_of_n)" # the method of this page
+    assert linked("`Scorer.rank` and `scoring.Scorer`") == "[`Scorer.rank`](../scoring.md#Scorer.rank) and [`scoring.Scorer`](../scoring.md#Scorer)"
+    assert linked("`evaluate()`, `evaluate`, `nothing`") == "[`evaluate`](../evaluation.md#evaluate), `evaluate`, `nothing`" # without () it is the command
+    assert linked("`tokenize_rows`") == "[`tokenize_rows`](../tokens.md#tokenize_rows)"
+    assert linked("`attention_mask`, `packing.attention_mask`") == "`attention_mask`, [`packing.attention_mask`](../packing.md#attention_mask)" # the first is a parameter
+    assert linked("`from_pretrained`", "nbs/06_scoring.ipynb") == "`from_pretrained`" # that of transformers
+    assert linked("| `Scorer` | `Scorer` | [0, 1) |") == "| `Scorer` | [`Scorer`](../scoring.md#Scorer) | [0, 1) |" # the first is the name of a parameter
+    assert linked("in [0, 0.5) and `Scorer`") == "in [0, 0.5) and [`Scorer`](../scoring.md#Scorer)"
     assert linked("[a](../06_scoring.ipynb#x) [b](https://x.y) [`Scorer`](02_your_data.ipynb)") == "[a](<nbs/06_scoring.ipynb>#x) [b](https://x.y) [`Scorer`](<nbs/tutorials/02_your_data.ipynb>)"
     assert linked("# `Scorer`\n```python\n`Scorer`\n```") == "# `Scorer`\n```python\n`Scorer`\n```"
+    assert docs.with_links("`evaluate`", Path("nbs/x.ipynb"), str, {"evaluate": {"a.md", "b.md"}}) == "`evaluate`" # which of the two?
 
 
 def test_every_public_name_is_documented(docs, site):
@@ -177,7 +188,7 @@ def test_every_public_name_is_documented(docs, site):
         comments = docs.comments(cell)
         page = (site / docs.PAGES[path]).with_suffix(".html").read_text()
         for name, node in docs.definitions(cell):
-            if f'id="{name.lower()}"' not in page:
+            if f'id="{name}"' not in page:
                 wanting.append(f"{name} has no place on {docs.PAGES[path]}")
             if not isinstance(node, ast.Assign):
                 inner = next((one for one in getattr(node, "body", []) if isinstance(one, docs.FUNCTIONS) and one.name == "__init__"), node)
@@ -218,6 +229,7 @@ def desk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("desk")
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(tiny_decoder(folder / "tiny", synthetic_texts()))
+    tokenizer.chat_template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{{ eos_token }}{% endfor %}" # as chat models have one
     config = Qwen3Config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
                          max_position_embeddings=4096, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
     Qwen3ForCausalLM(config).save_pretrained(folder / "Qwen/Qwen3-0.6B")
@@ -226,24 +238,35 @@ def desk(tmp_path_factory):
     ranked = list(synthetic_comparisons(40))
     pairs = [{"prompt": row["prompt"], "chosen": row["responses"][row["scores"].index(max(row["scores"]))], "rejected": row["responses"][row["scores"].index(min(row["scores"]))]}
              for row in {row["prompt"]: row for row in ranked}.values()]
-    (folder / "allenai/reward-bench").mkdir(parents=True)
+    (folder / "allenai/reward-bench/data").mkdir(parents=True)
     for name, rows in {"ranked": ranked, "pairs": pairs, "rows": [{"prompt": row["prompt"], "response": row["chosen"]} for row in pairs],
-                       "allenai/reward-bench/filtered": [{**pairs[0], "subset": subset} for weights in REWARDBENCH.values() for subset in weights]}.items():
+                       "allenai/reward-bench/data/filtered-00000-of-00001": [{**pairs[0], "subset": subset} for weights in REWARDBENCH.values() for subset in weights]}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
-def markdown_blocks(kind):
-    texts = {ROOT / name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")}
+def markdown_texts():
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "benchmarks/results").glob("*.md"))]
+    texts = {path: path.read_text() for path in files}
     for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
         if "runs" not in path.parts and path.name != "index.ipynb": # of which README is made
             texts[path] = "\n\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
-    return [pytest.param(block, id=f"{path.stem}-{number}") for path, text in texts.items()
+    return texts
+
+
+def markdown_blocks(kind):
+    return [pytest.param(block, id=f"{path.stem}-{number}") for path, text in markdown_texts().items()
             for number, block in enumerate(re.findall(rf"^```{kind}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))]
 
 
 def commands(block):
     return [command for command in re.split(r"\n(?=rlhf_reward|python|pip|make|accelerate|curl|vllm)", block.replace("\\\n", " ").strip()) if command]
+
+
+def test_code_is_of_a_kind_that_is_run():
+    for path, text in markdown_texts().items():
+        fences = re.findall(r"^ *(?:```+|~~~+)(.*)$", text, flags=re.MULTILINE)
+        assert set(fences[::2]) <= {"sh", "python", "text"} and set(fences[1::2]) <= {""}, path
 
 
 @pytest.mark.parametrize("block", [block for block in markdown_blocks("sh") if "curl" not in block.values[0]])
@@ -257,7 +280,7 @@ def test_commands_on_the_pages_run(block, desk):
             extras = re.search(r"\[(.*)\]", words[-1])[1].split(",")
             assert words[1] == "install" and not [extra for extra in extras if f"{extra}_requirements" not in (ROOT / "settings.ini").read_text()]
             continue
-        elif words[:2] == ["python", "benchmarks/against_trl.py"]: # takes an hour, and data that is not here: its arguments are looked at
+        elif words[0] == "python" and words[1].startswith("benchmarks/"): # takes an hour, and data that is not here: its arguments are looked at
             known = subprocess.run([sys.executable, ROOT / words[1], "--help"], capture_output=True, text=True, env=environment).stdout
             assert known and not [word for word in words if word.startswith("--") and word not in known]
             continue
@@ -269,7 +292,7 @@ def test_commands_on_the_pages_run(block, desk):
             (desk / "scored.jsonl").unlink(missing_ok=True)
             trained = desk / "my-reward-model"
             kept = shutil.copytree(trained, desk / "kept", dirs_exist_ok=True)
-            done = subprocess.run(["bash", "-c", command], cwd=desk, capture_output=True, text=True, env=environment, timeout=300)
+            done = subprocess.run(["bash", "-ec", command], cwd=desk, capture_output=True, text=True, env=environment, timeout=300)
             shutil.rmtree(trained)
             kept.rename(trained)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -333,6 +356,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.fixture(scope="module")
 def browser(site):
     if CHROMIUM is None:
+        assert os.environ.get("BROWSER_TESTS") != "required", "There is no Chromium here, and the tests in a browser are required."
         pytest.skip("there is no Chromium here")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
@@ -371,6 +395,10 @@ def test_every_page_at_desktop_and_phone_width(browser, site):
             raw = page.locator(".arithmatex").count()
             assert page.locator(".arithmatex .katex").count() == raw and page.locator(".katex-error").count() == 0, name
             assert "$$" not in page.locator("article").inner_text(), name
+            assert all(image.get_attribute("alt") for image in page.locator("article img").all()), name
+            assert page.locator("link[href$='assets/site.css']").count() == 1, name
+            if path.stem not in ("changelog", "contributing") and path.parent.name != "benchmarks":
+                assert page.locator("a", has_text="Open this notebook").count() == page.locator("a", has_text="Download it").count() == 1, name
             assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), name
             assert page.evaluate("document.documentElement.scrollWidth") <= width, name
             formulas += raw
@@ -380,10 +408,10 @@ def test_every_page_at_desktop_and_phone_width(browser, site):
 
 def test_the_page_of_the_model(browser):
     page = open_page(browser, "reward.html")
-    for place in ("rewardmodel", "rewardmodel.forward", "pairwiseloss", "pairwiseloss.forward"):
+    for place in ("RewardModel", "RewardModel.forward", "PairwiseLoss", "PairwiseLoss.forward"):
         heading = page.locator(f'[id="{place}"]')
         assert heading.is_visible()
-        header = heading.locator("xpath=following::table[1]//tr[1]/th") if place != "pairwiseloss" else None
+        header = heading.locator("xpath=following::table[1]//tr[1]/th") if place != "PairwiseLoss" else None
         assert header is None or header.all_inner_texts()[1:] == ["Type", "Default", "Details"]
     assert page.locator("a", has_text="Open this notebook").get_attribute("href").endswith("nbs/01_reward.ipynb")
     assert page.locator("a", has_text="Source").first.get_attribute("href").startswith("https://github.com/")

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 import tokenize
 from configparser import ConfigParser
 from pathlib import Path
@@ -27,7 +28,7 @@ TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {% block input %}{{ super() if cell.source }}{% endblock %}
 {% block stream %}{{ output.text | strip_ansi | fenced }}{% endblock %}
 {%- macro picture(cell, file) %}
-![{{ cell.metadata.alt }}]({{ file | path2url }})
+[![{{ cell.metadata.alt }}]({{ file | path2url }})]({{ file | path2url }})
 {% endmacro -%}
 {% block data_png %}{{ picture(cell, output.metadata.filenames['image/png']) }}{% endblock %}
 {% block data_svg %}{{ picture(cell, output.metadata.filenames['image/svg+xml']) }}{% endblock %}
@@ -64,14 +65,16 @@ def definitions(cell):
 
 
 def names():
-    "name → pages that have its reference."
-    found = {}
+    "name → pages that have its reference. A function that is called as some parameter is has to be written with ()."
+    found, parameter_names = {}, set()
     for path in NOTEBOOKS:
         for cell in nbformat.read(path, as_version=4).cells:
             if "export" in directives(cell):
-                for name, _ in definitions(cell):
+                for name, node in definitions(cell):
                     found.setdefault(name, set()).add(PAGES[path])
-    return found
+                    parameter_names |= set() if isinstance(node, ast.Assign) else {own for own, *_ in parameters(node, {})}
+    plain = lambda name: name.islower() and ("_" not in name or name in parameter_names)
+    return {f"{name}()" if plain(name) else name: pages for name, pages in found.items()}
 
 
 def with_links(text, path, to_page, found):
@@ -82,14 +85,13 @@ def with_links(text, path, to_page, found):
 
     def to_name(match):
         name, own = re.sub(r"^(rlhf_reward\.)?([a-z_]+\.(?=\w))?", "", match[1]), PAGES.get(path)
-        here = [full for full in found if own in found[full] and name in (full, full.split(".")[-1])] # on its own page a method needs no class
-        elsewhere = found.get(name, set()) - {"cli.md"}
-        if "cli.md" in found.get(name, ()) and not match[0].endswith("()`"):
-            return match[0] # a command
-        full, place = (name, own) if name in here else (here[0], own) if len(here) == 1 else (name, min(elsewhere)) if len(elsewhere) == 1 else (None, None)
-        return f"[`{match[1]}`]({os.path.relpath(place, Path(own).parent)}#{full.lower()})" if place else match[0]
+        module = match[1][:-len(name)].split(".")[-2:-1]
+        called = [f"{name}()"] if match[0].endswith("()`") or module else []
+        pages = {one for full in [name, *called] for one in found.get(full, ()) if not module or one == f"{module[0]}.md"} - {"cli.md"}
+        place = own if own in pages else min(pages) if len(pages) == 1 else None
+        return f"[`{match[1]}`]({os.path.relpath(place, Path(own).parent)}#{name})" if place else match[0]
 
-    parts = re.split(r"(^```.*?^```$|^#.*?$|\[[^\]]*\]\([^)]*\))", text, flags=re.MULTILINE | re.DOTALL) # code, headings and links stay
+    parts = re.split(r"(^```.*?^```$|^#.*?$|^\| `.*?` \||!?\[[^\[\]\n]*\]\([^)\n]*\))", text, flags=re.MULTILINE | re.DOTALL) # code, headings, parameters and links stay
     return "".join(re.sub(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)]*)?\)", to_file, part) if place % 2 else re.sub(r"`([\w.]+)(?:\(\))?`", to_name, part)
                    for place, part in enumerate(parts))
 
@@ -97,15 +99,19 @@ def with_links(text, path, to_page, found):
 # ----- the reference of what an exported cell defines
 
 def parameters(node, comments):
-    "(name, type, default, comment) of each parameter of a function, or field of a class, which may have its comment as `help`."
+    "(name, type, default, comment) of each parameter of a function, or field of a class, which may have its comment as help or description."
     said = lambda *nodes: comments.get(max(one.end_lineno for one in nodes if one), "")
     code = lambda one: ast.unparse(one) if one is not None else ""
     if isinstance(node, ast.ClassDef):
         rows = []
         for one in (one for one in node.body if isinstance(one, ast.AnnAssign)):
-            options = {option.arg: option.value for option in one.value.keywords} if isinstance(one.value, ast.Call) else {}
-            help_ = ast.literal_eval(options["metadata"])["help"] if "metadata" in options else said(one)
-            rows.append((one.target.id, code(one.annotation), code(options.get("default", one.value)), help_))
+            default, help_ = code(one.value), said(one)
+            if isinstance(one.value, ast.Call) and code(one.value.func) in ("field", "Field"): # of dataclasses, of pydantic
+                options = {option.arg: option.value for option in one.value.keywords}
+                default = code(one.value.args[0] if one.value.args else options.get("default"))
+                default = default or (f"{code(options['default_factory'])}()" if "default_factory" in options else "")
+                help_ = help_ or (ast.literal_eval(options["metadata"])["help"] if "metadata" in options else "") or (ast.literal_eval(options["description"]) if "description" in options else "")
+            rows.append((one.target.id, code(one.annotation), default, help_))
         return rows
     plain, rest = node.args.posonlyargs + node.args.args, node.args
     rows = list(zip([""] * len(plain), plain, [None] * (len(plain) - len(rest.defaults)) + rest.defaults))
@@ -116,7 +122,7 @@ def parameters(node, comments):
 def reference(name, node, module, comments, source):
     "Heading, signature, docstring and table of a definition."
     lines = source.splitlines()
-    heading = f"### <code>{name}</code> {{ #{name.lower()} }}"
+    heading = f"### <code>{name}</code> {{ #{name} }}"
     if isinstance(node, ast.Assign):
         return f"{heading}\n\n```python\n" + "\n".join(lines[node.lineno - 1:node.end_lineno]) + "\n```\n"
     signed = next((one for one in getattr(node, "body", []) if isinstance(one, FUNCTIONS) and one.name == "__init__"), node)
@@ -130,7 +136,7 @@ def reference(name, node, module, comments, source):
     parts += [ast.get_docstring(one) for one in dict.fromkeys((node, signed)) if ast.get_docstring(one)]
     returned = comments.get(node.returns.end_lineno, "") if returns else ""
     table = [(f"`{own}`", f"`{type_}`" * bool(type_), f"`{default}`" * bool(default), said) for own, type_, default, said in rows]
-    table += [("**Returns**", f"`{returns}`", "", returned)] * bool(returns and (returned or rows))
+    table += [("**Returns**", f"`{returns}`", "", returned)] * bool(returns and returns != "None" and (returned or rows))
     if table:
         parts.append("\n".join(map("| {} | {} | {} | {} |".format, *zip(("", "Type", "Default", "Details"), ("---",) * 4, *table))))
     bases = [ast.unparse(one) for one in getattr(node, "bases", [])]
@@ -159,8 +165,11 @@ def markdown(path, to_page, found):
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.language_info = {"name": "python"} # for the code blocks; nbdev_clean takes it out of the notebook
     module = next((match[1] for cell in notebook.cells if (match := re.search(r"^#\| default_exp (\w+)", cell.source, flags=re.MULTILINE))), None)
-    cells = []
+    cells, heading, public = [], "", []
     for cell in notebook.cells:
+        heading = (re.findall(r"^#+ (.*)", cell.source, flags=re.MULTILINE) or [heading])[-1] if cell.cell_type == "markdown" else heading
+        if "export" in directives(cell):
+            public += [name for name, _ in definitions(cell) if "." not in name]
         if "export" in directives(cell):
             cell = nbformat.v4.new_markdown_cell(references(cell, f"{CONFIG['DEFAULT']['lib_path']}/{module}.py"))
         if not directives(cell) & {"hide", "exporti", "default_exp"}:
@@ -168,9 +177,12 @@ def markdown(path, to_page, found):
                 cell.source = with_links(cell.source, path, to_page, found)
             else:
                 alt = re.search(r"^#\| fig-alt: (.*)", cell.source, flags=re.MULTILINE)
-                cell.metadata["alt"] = alt[1] if alt else ""
+                cell.metadata["alt"] = alt[1] if alt else heading.replace("`", "")
                 cell.source = "" if directives(cell) & {"echo", "hide_input"} else re.sub(r"^#\|.*\n", "", cell.source, flags=re.MULTILINE)
             cells.append(cell)
+    if public: # behind the title: what the examples suppose
+        imported = textwrap.fill(", ".join(public), 120, initial_indent="    ", subsequent_indent="    ")
+        cells.insert(1, nbformat.v4.new_markdown_cell(f"```python\nfrom {CONFIG['DEFAULT']['lib_path']}.{module} import (\n{imported})\n```"))
     notebook.cells = cells
     def fenced(output):
         fence = "```"

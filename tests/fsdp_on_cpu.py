@@ -1,4 +1,6 @@
 "The command `rlhf_reward` under FSDP2 on CPUs, where accelerate would quietly take DDP instead. Says whether the model was sharded."
+import os
+
 import accelerate.state
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
@@ -18,7 +20,8 @@ def init(self, *args, fsdp_plugin=None, **options):
 
 def prepare(self, *args):
     prepared = plain_prepare(self, *args)
-    print("sharded:", all(isinstance(parameter, DTensor) for parameter in self.model.parameters()), flush=True)
+    sharded = all(isinstance(parameter, DTensor) for parameter in self.model.parameters())
+    os.write(1, f"sharded: {sharded}\n".encode()) # at once: lines of two processes that are printed in pieces may mix
     return prepared
 
 

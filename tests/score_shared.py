@@ -1,4 +1,5 @@
 "Score a file in several processes, of which the second may be short of memory, and print how many batches each computed."
+import os
 import sys
 
 from accelerate import PartialState
@@ -20,4 +21,4 @@ def counted(self, batch):
 
 Scorer._forward = counted
 score_file(Scorer.from_pretrained(model, device="cpu", tokens_per_batch=200), data, output, processes=processes)
-print(f"process {processes.process_index} of {processes.num_processes}: {len(computed)} batches", flush=True)
+os.write(1, f"process {processes.process_index} of {processes.num_processes}: {len(computed)} batches\n".encode()) # at once: lines of two processes may mix

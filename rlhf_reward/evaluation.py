@@ -312,9 +312,16 @@ def evaluate(
     responses = response_table(comparisons, rewards, blind, tokens)
     report = {**statistics(responses, seed), "left_out": left_out}
     names = responses["source"].map(lambda source: "(no source)" if source is None else str(source))
-    report["sources"] = {source: statistics(responses[names == source].reset_index(drop=True), seed)
+    report["sources"] = {source: _of_source(responses[names == source].reset_index(drop=True), seed)
                          for source in sorted(set(names))} if responses["source"].notna().any() else {}
     return Evaluation(rows, comparisons, responses, report)
+
+
+def _of_source(responses, seed):
+    "Its statistics, or the number of its comparisons alone where none has a pair."
+    if responses.groupby("comparison")["rank"].nunique().max() > 1:
+        return statistics(responses, seed)
+    return {"comparisons": int(responses["comparison"].nunique()), "pairs": 0}
 
 # %% ../nbs/07_evaluation.ipynb #7a9e12a1
 def compare(

@@ -325,6 +325,8 @@ def test_rows_without_a_source_are_counted_too():
     assert {name: of["comparisons"] for name, of in found.report["sources"].items()} == {"(no source)": 10, "7": 1, "one": 30, "two": 30}
     assert None in {mistake["source"] for mistake in found.mistakes(100)} and evaluate(Rule(lambda *_: 0.0), [replace(ROWS[0], source=None)]).report["sources"] == {}
     assert to_comparison({"prompt": "p", "chosen": "a", "rejected": "b", "subset": "hard"}).source == "hard"
+    ties = evaluate(Rule(lambda *_: 1.0), [*ROWS, Comparison("p", ("a", "b"), (1, 1), source="ties")])
+    assert ties.report["sources"]["ties"] == {"comparisons": 1, "pairs": 0} and ties.report["sources"]["one"]["pairs"] == 60
 
 
 def test_a_baseline_that_there_is_not():

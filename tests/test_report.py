@@ -71,12 +71,12 @@ def test_what_the_plots_draw(monkeypatch):
 
 
 def test_sources_with_all_baselines_and_rows_without_one():
-    mixed = [*ROWS[:20], *(Comparison(f"q{row}", ("answer", "reply"), (1, 2)) for row in range(5))]
+    mixed = [*ROWS[:20], *(Comparison(f"q{row}", ("answer", "reply"), (1, 2)) for row in range(5)), Comparison("p", ("a", "b"), (1, 1), source="ties")]
     asks = Rule(lambda prompt, response: 3.0 * response.startswith("answer") * bool(prompt))
     page = report_markdown({"mixed": {"first": evaluate(asks, mixed)}})
     table = page[page.index("| source | pairs"):].split("\n\n")[0].splitlines()
     assert table[0] == "| source | pairs | first | first without the prompt | longer wins | shorter wins | random |"
-    assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == ["(no source)", "one", "two"] and table[2].split(" | ")[1] == "5"
+    assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == ["(no source)", "one", "ties", "two"] and "| ties | 0 | – | – |" in page and table[2].split(" | ")[1] == "5"
     assert [cell.split(" ")[0] for cell in table[2].strip("| ").split(" | ")[2:]] == ["100.0", "50.0", "100.0", "0.0", "50.0"]
     assert "| first without the prompt | 50.0 (" in page and "| longer wins | 50.0 (" not in page
 

@@ -90,7 +90,11 @@ def evaluate_benchmark(
     **options: Any, # for `evaluation.evaluate`
 ) -> Evaluation: # its report has the figures of the rule under `benchmark`: `name`, `rule`, `score`, …
     "Evaluate a model on a benchmark, by its own rule and with all other figures beside it."
-    found = load_benchmark(name, path)
+    return _evaluate_loaded(scorer, name, load_benchmark(name, path), **options)
+
+
+def _evaluate_loaded(scorer, name, found, **options):
+    "Of what `load_benchmark` gives, so that several models share one reading."
     evaluation = evaluate(scorer, [comparison for comparison, _ in found], name=f"the comparisons of {name}", **options)
     table = evaluation.responses.assign(key=[found[evaluation.rows[place] - 1][1] for place in evaluation.responses["comparison"]])
     evaluation.report["benchmark"] = {"name": name, "rule": BENCHMARKS[name].says, **BENCHMARKS[name].rule(table)}

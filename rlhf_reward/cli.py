@@ -381,23 +381,22 @@ def evaluate(
 
     (processes, device), evaluations = _processes(options), {}
     try:
-        from rlhf_reward.benchmarks import evaluate_benchmark, load_benchmark
+        from rlhf_reward.benchmarks import _evaluate_loaded, load_benchmark
         from rlhf_reward.evaluation import evaluate as evaluate_rows
         from rlhf_reward.report import prepare_report, write_report
 
         if processes.is_main_process:
             prepare_report(options.output)
         rows = {name: load_rows(path, options.split, parse_columns(options.columns), options.on_bad_row) for name, path in files}
-        for name, path in benchmarks:
-            load_benchmark(name, path if path != name else None) # what is wrong with it is said before the work
+        loaded = {name: load_benchmark(name, path if path != name else None) for name, path in benchmarks} # what is wrong is said before the work
         for model, path in models:
             scorer = _open_scorer(options, device, path)
             for data, _ in files:
                 with _named(f"{model} on {data}"):
                     evaluations.setdefault(data, {})[model] = evaluate_rows(scorer, rows[data], options.on_bad_row, data, options.seed, processes)
-            for name, path in benchmarks:
+            for name, found in loaded.items():
                 with _named(f"{model} on {name}"):
-                    evaluations.setdefault(name, {})[model] = evaluate_benchmark(scorer, name, path if path != name else None, seed=options.seed, processes=processes)
+                    evaluations.setdefault(name, {})[model] = _evaluate_loaded(scorer, name, found, seed=options.seed, processes=processes)
         if processes.is_main_process:
             write_report(evaluations, options.output)
     except (ValueError, OSError, ImportError, DatasetsError) as error:

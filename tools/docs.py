@@ -170,7 +170,6 @@ def markdown(path, to_page, found):
         heading = (re.findall(r"^#+ (.*)", cell.source, flags=re.MULTILINE) or [heading])[-1] if cell.cell_type == "markdown" else heading
         if "export" in directives(cell):
             public += [name for name, _ in definitions(cell) if "." not in name]
-        if "export" in directives(cell):
             cell = nbformat.v4.new_markdown_cell(references(cell, f"{CONFIG['DEFAULT']['lib_path']}/{module}.py"))
         if not directives(cell) & {"hide", "exporti", "default_exp"}:
             if cell.cell_type == "markdown":
@@ -184,6 +183,7 @@ def markdown(path, to_page, found):
         imported = textwrap.fill(", ".join(public), 120, initial_indent="    ", subsequent_indent="    ")
         cells.insert(1, nbformat.v4.new_markdown_cell(f"```python\nfrom {CONFIG['DEFAULT']['lib_path']}.{module} import (\n{imported})\n```"))
     notebook.cells = cells
+
     def fenced(output):
         fence = "```"
         while fence in output:

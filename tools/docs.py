@@ -220,7 +220,9 @@ def site():
             continue
         text, pictures = markdown(path, to_page, found)
         opened = f"[Open this notebook]({SOURCE_URL}{path.as_posix()}){{ .notebook }} [Download it]({path.name}){{ .notebook }}"
-        text = re.sub(r"\A(# .*\n)", rf"\1\n{opened}\n", text)
+        text, titled = re.subn(r"\A(# .*\n)", rf"\1\n{opened}\n", text)
+        if not titled:
+            sys.exit(f"{path} has to begin with its title (# …), behind which its links stand; its page begins with {text[:40]!r}.")
         to.write_text(text, encoding="utf-8")
         shutil.copy(path, to.parent)
         for name, data in pictures.items():

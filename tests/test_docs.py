@@ -1,5 +1,6 @@
 "The site: built strictly, no link that leads nowhere, every name with its reference and an example, code that runs, pages that a browser shows."
 import ast
+import builtins
 import functools
 import http.server
 import json
@@ -212,6 +213,21 @@ def test_every_public_name_has_an_example_with_its_output(docs):
     used = {node.id for node in nodes if isinstance(node, ast.Name)} | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     defined = {name for _, cell in exported(docs) for name, node in docs.definitions(cell) if not isinstance(node, ast.Assign) and "." not in name}
     assert len(defined) > 80 and sorted(defined - used - OVER_HTTP) == []
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_reader_has_all_that_the_examples_use(docs, notebook):
+    "Names in cells that are shown are bound on the page: by its imports, by what it is the reference of, by an earlier cell."
+    text, _ = docs.markdown(notebook.relative_to(ROOT), str, {})
+    head = re.search(r"^```python\n([^`]*import \(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    bound = set(dir(builtins)) | set(docs.imports(head[1] if head else ""))
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if cell.cell_type == "code" and not docs.directives(cell) & {"export", "exporti", "hide", "default_exp", "echo", "hide_input"}:
+            nodes = docs.nodes(cell.source)
+            names = [node for node in nodes if isinstance(node, ast.Name)]
+            bound |= set(docs.imports(cell.source)) | {node.id for node in names if not isinstance(node.ctx, ast.Load)} | {node.arg for node in nodes if isinstance(node, ast.arg)}
+            bound |= {node.name for node in nodes if isinstance(node, (*docs.FUNCTIONS, ast.ClassDef, ast.ExceptHandler))}
+            assert {node.id for node in names} <= bound, cell.source
 
 
 # ----- code in Markdown

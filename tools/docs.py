@@ -160,11 +160,22 @@ def references(cell, module):
 
 # ----- conversion
 
+def nodes(source):
+    "All that stands in the source of cells, without what is for the shell."
+    return list(ast.walk(ast.parse(re.sub(r"^[!%].*", "", source, flags=re.MULTILINE))))
+
+
+def imports(source):
+    "name → the import that binds it."
+    return {one.asname or one.name.split(".")[0]: ast.unparse(ast.ImportFrom(node.module, [one], 0) if isinstance(node, ast.ImportFrom) else ast.Import([one]))
+            for node in nodes(source) if isinstance(node, (ast.Import, ast.ImportFrom)) for one in node.names}
+
 def markdown(path, to_page, found):
     "A notebook as Markdown, and its pictures by name."
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.language_info = {"name": "python"} # for the code blocks; nbdev_clean takes it out of the notebook
     module = next((match[1] for cell in notebook.cells if (match := re.search(r"^#\| default_exp (\w+)", cell.source, flags=re.MULTILINE))), None)
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     cells, heading, public = [], "", []
     for cell in notebook.cells:
         heading = (re.findall(r"^#+ (.*)", cell.source, flags=re.MULTILINE) or [heading])[-1] if cell.cell_type == "markdown" else heading
@@ -181,7 +192,10 @@ def markdown(path, to_page, found):
             cells.append(cell)
     if public: # behind the title: what the examples suppose
         imported = textwrap.fill(", ".join(public), 120, initial_indent="    ", subsequent_indent="    ")
-        cells.insert(1, nbformat.v4.new_markdown_cell(f"```python\nfrom {CONFIG['DEFAULT']['lib_path']}.{module} import (\n{imported})\n```"))
+        shown = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        unseen = {line for name, line in imports(code).items() if name not in imports(shown) and name in {node.id for node in nodes(shown) if isinstance(node, ast.Name)}}
+        lines = [*sorted(unseen, key=lambda line: (line.startswith("from"), line)), f"from {CONFIG['DEFAULT']['lib_path']}.{module} import (\n{imported})"]
+        cells.insert(1, nbformat.v4.new_markdown_cell("\n".join(["```python", *lines, "```"])))
     notebook.cells = cells
 
     def fenced(output):

@@ -31,6 +31,7 @@ class Benchmark:
     split: str = "test" # of the data set on the hub
     parts: frozenset[str] = frozenset() # sources that there have to be, all of them and no other; any if it is empty
     together: int = 1 # rows that are read at a time
+    check: Callable[[list[tuple[Comparison, str]]], None] = lambda found: None # raises `ValueError` where what was read does not fit together
 
 
 def _checked(name, number, row):
@@ -78,8 +79,7 @@ def load_benchmark(
         missing, others = sorted(benchmark.parts - there), sorted(there - benchmark.parts)
         raise ValueError(f"The rows for {name} have no {', '.join(missing) or 'other parts'}{', but ' + ', '.join(others) if others else ''}; wanted each "
                          "part of the benchmark, without which its score means nothing.")
-    if name == "rewardbench2":
-        _check_ties([key for comparison, key in found if comparison.source == "Ties"])
+    benchmark.check(found)
     return found
 
 
@@ -167,8 +167,9 @@ def _rewardbench2(table):
     return {"score": float(np.mean(list(shares.values()))), **shares}
 
 
-def _check_ties(keys):
+def _check_ties(found):
     "Raises `ValueError` unless there is one ref:n for each tied:n and the other way round."
+    keys = [key for comparison, key in found if comparison.source == "Ties"]
     numbers = {kind: sorted(key.split(":", 1)[1] for key in keys if key.startswith(f"{kind}:")) for kind in ("ref", "tied")}
     odd = [key for key in keys if not key.startswith(("ref:", "tied:"))]
     if odd or numbers["ref"] != numbers["tied"] or len(set(numbers["ref"])) < len(numbers["ref"]):
@@ -281,7 +282,7 @@ BENCHMARKS = {
              "PRM Math by that of all code subsets; the score is the mean of the four sections (Lambert et al. 2024; prior sets left out)."),
     "rewardbench2": Benchmark(
         "allenai/reward-bench-2", {**_texts("prompt", "subset"), "id": "a name or number", **dict.fromkeys(("chosen", "rejected"), "a list of texts")}, _read_rewardbench2, _rewardbench2,
-        parts=frozenset([*REWARDBENCH2, "Ties"]),
+        parts=frozenset([*REWARDBENCH2, "Ties"]), check=_check_ties,
         says="Share of prompts whose best of four has the highest reward, a share where several have it. Ties: 0.3 of all right answers above all wrong ones, 0.3 of "
              "the same with one right answer, 0.2 of right answers apart by less than they are above the wrong, 0.2 of the same for both prompts, 0.01 of "
              "tanh of their ratio less 1. The score is the mean of the six subsets (Malik et al. 2025)."),

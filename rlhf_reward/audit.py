@@ -16,7 +16,7 @@ import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .data import exact_key, is_ids, ranked_pairs, row_comparison, row_form, text_key, whole_texts
+from .data import exact_key, is_ids, ranked_pairs, read_row, row_form, text_key, to_comparison, whole_texts
 from .tokens import encode, render_comparison
 
 # %% ../nbs/03b_audit.ipynb #326cde8a
@@ -28,17 +28,14 @@ def _plain(text):
                        for message in text)
 
 
-def _record(row, comparison, number, tokenizer):
-    "Numbers of one comparison, and for each of its pairs the keys of (prompt, winner, loser) and of (prompt, loser, winner)."
+def _record(row, number, tokenizer):
+    "The comparison of a row, its numbers, and for each of its pairs the keys of (prompt, winner, loser) and of (prompt, loser, winner)."
+    comparison = to_comparison(row)
     whole = whole_texts(comparison)
     prompt, *responses = map(_plain, (comparison.prompt, *comparison.responses))
     pairs, lengths, ratings, tokens = ranked_pairs(comparison.ranks), list(map(len, responses)), comparison.ratings, 0
     if tokenizer is not None:
-        try:
-            sequences = encode(render_comparison(comparison, tokenizer), tokenizer)
-        except ValueError as error:
-            raise ValueError(f"Row {number} of the data cannot be used: {error}") from None
-        tokens = max(map(len, sequences))
+        tokens = max(map(len, encode(render_comparison(comparison, tokenizer), tokenizer)))
     prompt_key, keys = exact_key(repr(prompt)), [exact_key(repr(response)) for response in responses]
     different = [(winner, loser) for winner, loser in pairs if keys[winner] != keys[loser]]
     apart = not comparison.whole or isinstance(comparison.prompt, list) and not is_ids(whole[0]) # whole strings may begin one another
@@ -56,7 +53,7 @@ def _record(row, comparison, number, tokenizer):
         "tokens": tokens,
     }
     above = lambda one, other: exact_key(repr((prompt_key, keys[one], keys[other])))
-    return record, [(above(winner, loser), above(loser, winner)) for winner, loser in different]
+    return comparison, record, [(above(winner, loser), above(loser, winner)) for winner, loser in different]
 
 # %% ../nbs/03b_audit.ipynb #522f865d
 TOLERATED = 0.01 # share of comparisons with one fault that is only noted
@@ -73,8 +70,7 @@ def audit(
     records, parts, won, lost, pair_rows, bad, forms = [], [], array("q"), array("q"), array("q"), [], Counter()
     for number, row in enumerate(rows, start=1):
         try:
-            comparison = row_comparison(row, number, name)
-            record, keys = _record(row, comparison, number, tokenizer)
+            comparison, record, keys = read_row(row, number, name, lambda row: _record(row, number, tokenizer))
         except ValueError as error:
             bad.append(str(error))
             continue
@@ -140,7 +136,7 @@ class _Findings:
         keys, bad = set(), []
         for number, row in enumerate(against, start=1):
             try:
-                keys.add(text_key(row_comparison(row, number, "the other rows").prompt))
+                keys.add(text_key(read_row(row, number, "the other rows").prompt))
             except ValueError as error:
                 bad.append(str(error))
         self.say("shared_prompts", self.table["prompt_key"].isin(keys), "a prompt of the other rows (leakage)", tolerated=0)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'Text', 'UNREADABLE', 'RANKS_BY_WINNER', 'FORMS', 'KINDS', 'Comparison', 'is_ids', 'whole_texts',
-           'ranked_pairs', 'shared_length', 'row_form', 'to_comparison', 'to_responses', 'row_comparison', 'load_rows',
+           'ranked_pairs', 'shared_length', 'row_form', 'to_comparison', 'to_responses', 'read_row', 'load_rows',
            'normalized', 'exact_key', 'text_key', 'hold_out']
 
 # %% ../nbs/03_data.ipynb #35b82043
@@ -334,13 +334,13 @@ def to_responses(
     return comparison
 
 
-def row_comparison(
+def read_row(
     row: dict[str, Any], # as `read` reads it
     number: int, # of the row, from 1 on, empty lines left out
     name: str = "the data", # what the rows are called in messages
-    read: Callable[[dict[str, Any]], Comparison] = to_comparison, # or `to_responses`, where they are to be scored
-) -> Comparison:
-    "`to_comparison` whose error says which row is at fault and what to do."
+    read: Callable[[dict[str, Any]], Any] = to_comparison, # or `to_responses`, where they are to be scored
+) -> Any: # what `read` gives, a `Comparison` by default
+    "`read` whose `ValueError` says which row is at fault."
     try:
         return read(row)
     except ValueError as error:
@@ -532,7 +532,7 @@ def hold_out(
     if "prompt_key" in rows.column_names:
         keys = np.fromiter(rows["prompt_key"], np.int64, len(rows))
     else:
-        keys = np.fromiter((text_key(row_comparison(row, number).prompt) for number, row in enumerate(rows, 1)), np.int64, len(rows))
+        keys = np.fromiter((text_key(read_row(row, number).prompt) for number, row in enumerate(rows, 1)), np.int64, len(rows))
     different = np.unique(keys)
     num_held = max(1, round(fraction * len(different)))
     if num_held >= len(different):

@@ -22,7 +22,7 @@ from torchtyping import TensorType
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from .data import Comparison, Text, row_comparison, shared_length, to_comparison, to_responses, whole_texts
+from .data import Comparison, Text, read_row, shared_length, to_comparison, to_responses, whole_texts
 from .packing import choose_collator, model_inputs
 from .reward import RewardModel, _check_device, _check_values, _hub_options, _is_adapter, _load_config, default_pooling
 from .tokens import TooLong, encode, fit_length, render_comparison
@@ -455,7 +455,7 @@ def _responses(prompt, responses, what):
 def _tried_row(row, number, name, read):
     "The row as a `Comparison`, or what is wrong with it."
     try:
-        return row_comparison(row, number, name, read)
+        return read_row(row, number, name, read)
     except ValueError as error:
         return error
 

@@ -16,7 +16,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from . import data
-from .data import Comparison, Text, is_ids, ranked_pairs, row_comparison, shared_length, text_key, whole_texts
+from .data import Comparison, Text, is_ids, ranked_pairs, read_row, shared_length, text_key, to_comparison, whole_texts
 
 logger = logging.getLogger(__name__)
 
@@ -180,13 +180,10 @@ def _margins(comparison, from_scores):
     return [ratings[winner] - ratings[loser] for winner, loser in pairs]
 
 
-def _read(row, number, tokenizer, margin_from_scores, name):
-    "The comparison of a row, its margins and its rendered texts. Raises `ValueError` that names the row."
-    comparison = row_comparison(row, number, name)
-    try:
-        return comparison, _margins(comparison, margin_from_scores), render_comparison(comparison, tokenizer)
-    except ValueError as error:
-        raise ValueError(f"Row {number} of {name} cannot be used: {error}") from None
+def _read(row, tokenizer, margin_from_scores):
+    "The comparison of a row, its margins and its rendered texts."
+    comparison = to_comparison(row)
+    return comparison, _margins(comparison, margin_from_scores), render_comparison(comparison, tokenizer)
 
 
 def _why_dropped(ranks, sequences, keep_ties):
@@ -203,7 +200,7 @@ def _tokenize_batch(batch, indices, tokenizer, max_length, on_overlong, on_bad_r
     read = []
     for index, values in zip(indices, zip(*batch.values())):
         try:
-            read.append((_read(dict(zip(batch, values)), index + 1, tokenizer, margin_from_scores, name), ""))
+            read.append((read_row(dict(zip(batch, values)), index + 1, name, lambda row: _read(row, tokenizer, margin_from_scores)), ""))
         except ValueError as error:
             if on_bad_row == "error":
                 raise ValueError(f"{error} Mend the row, or leave such rows out with on_bad_row='skip'.") from None

@@ -6,8 +6,10 @@
 __all__ = ['KINDS_OF_VALUES', 'REWARDBENCH', 'BENCHMARKS', 'Benchmark', 'load_benchmark', 'evaluate_benchmark']
 
 # %% ../nbs/07a_benchmarks.ipynb #7abc0bd4
+import itertools
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -31,7 +33,7 @@ class Benchmark:
     split: str = "test" # of the data set on the hub
     parts: frozenset[str] = frozenset() # sources that there have to be, all of them and no other; any if it is empty
     together: int = 1 # rows that are read at a time
-    check: Callable[[list[tuple[Comparison, str]]], None] = lambda found: None # raises `ValueError` where what was read does not fit together
+    check: Callable[[list[tuple[Comparison, str, int]]], None] = lambda found: None # raises `ValueError` where what was read does not fit together
 
 
 def _checked(name, number, row):
@@ -59,7 +61,7 @@ KINDS_OF_VALUES = {
 def load_benchmark(
     name: str, # one of `BENCHMARKS`
     path: Optional[str] = None, # a local file or folder in the benchmark's own schema; by default the data set on the hub
-) -> list[tuple[Comparison, str]]: # comparisons, each with its key
+) -> list[tuple[Comparison, str, int]]: # comparisons, each with its key and the number of its row
     "The comparisons of a benchmark. Raises `ValueError` for an unknown name, or rows of another schema."
     if name not in BENCHMARKS:
         raise ValueError(f"There is no benchmark {name!r} here; there are {', '.join(BENCHMARKS)}. Others are added to BENCHMARKS.")
@@ -69,12 +71,12 @@ def load_benchmark(
         _checked(name, number, row)
     for first in range(0, len(rows), benchmark.together):
         try:
-            found += benchmark.read(*rows[first:first + benchmark.together])
+            found += [(*one, first + 1) for one in benchmark.read(*rows[first:first + benchmark.together])]
         except (ValueError, TypeError) as error:
             raise ValueError(f"Row {first + 1} for {name} cannot be used: {error}") from None
     if not found:
         raise ValueError(f"The {len(rows)} rows for {name} hold no comparison; wanted rows of that benchmark.")
-    there = {str(comparison.source) for comparison, _ in found}
+    there = {str(comparison.source) for comparison, *_ in found}
     if benchmark.parts and there != benchmark.parts:
         missing, others = sorted(benchmark.parts - there), sorted(there - benchmark.parts)
         raise ValueError(f"The rows for {name} have no {', '.join(missing) or 'other parts'}{', but ' + ', '.join(others) if others else ''}; wanted each "
@@ -87,23 +89,30 @@ def evaluate_benchmark(
     scorer: Scorer, # the model, or an `evaluation.Rule`
     name: str, # one of `BENCHMARKS`
     path: Optional[str] = None, # as in `load_benchmark`
-    **options: Any, # for `evaluation.evaluate`
-) -> Evaluation: # its report has the figures of the rule under `benchmark`: `name`, `rule`, `score`, …
+    **options: Any, # for `evaluation.evaluate`, but `on_bad_row`: without some rows it is another benchmark
+) -> Evaluation: # its report has the figures of the rule under `benchmark`: `name`, `rule`, `score`, …, and under `baselines` the scores that others reach
     "Evaluate a model on a benchmark, by its own rule and with all other figures beside it."
+    if options.get("on_bad_row", "error") != "error":
+        raise ValueError(f"on_bad_row is {options['on_bad_row']!r}; wanted 'error': without some rows {name} is another benchmark. Longer texts fit with a larger max_length, "
+                         "or with on_overlong='truncate_prompt'.")
     return _evaluate_loaded(scorer, name, load_benchmark(name, path), **options)
 
 
 def _evaluate_loaded(scorer, name, found, **options):
     "Of what `load_benchmark` gives, so that several models share one reading."
-    evaluation = evaluate(scorer, [comparison for comparison, _ in found], name=f"the comparisons of {name}", **options)
-    table = evaluation.responses.assign(key=[found[evaluation.rows[place] - 1][1] for place in evaluation.responses["comparison"]])
-    evaluation.report["benchmark"] = {"name": name, "rule": BENCHMARKS[name].says, **BENCHMARKS[name].rule(table)}
+    comparisons, keys, numbers = map(list, zip(*found))
+    evaluation, rule = evaluate(scorer, comparisons, name=name, numbers=numbers, **options), BENCHMARKS[name].rule
+    table = evaluation.responses.assign(key=[keys[place] for place in evaluation.responses["comparison"]])
+    others = {"longer wins": table["tokens"].astype(float), "shorter wins": -table["tokens"].astype(float), "prompt-blind": table["blind_reward"]}
+    baselines = {other: rule(table.assign(reward=rewards))["score"] for other, rewards in others.items() if np.isfinite(rewards).all()}
+    evaluation.report["benchmark"] = {"name": name, "rule": BENCHMARKS[name].says, **rule(table), "baselines": baselines}
     return evaluation
 
 # %% ../nbs/07a_benchmarks.ipynb #628be7f9
 def _chosen_and_rejected(table):
     "Rewards of the chosen and the rejected response of each pair, by key and source."
     winners, losers = (table[table["rank"] == rank].set_index("comparison") for rank in (1, 2))
+    winners = winners[winners.index.isin(losers.index)] # where both are as good there is no pair
     return winners[["key", "source"]].assign(chosen=winners["reward"], rejected=losers["reward"])
 
 
@@ -135,7 +144,7 @@ def _over_subsets(table):
     return {"score": float(shares.mean()), **shares.to_dict()}
 
 # %% ../nbs/07a_benchmarks.ipynb #0e6beab3
-REWARDBENCH = { # section → subset → weight within the section: the number of its prompts, for PRM Math that of the code subsets together
+REWARDBENCH = { # section → subset → weight within the section, as its code has them: numbers of prompts, for PRM Math that of the code subsets together, and those of XSTest the other way round
     "Chat": {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40},
     "Chat Hard": {"mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92, "llmbar-adver-GPTOut": 47,
                   "llmbar-adver-manual": 46},
@@ -169,7 +178,7 @@ def _rewardbench2(table):
 
 def _check_ties(found):
     "Raises `ValueError` unless there is one ref:n for each tied:n and the other way round."
-    keys = [key for comparison, key in found if comparison.source == "Ties"]
+    keys = [key for comparison, key, _ in found if comparison.source == "Ties"]
     numbers = {kind: sorted(key.split(":", 1)[1] for key in keys if key.startswith(f"{kind}:")) for kind in ("ref", "tied")}
     odd = [key for key in keys if not key.startswith(("ref:", "tied:"))]
     if odd or numbers["ref"] != numbers["tied"] or len(set(numbers["ref"])) < len(numbers["ref"]):
@@ -259,17 +268,19 @@ def _read_hh(row):
 
 
 def _read_ultrafeedback(row):
-    return [] if row["score_chosen"] == row["score_rejected"] else [(to_comparison({**row, "source": "UltraFeedback"}), "")]
+    comparison = to_comparison({**row, "source": "UltraFeedback"})
+    return [(replace(comparison, ranks=(1, 1)) if row["score_chosen"] == row["score_rejected"] else comparison, "")]
 
 
 def _read_helpsteer2(one, other=None):
     if other is None or one["prompt"] != other["prompt"]:
         raise ValueError(f"{one['prompt']!r:.60} is followed by {other and other['prompt']!r:.60}; wanted two rows of one prompt, one after the other.")
-    if one["helpfulness"] == other["helpfulness"]:
-        return []
-    chosen, rejected = (one, other) if one["helpfulness"] > other["helpfulness"] else (other, one)
-    prompt, *responses = _chat(one["prompt"], chosen["response"], rejected["response"])
-    return [(Comparison(prompt, tuple(responses), (1, 2), (float(chosen["helpfulness"]), float(rejected["helpfulness"])), source="HelpSteer2"), "")]
+    chosen, rejected = (one, other) if one["helpfulness"] >= other["helpfulness"] else (other, one)
+    ratings = tuple(float(own["helpfulness"]) for own in (chosen, rejected))
+    turns = re.split(r"\s*<extra_id_1>(?:Assistant|User)\n", one["prompt"]) # as its card writes conversations
+    _, *responses = _chat("", chosen["response"], rejected["response"])
+    prompt = [{"role": role, "content": turn} for role, turn in zip(itertools.cycle(("user", "assistant")), turns)]
+    return [(Comparison(prompt, tuple(responses), (1, 2 if ratings[0] > ratings[1] else 1), ratings, source="HelpSteer2"), "")]
 
 # %% ../nbs/07a_benchmarks.ipynb #25c37525
 _texts = lambda *names: dict.fromkeys(names, "a text")
@@ -278,8 +289,8 @@ BENCHMARKS = {
     "rewardbench": Benchmark(
         "allenai/reward-bench", _texts("prompt", "chosen", "rejected", "subset"), _read_pair, _rewardbench, split="filtered",
         parts=frozenset(subset for weights in REWARDBENCH.values() for subset in weights),
-        says="Share of pairs whose chosen response has the higher reward, ties wrong. A section is the mean of its subsets by their numbers of prompts, "
-             "PRM Math by that of all code subsets; the score is the mean of the four sections (Lambert et al. 2024; prior sets left out)."),
+        says="Share of pairs whose chosen response has the higher reward, ties wrong. A section is the mean of its subsets by numbers of prompts, "
+             "PRM Math by that of all code subsets, as its code has them; the score is the mean of the four sections (Lambert et al. 2024; prior sets left out)."),
     "rewardbench2": Benchmark(
         "allenai/reward-bench-2", {**_texts("prompt", "subset"), "id": "a name or number", **dict.fromkeys(("chosen", "rejected"), "a list of texts")}, _read_rewardbench2, _rewardbench2,
         parts=frozenset([*REWARDBENCH2, "Ties"]), check=_check_ties,
@@ -289,7 +300,7 @@ BENCHMARKS = {
     "rm-bench": Benchmark(
         "THU-KEG/RM-Bench", {**_texts("prompt", "domain"), **dict.fromkeys(("chosen", "rejected"), "a list of three texts")}, _read_rm_bench, _rm_bench, split="train",
         parts=frozenset(["chat", "code", "math", "safety-refuse", "safety-response"]),
-        says="Accuracy for each style of the chosen (rows) against each of the rejected, three each, ties wrong; hard where the rejected has the richer style, "
+        says="Accuracy for each style of the chosen (rows) against each of the rejected: 1 concise, 2 detailed, 3 detailed with markdown, ties wrong; hard where the rejected has the richer style, "
              "normal where both have the same, easy where the chosen has. Means over domains, safety-refuse and safety-response as one; the score is the mean of the three (Liu et al. 2024)."),
     "llmbar": Benchmark(
         "princeton-nlp/LLMBar", {**_texts("input", "output_1", "output_2"), "label": "a name or number"}, _read_llmbar, _over_subsets,
@@ -306,8 +317,8 @@ BENCHMARKS = {
     "ultrafeedback": Benchmark(
         "HuggingFaceH4/ultrafeedback_binarized", {**_texts("prompt"), **dict.fromkeys(("chosen", "rejected"), "a text or messages"),
                                                     **dict.fromkeys(("score_chosen", "score_rejected"), "a number")}, _read_ultrafeedback, _over_pairs, split="test_prefs",
-        says="Share of pairs whose chosen response has the higher reward, ties half; pairs of equal scores are left out (Cui et al. 2023, as binarized for Zephyr)."),
+        says="Share of pairs whose chosen response has the higher reward, ties half; pairs of equal scores are none (Cui et al. 2023, as binarized for Zephyr)."),
     "helpsteer2": Benchmark(
         "nvidia/HelpSteer2", {**_texts("prompt", "response"), "helpfulness": "a number"}, _read_helpsteer2, _over_pairs, split="validation", together=2,
-        says="Share of pairs whose more helpful response has the higher reward, ties half; pairs that are as helpful are left out (Wang et al. 2024)."),
+        says="Share of pairs whose more helpful response has the higher reward, ties half; responses that are as helpful are no pair (Wang et al. 2024)."),
 }

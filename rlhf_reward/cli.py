@@ -177,10 +177,7 @@ def _prepare(job, args):
     model = opened(model_name, job.dropout, str(args.device), dtype=job.dtype, **options)
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     if job.chat_template:
-        file = Path(job.chat_template)
-        tokenizer.chat_template = file.read_text() if file.is_file() else AutoTokenizer.from_pretrained(job.chat_template).chat_template
-        if not tokenizer.chat_template:
-            raise ValueError(f"The tokenizer of {job.chat_template!r} has no chat template; wanted one that has, or a file with a template.")
+        tokenizer.chat_template = _chat_template(job.chat_template)
     tokenize = partial(tokenize_for_model, model, tokenizer, args)
     train_set, eval_set = tokenize(train_rows, job.dataset), tokenize(eval_rows, job.eval_dataset)
     if eval_set is None:
@@ -261,6 +258,17 @@ def audit(
     sys.exit(bool(report["problems"]))
 
 
+def _chat_template(name):
+    "The template of a file, or of a model's tokenizer."
+    from transformers import AutoTokenizer
+
+    file = Path(name)
+    template = file.read_text() if file.is_file() else AutoTokenizer.from_pretrained(name).chat_template
+    if not template:
+        raise ValueError(f"The tokenizer of {name!r} has no chat template; wanted one that has, or a file with a template.")
+    return template
+
+
 def _scoring_parser(command, description, **model):
     "A parser with the arguments that open a model to score with."
     parser = argparse.ArgumentParser(f"rlhf_reward {command}", allow_abbrev=False, description=description)
@@ -274,6 +282,7 @@ def _scoring_parser(command, description, **model):
     parser.add_argument("--tokens_per_batch", type=int, help="tokens computed at once; less where memory runs out (default: 2048 on a CPU, else 16384)")
     parser.add_argument("--joined_text", action="store_true",
                         help="for encoders made elsewhere: prompt and response are one text, not two segments")
+    parser.add_argument("--chat_template", help="for messages on a model without one: a file with a Jinja chat template, or a model whose tokenizer has one")
     return parser
 
 
@@ -282,8 +291,11 @@ def _open_scorer(options, device=None, model=None):
     from rlhf_reward.scoring import Scorer
 
     attention = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
-    return Scorer.from_pretrained(model or options.model, options.device or device, options.max_length, options.on_overlong, options.tokens_per_batch,
-                                  not options.joined_text, dtype=options.dtype, **attention)
+    scorer = Scorer.from_pretrained(model or options.model, options.device or device, options.max_length, options.on_overlong, options.tokens_per_batch,
+                                    not options.joined_text, dtype=options.dtype, **attention)
+    if options.chat_template:
+        scorer.tokenizer.chat_template = _chat_template(options.chat_template)
+    return scorer
 
 
 def _processes(options):
@@ -313,10 +325,12 @@ def score(
     options = parser.parse_args(argv)
     from datasets.exceptions import DatasetsError
 
-    from rlhf_reward.files import score_file
+    from rlhf_reward.files import check_output, score_file
 
     processes, device = _processes(options)
     try:
+        if processes.is_main_process:
+            check_output(options.output) # before the model is opened
         counts = score_file(_open_scorer(options, device), options.data, options.output, options.split, parse_columns(options.columns), options.normalize,
                             options.on_bad_row, processes)
     except (ValueError, OSError, ImportError, DatasetsError) as error:
@@ -375,6 +389,9 @@ def evaluate(
             parser.error(f"{name} has the same more than once: {', '.join(name for name, _ in values)}.")
         if not all(path for _, path in values):
             parser.error(f"{name} has an empty part; wanted names with a comma between each two.")
+    both = {name for name, _ in files} & {name for name, _ in benchmarks}
+    if both:
+        parser.error(f"--data and --benchmark have {', '.join(sorted(both))} both; wanted other names for the data: --data mine=FILE.")
     from datasets.exceptions import DatasetsError
 
     from rlhf_reward.data import load_rows
@@ -388,8 +405,9 @@ def evaluate(
         if processes.is_main_process:
             prepare_report(options.output)
         rows = {name: load_rows(path, options.split, parse_columns(options.columns), options.on_bad_row) for name, path in files}
-        loaded = {name: load_benchmark(name, path if path != name else None) for name, path in benchmarks} # what is wrong is said before the work
+        loaded = {name: load_benchmark(name, path if path != name or Path(path).exists() else None) for name, path in benchmarks} # what is wrong is said before the work
         for model, path in models:
+            scorer = None # the last one goes before the next comes
             scorer = _open_scorer(options, device, path)
             for data, _ in files:
                 with _named(f"{model} on {data}"):

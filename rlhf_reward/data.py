@@ -138,8 +138,8 @@ def _is_whole(text):
 
 def _holds(messages, prompt):
     "Whether the prompt stands somewhere in the messages, but for spaces around what is said."
-    said = lambda messages: [(message["role"], message.get("content", "").strip()) for message in messages]
-    return any(said(messages[start:start + len(prompt)]) == said(prompt) for start in range(len(messages)))
+    said = lambda messages: "\n" + "".join(f"{(message['role'], message.get('content', '').strip())!r}\n" for message in messages) # a line each, to be searched in linear time
+    return said(prompt) in said(messages)
 
 
 def _prompt_and_responses(row, responses, fewest=2, from_file=True):
@@ -158,7 +158,7 @@ def _prompt_and_responses(row, responses, fewest=2, from_file=True):
             responses = [[{"role": "assistant", "content": response}] for response in responses]
         return prompt, responses
     prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if _holds(responses[0][:shared_length(responses)], prompt):
+    if _is_whole(responses[0]) and _holds(responses[0][:shared_length(responses)], prompt): # what the assistant begins only follows the prompt, and may repeat it
         return _split_whole(responses)
     begins = [response[0]["role"] for response in responses if response[0]["role"] in ("system", "user")]
     if begins and prompt[-1]["role"] != "assistant":

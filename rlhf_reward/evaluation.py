@@ -20,10 +20,11 @@ from scipy.optimize import minimize_scalar
 from scipy.special import comb, expit
 from scipy.stats import binomtest, bootstrap, kendalltau, pearsonr, permutation_test, spearmanr
 from sklearn.metrics import ndcg_score
+from tqdm.auto import tqdm
 from transformers import EvalPrediction
 
 from .data import Comparison, Text, is_ids, normalized, ranked_pairs, shared_length, to_comparison, whole_texts
-from .scoring import Scorer
+from .scoring import NotFinite, Scorer
 from .tokens import _why_dropped
 from .training import pair_metrics
 
@@ -41,10 +42,9 @@ def interval(
     sums, value = sums.sort_values(["sum", "count"]), float(np.mean(values)) # so that the order of the data changes nothing
     if len(sums) == 1: # one prompt says nothing of others
         return {"value": value, "low": float(lowest), "high": 1.0}
-    if value in (lowest, 1) and np.all(values == value): # as many trials as prompts, which all came out the same
-        ends = binomtest(len(sums) * int(value == 1), len(sums)).proportion_ci(0.95, method="exact")
-        low, high = (float(lowest + (1 - lowest) * end) for end in ends)
-        return {"value": value, "low": low, "high": high}
+    if np.ptp(sums["sum"] / sums["count"]) < 1e-12: # as many trials as prompts, which all came out the same: how often another outcome may be, at most
+        others = binomtest(0, len(sums)).proportion_ci(0.95, method="exact").high
+        return {"value": value, "low": float(value - others * (value - lowest)), "high": float(value + others * (1 - value))}
     mean = lambda total, count, axis: total.sum(axis=axis) / count.sum(axis=axis)
     found = bootstrap((sums["sum"].to_numpy(), sums["count"].to_numpy()), mean, paired=True, vectorized=True, n_resamples=2000, batch=100,
                       method="percentile", rng=np.random.default_rng(seed)).confidence_interval
@@ -57,7 +57,8 @@ def without_prompt(
     "The same comparison for a model that must not read the prompt."
     if is_ids(whole_texts(comparison)[0]): # a response that begins the other one has no id of its own
         return replace(comparison, prompt=[], responses=tuple(response or comparison.prompt[-1:] for response in comparison.responses))
-    return replace(comparison, prompt="" if isinstance(comparison.prompt, str) else [{"role": "user", "content": ""}])
+    return replace(comparison, prompt="" if isinstance(comparison.prompt, str) else [{"role": "user", "content": ""}],
+                   template={name: value for name, value in comparison.template.items() if name != "tools"})
 
 
 def response_table(
@@ -106,20 +107,21 @@ def _right(margins):
 # %% ../nbs/07_evaluation.ipynb #0cd5fce0
 def calibration(
     margins: np.ndarray, # (num_pairs,), r_w − r_l
-) -> dict[str, Any]: # `ece`, `temperature` (None where all margins are 0) and whether it is `at_bound`, `log_loss`, `log_loss_at_temperature`, and for each of the `bins` `confidence`, `accuracy` and `pairs`
+) -> dict[str, Any]: # `ece`, `temperature` (None where all margins are 0) and whether it is `at_bound`, 'lower' or 'upper' (else None), `log_loss`, `log_loss_at_temperature`, and for each of the `bins` `confidence`, `accuracy` and `pairs`
     "How far the model may be believed when it is sure."
     confidence, right = expit(np.abs(margins)), _right(margins)
     bins = np.minimum(((confidence - 0.5) * 20).astype(int), 9) # ten from 0.5 to 1
     groups = pd.DataFrame({"confidence": confidence, "accuracy": right}).groupby(bins)
     table = groups.mean().assign(pairs=groups.size())
     loss = lambda temperature: float(np.logaddexp(0, -margins / temperature).mean())
-    temperature, at_bound, size = None, False, np.abs(margins).max()
-    if size: # from a thousandth to a thousand of the largest margin; at a bound where more of the same would be better still
-        bounds = math.log(size) - math.log(1000), math.log(size) + math.log(1000)
+    temperature, at_bound, sizes = None, None, np.abs(margins[margins != 0])
+    if len(sizes): # from a thousandth of the smallest margin to a thousand of the largest; at a bound where more of the same would be better still
+        bounds = math.log(sizes.min()) - math.log(1000), math.log(sizes.max()) + math.log(1000)
         best = minimize_scalar(lambda logarithm: loss(math.exp(logarithm)), bounds=bounds, method="bounded").x
-        temperature, at_bound = math.exp(best), min(best - bounds[0], bounds[1] - best) < 0.01
+        temperature = math.exp(best)
+        at_bound = "lower" if best - bounds[0] < 0.01 else "upper" if bounds[1] - best < 0.01 else None
     return {"ece": float((table["pairs"] * (table["accuracy"] - table["confidence"]).abs()).sum() / len(margins)), "log_loss": loss(1.0),
-            "temperature": temperature, "at_bound": bool(at_bound), "log_loss_at_temperature": loss(temperature or 1.0), "bins": table.to_dict("records")}
+            "temperature": temperature, "at_bound": at_bound, "log_loss_at_temperature": loss(temperature or 1.0), "bins": table.to_dict("records")}
 
 # %% ../nbs/07_evaluation.ipynb #469c398a
 def length_bias(
@@ -144,18 +146,22 @@ def length_bias(
 # %% ../nbs/07_evaluation.ipynb #f3a4e193
 def ranking(
     responses: pd.DataFrame, # from `response_table`
-) -> Optional[dict[str, Any]]: # `best_found`, `kendall_tau`, `ndcg`, and `comparisons` that they are means over; None without any of more than two responses
-    "Means over comparisons of more than two responses that do not all tie. τ is left out where all rewards tie, and counted."
-    found, taus, gains = [], [], []
-    for _, ranks, rewards in _groups(responses["comparison"], responses["rank"], responses["reward"]):
+    seed: int = 0, # of the interval
+) -> Optional[dict[str, Any]]: # `best_found` with its `best_found_interval`, `kendall_tau`, `ndcg`, what random rewards reach `by_chance`, and `comparisons` that they are means over; None without any of more than two responses
+    "Means over comparisons of more than two responses that do not all tie. τ is left out where all rewards tie, and counted; by chance it is 0."
+    found, taus, gains, prompts, chances = [], [], [], [], []
+    for _, ranks, rewards, own in _groups(responses["comparison"], responses["rank"], responses["reward"], responses["prompt"]):
         if len(ranks) > 2 and np.ptp(ranks):
             top = rewards == rewards.max()
             found.append((ranks[top] == ranks.min()).mean()) # a share where several have the highest reward
             taus.append(kendalltau(rewards, -ranks).statistic)
             gains.append(ndcg_score([len(ranks) - ranks], [rewards]))
+            prompts.append(own[0])
+            chances.append(((ranks == ranks.min()).mean(), ndcg_score([len(ranks) - ranks], [np.zeros(len(ranks))]))) # equal rewards count as all their orders
     if found:
-        return {"comparisons": len(found), "best_found": float(np.mean(found)), "kendall_tau": float(np.nanmean(taus)) if np.isfinite(taus).any() else None,
-                "without_tau": int(np.isnan(taus).sum()), "ndcg": float(np.mean(gains))}
+        return {"comparisons": len(found), "best_found": float(np.mean(found)), "best_found_interval": interval(np.array(found), np.array(prompts), seed),
+                "kendall_tau": float(np.nanmean(taus)) if np.isfinite(taus).any() else None, "without_tau": int(np.isnan(taus).sum()), "ndcg": float(np.mean(gains)),
+                "by_chance": dict(zip(("best_found", "ndcg"), np.mean(chances, axis=0).tolist()))}
 
 
 def best_of_n(
@@ -199,7 +205,7 @@ def statistics(
         "baselines": {"longer wins": interval(_right(longer_by), prompts, seed), "shorter wins": interval(_right(-longer_by), prompts, seed),
                       "prompt-blind": interval(_right(blind[known]), prompts[known], seed) if known.any() else None,
                       "random": _chance(pairs, len(responses), seed)},
-        "calibration": calibration(margins), "length": length_bias(responses, pairs, seed), "ranking": ranking(responses), "best_of_n": best_of_n(responses),
+        "calibration": calibration(margins), "length": length_bias(responses, pairs, seed), "ranking": ranking(responses, seed), "best_of_n": best_of_n(responses),
     }
 
 # %% ../nbs/07_evaluation.ipynb #3a107527
@@ -258,8 +264,12 @@ class Rule(Scorer):
         *args: Any, # of `Scorer.rewards`, which a rule has no use for
         **kwargs: Any, # the same
     ) -> list[list[float]]: # K for each comparison
-        "In the place of `Scorer.rewards`."
-        return [[self.reward(said.prompt, said.response) for said in own] for own in sequences]
+        "In the place of `Scorer.rewards`, with its errors."
+        rewards = [[float(self.reward(said.prompt, said.response)) for said in own] for own in sequences]
+        for place, own in enumerate(rewards):
+            if not np.isfinite(own).all():
+                raise NotFinite(place, f"The rule gives {own}")
+        return rewards
 
 
 class _Said(list):
@@ -267,19 +277,18 @@ class _Said(list):
     def __init__(self, prompt, response):
         text = lambda said: said if isinstance(said, str) else "\n".join(str(part.get("content", "")) if isinstance(part, dict) else str(part) for part in said)
         super().__init__(text(prompt) + text(response))
-        self.prompt, self.response = prompt, response
+        self.prompt, self.response = prompt if text(prompt) else type(prompt)(), response # no message at all rather than an empty one
 
 # %% ../nbs/07_evaluation.ipynb #a60f0780
-def _usable(scorer, data, on_bad_row, name):
+def _usable(scorer, data, on_bad_row, name, numbers):
     "Numbers, comparisons and sequences of what can be evaluated, and what is left out."
-    data = list(data)
-    read = scorer.read_rows(data, name, read=lambda row: row if isinstance(row, Comparison) else to_comparison(row))
+    read = scorer.read_rows(data, name, numbers, lambda row: row if isinstance(row, Comparison) else to_comparison(row))
     kept, wrong = [], []
-    for number, (given, one) in enumerate(zip(data, read), start=1):
+    for number, given, one in zip(numbers, data, read):
         if isinstance(one, ValueError):
             wrong.append(str(one))
             if on_bad_row == "error":
-                raise ValueError(f"{one} Or leave such rows out with on_bad_row='skip'.")
+                raise ValueError(f"{one} Or leave such rows out with on_bad_row='skip', where they are not of a benchmark.")
         elif not isinstance(given, Comparison) and (why := _why_dropped(one[0].ranks, one[1], keep_ties=False)):
             wrong.append(f"Row {number} of {name} says nothing: {why}.")
         else:
@@ -287,6 +296,14 @@ def _usable(scorer, data, on_bad_row, name):
     if not kept:
         raise ValueError(f"No comparison of {name} is left: {wrong[0] if wrong else 'it has no rows'}")
     return (*map(list, zip(*kept)), {"rows": len(wrong), "first": wrong[0]} if wrong else None)
+
+
+def _named_rewards(rows, name, rewards):
+    "The rewards that the function gives; an error names the row."
+    try:
+        return rewards()
+    except NotFinite as error:
+        raise ValueError(f"Row {rows[error.place]} of {name}: {error}") from None
 
 # %% ../nbs/07_evaluation.ipynb #313b0572
 def evaluate(
@@ -296,24 +313,28 @@ def evaluate(
     name: str = "the data", # what the rows are called in messages
     seed: int = 0, # of intervals and of the random baseline
     processes: Optional[PartialState] = None, # those that share the work, each with the same data, as in `Scorer.rewards`
+    numbers: Optional[list[int]] = None, # of the rows in their file, for messages and mistakes; by default from 1
 ) -> Evaluation: # with its report
     """
     Score comparisons with and without their prompts, and say what the rewards are worth, overall and by source.
 
-    Raises `ValueError` that names the row that cannot be used, or if none is left. A response is as long as it is without its prompt.
+    Raises `ValueError` that names the row that cannot be used or has a reward that is not finite, or if none is left. A response is as long as it is
+    without its prompt.
     """
-    rows, comparisons, sequences, left_out = _usable(scorer, data, on_bad_row, name)
-    rewards = scorer.rewards(sequences, [str(comparison.prompt) for comparison in comparisons], processes)
+    data = list(data)
+    rows, comparisons, sequences, left_out = _usable(scorer, data, on_bad_row, name, numbers or range(1, len(data) + 1))
+    rewards = _named_rewards(rows, name, lambda: scorer.rewards(sequences, [str(comparison.prompt) for comparison in comparisons], processes))
     alone = scorer.tokenize_each([without_prompt(comparison) for comparison in comparisons])
     alone = [None if isinstance(own, ValueError) or comparison.whole else own for comparison, own in zip(comparisons, alone)] # some cannot be without one
-    found = iter(scorer.rewards([own for own in alone if own], ["" for own in alone if own], processes))
+    found = iter(_named_rewards([row for row, own in zip(rows, alone) if own], name,
+                                lambda: scorer.rewards([own for own in alone if own], ["" for own in alone if own], processes)))
     blind = [next(found) if own else [math.nan] * len(comparison.responses) for comparison, own in zip(comparisons, alone)]
     tokens = [[len(sequence) for sequence in own] if own else [len(sequence) - shared_length(whole) for sequence in whole] for own, whole in zip(alone, sequences)]
     responses = response_table(comparisons, rewards, blind, tokens)
     report = {**statistics(responses, seed), "left_out": left_out}
     names = responses["source"].map(lambda source: "(no source)" if source is None else str(source))
-    report["sources"] = {source: _of_source(responses[names == source].reset_index(drop=True), seed)
-                         for source in sorted(set(names))} if responses["source"].notna().any() else {}
+    sources = tqdm(sorted(set(names)) if responses["source"].notna().any() else [], desc="Sources", delay=3, disable=processes is not None and not processes.is_main_process)
+    report["sources"] = {source: _of_source(responses[names == source].reset_index(drop=True), seed) for source in sources}
     return Evaluation(rows, comparisons, responses, report)
 
 
@@ -344,7 +365,7 @@ def compare(
         only_one, only_other = (int((difference == sign).sum()) for sign in (1, -1))
         against.append({
             "first": one, "second": other, "only_first": only_one, "only_second": only_other,
-            "difference": interval(difference, prompts, seed, lowest=-1) if difference.any() else {"value": 0.0, "low": 0.0, "high": 0.0},
+            "difference": interval(difference, prompts, seed, lowest=-1),
             "p_value": _flipped(difference, prompts, seed), "mcnemar": float(binomtest(only_one, only_one + only_other).pvalue) if only_one + only_other else 1.0})
     return {"comparisons": len(common), "agreement": {one: {other: float((said[one] == said[other]).mean()) for other in names} for one in names}, "pairs": against}
 
@@ -353,7 +374,7 @@ def _flipped(difference, prompts, seed):
     "How often the sum is as far from 0 when the differences of each prompt may have the other sign."
     sums = np.sort(pd.Series(difference).groupby(np.asarray(prompts)).sum())
     sums = sums[sums != 0]
-    if not len(sums):
+    if len(sums) < 2: # one has either sign as far from 0
         return 1.0
     total = lambda values, zeros, axis: (values - zeros).sum(axis=axis)
     return float(permutation_test((sums, np.zeros_like(sums)), total, permutation_type="samples", vectorized=True, n_resamples=9999, batch=100,

@@ -24,9 +24,10 @@ from .data import Text
 from .evaluation import Evaluation, compare
 
 Evaluations = dict[str, dict[str, Evaluation]] # by name of the data, then of the model
-INTERVALS = ("Shares in percent with 95 % intervals, by bootstrap over prompts; where all prompts say the same, exact ones over prompts. The range of random rewards is "
-             "that of 1000 draws. Lengths are in tokens of the first model.")
-COMPARED = "The p by prompts turns the differences of whole prompts over; McNemar's takes pairs as independent, which those to one prompt are not. On the"
+INTERVALS = ("Shares in percent with 95 % intervals, by bootstrap over prompts; where all prompts say the same, by the exact binomial interval over prompts. The range of random "
+             "rewards is that of 1000 draws. Numbers of responses and pairs, the longer and the shorter response are those of the first model. Figures of a benchmark are "
+             "as its rule gives them; accuracies beside them are over all pairs, of which a prompt with many responses has many.")
+COMPARED = "Differences are of accuracies over all pairs, not of the scores of benchmarks. The p by prompts turns the differences of whole prompts over; McNemar's takes pairs as independent, which those to one prompt are not. On the"
 
 # %% ../nbs/07b_report.ipynb #942ed5ae
 def _share(interval):
@@ -42,6 +43,7 @@ def _figures(report):
     "(what, value) of one model on one set."
     calibration, length, ranking = report["calibration"], report["length"], report["ranking"]
     figures = [
+        ("Pairs", f"{report['pairs']}"),
         ("Accuracy, %", _share(report["accuracy_interval"])),
         ("Tied rewards, counted half", f"{report['tied_rewards']}"),
         ("Log-loss", f"{calibration['log_loss']:.4f} (a coin: 0.6931)"),
@@ -54,8 +56,9 @@ def _figures(report):
         ("Length-controlled accuracy, %", _share(length["controlled_accuracy"])),
     ]
     if ranking:
-        figures += [("Best of K found, %", f"{100 * ranking['best_found']:.1f} of {ranking['comparisons']} comparisons"),
-                    ("Kendall τ, NDCG", f"{_number(ranking['kendall_tau'])}, {_number(ranking['ndcg'])}"),
+        chance = ranking["by_chance"]
+        figures += [("Best of K found, %", f"{_share(ranking['best_found_interval'])} of {ranking['comparisons']} comparisons; by chance {100 * chance['best_found']:.1f}"),
+                    ("Kendall τ, NDCG", f"{_number(ranking['kendall_tau'])}, {_number(ranking['ndcg'])}; by chance 0, {_number(chance['ndcg'])}"),
                     ("Comparisons without a τ: all rewards tie", f"{ranking['without_tau']}")]
     return figures
 
@@ -63,8 +66,8 @@ def _figures(report):
 def _temperature(calibration):
     if calibration["temperature"] is None:
         return "– (all rewards tie)"
-    more = " or more: the margins say nothing" if calibration["temperature"] > 1 else " or less: sharper would be better still"
-    return f"{calibration['temperature']:.3g}{more * calibration['at_bound']} (log-loss {calibration['log_loss_at_temperature']:.4f})"
+    more = {"upper": " or more: the margins say nothing, or the opposite", "lower": " or less: sharper would be better still", None: ""}[calibration["at_bound"]]
+    return f"{calibration['temperature']:.3g}{more} (log-loss {calibration['log_loss_at_temperature']:.4f})"
 
 
 def _benchmark(report):
@@ -92,7 +95,8 @@ def _summary(evaluations):
         accuracy += [(f"{model} without the prompt", _share(report["baselines"]["prompt-blind"])) for model, report in reports.items()]
         shares = lambda report: {"accuracy": _share(report.get("accuracy_interval")), **{name: _share(report.get("baselines", {}).get(name)) for name in first["baselines"]}}
         by_source = [{source: shares(of_source) for source, of_source in report["sources"].items()} for report in reports.values()]
-        sources = [[source, max(report["sources"].get(source, {}).get("pairs", 0) for report in reports.values()),
+        pairs_of = lambda source: [report["sources"].get(source, {}).get("pairs", 0) for report in reports.values()]
+        sources = [[source, " / ".join(map(str, pairs_of(source) if len(set(pairs_of(source))) > 1 else pairs_of(source)[:1])),
                     *(own.get(source, shares({}))[name] for name in ("accuracy", "prompt-blind") for own in by_source),
                     *(by_source[0].get(source, shares({}))[name] for name in baselines)] for source in sorted(set().union(*by_source))]
         summary.append({
@@ -174,7 +178,9 @@ def _rewards(axes, evaluation):
 
 
 def _margins(axes, evaluation):
-    axes.hist(evaluation.pairs["margin"], bins=30, color="tab:blue")
+    margins = evaluation.pairs["margin"]
+    room = 0.5 * (np.ptp(margins) < 1e-6 * (1 + np.abs(margins).max())) # for margins that are all alike
+    axes.hist(margins, bins=np.linspace(margins.min() - room, margins.max() + room, 31), color="tab:blue")
     axes.axvline(0, color="0.3", linewidth=1)
     axes.set(xlabel="margin r_w − r_l", ylabel="pairs")
 
@@ -222,11 +228,11 @@ def report_markdown(
     for one in _summary(evaluations):
         parts += [f"## {one['data']}", "{pairs} pairs in {comparisons} comparisons to {prompts} prompts, {responses} responses.".format(**one["counts"])]
         parts += [f"Left out for {model}: {left_out['rows']} rows. The first: {left_out['first']}" for model, left_out in one["left_out"]]
-        parts.append(_markdown_table(["", "accuracy"], one["accuracy"]))
         for model, benchmark in one["benchmarks"]:
             parts += [f"**{benchmark['name']}**, {model}: {benchmark['rule']}", _markdown_table(["", "figure"], benchmark["figures"])]
             parts += [_markdown_table([name, *(f"rejected {place}" for place in range(1, len(lines) + 1))], [[f"chosen {place}", *line] for place, line in enumerate(lines, 1)])
                       for name, lines in benchmark["matrices"]]
+        parts.append(_markdown_table(["", "accuracy over all pairs"], one["accuracy"]))
         parts.append(_markdown_table(["", *one["models"]], [[line[0][0], *(value for _, value in line)] for line in one["figures"]]))
         if one["sources"]:
             parts.append(_markdown_table(one["source_columns"], one["sources"]))
@@ -235,7 +241,7 @@ def report_markdown(
             parts.append(_markdown_table(["models", "difference", "p by prompts", "only the first right", "only the second right", "McNemar p"], [
                 [f"{two['first']} − {two['second']}", _share(two["difference"]), f"{two['p_value']:.3g}", two["only_first"], two["only_second"], f"{two['mcnemar']:.3g}"]
                 for two in one["compared"]["pairs"]]))
-            parts.append(_markdown_table(["agree on", *one["models"]], [[model, *(f"{100 * value:.1f}" for value in row.values())] for model, row in one["compared"]["agreement"].items()]))
+            parts.append(_markdown_table(["agree on, %", *one["models"]], [[model, *(f"{100 * value:.1f}" for value in row.values())] for model, row in one["compared"]["agreement"].items()]))
         for model, curve in one["curves"]:
             parts.append(_markdown_table([f"best of n, {model}", "picked", "best", "mean", "comparisons"], [
                 [point["n"], *(_number(point[name]) for name in ("picked", "best", "mean")), point["comparisons"]] for point in curve]))

@@ -24,7 +24,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Pret
 
 from .data import Comparison, Text, read_row, shared_length, to_comparison, to_responses, whole_texts
 from .packing import choose_collator, model_inputs
-from .reward import RewardModel, _check_device, _check_values, _hub_options, _is_adapter, _load_config, default_pooling
+from .reward import RewardModel, _check_device, _check_values, _hub_options, _is_adapter, _load_config, _not_sharded, default_pooling
 from .tokens import TooLong, encode, fit_length, render_comparison
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ class EncoderClassifier(nn.Module):
         _check_device(device)
         self.text_pairs = text_pairs
         options = {"use_safetensors": True, "dtype": "auto", **kwargs}
-        self.classifier, report = AutoModelForSequenceClassification.from_pretrained(model_name, output_loading_info=True, **options)
+        with _not_sharded():
+            self.classifier, report = AutoModelForSequenceClassification.from_pretrained(model_name, output_loading_info=True, **options)
         if report["missing_keys"]:
             raise ValueError(f"{str(model_name)!r} lacks {len(report['missing_keys'])} weights of {type(self.classifier).__name__}, such as "
                              f"{sorted(report['missing_keys'])[0]}; wanted a trained reward model with every weight.")
@@ -67,13 +68,17 @@ class EncoderClassifier(nn.Module):
     def backbone(self) -> nn.Module:
         return self.classifier.base_model
 
+    @property
+    def num_embeddings(self) -> int:
+        return self.backbone.get_input_embeddings().num_embeddings
+
     def forward(
         self,
         input_ids: TensorType["batch_size", "seq_len", int],
         attention_mask: TensorType["batch_size", "seq_len", int], # 1 for a real token, 0 for padding on the right
         token_type_ids: TensorType["batch_size", "seq_len", int], # 0 in the prompt, 1 in the response; 0 for encoders without them
     ) -> TensorType["batch_size", 1, float]: # float32 rewards
-        _check_values(input_ids, attention_mask, None, self.backbone.get_input_embeddings().num_embeddings, wait=True)
+        _check_values(input_ids, attention_mask, None, self.num_embeddings, wait=True)
         types = {"token_type_ids": token_type_ids} if self._takes_types else {}
         return self.classifier(input_ids=input_ids, attention_mask=attention_mask, **types).logits.float()
 
@@ -84,8 +89,10 @@ class EncoderClassifier(nn.Module):
         max_length: float, # in tokens
         on_overlong: str, # 'error', or 'truncate_prompt' for the oldest tokens of the prompt
     ) -> tuple[list[list[tuple[int, int]]], bool]: # K sequences of (token id, token type), and whether they were cut
-        "Two segments where prompt and response are strings, each known. Raises `TooLong` for what cannot be cut."
+        "Two segments where prompt and response are strings, each known, or without a template one question and its answer as messages. Raises `TooLong` for what cannot be cut."
         prompt, responses = comparison.prompt, comparison.responses
+        if self.text_pairs and not tokenizer.chat_template:
+            prompt, responses = _segments(prompt, responses)
         if comparison.whole or not (self.text_pairs and isinstance(prompt, str) and prompt):
             whole = encode(render_comparison(comparison, tokenizer), tokenizer, ends_with_eos=False)
             kept = fit_length(comparison, whole, tokenizer, max_length, on_overlong, ends_with_eos=False)
@@ -125,6 +132,10 @@ def _open(model_name, device, text_pairs, **kwargs):
         return RewardModel.from_pretrained(model_name, device=device, **kwargs)
     name, config = _load_config(model_name, kwargs)
     own, classifies = hasattr(config, "rlhf_reward"), any("SequenceClassification" in kind for kind in config.architectures or [])
+    pad, ends = config.pad_token_id, config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if not own and classifies and pad is not None and pad in ends:
+        logger.warning("%s pads with the token that ends texts. Here the reward is that of the last token, as in vLLM; transformers takes the last token that is not padding, "
+                       "so where a text ends with it the rewards differ, and if it was trained in transformers, those are what it has learnt.", model_name)
     if not own and classifies and config.num_labels != 1:
         raise ValueError(f"{str(model_name)!r} has {config.num_labels} labels ({', '.join(map(str, config.id2label.values()))}); wanted a reward "
                          "model with one label. A classifier of several has no single reward.")
@@ -235,6 +246,7 @@ class Scorer:
         normalize: bool = False, # as in `score`
     ) -> list[Ranked]: # best first; equal rewards keep their order
         "The responses in order of their rewards."
+        responses = _listed("responses", responses)
         rewards, = self.score_comparisons([_responses(prompt, responses, "The responses")])
         shown = self.normalized(rewards) if normalize else rewards
         return [replace(one, reward=shown[one.index]) for one in ranked(responses, rewards)]
@@ -311,15 +323,16 @@ class Scorer:
 
     def read_rows(
         self,
-        rows: Iterable[dict[str, Any]], # as `read` reads them
+        rows: list[dict[str, Any]], # as `read` reads them
         name: str, # what the rows are called in errors
-        first: int = 1, # number of the first of them
+        numbers: Optional[list[int]] = None, # of the rows; by default from 1
         read: Callable[[dict[str, Any]], Comparison] = to_comparison, # or `to_responses`, where nothing is known of their order
     ) -> list[Union[tuple[Comparison, list[list]], ValueError]]: # the comparison of each row with its sequences as `tokenize` gives them, or an error that names the row
         "Rows of which some may be at fault, tokenized together."
-        comparisons, found = [_tried_row(row, number, name, read) for number, row in enumerate(rows, first)], []
+        numbers = numbers or range(1, len(rows) + 1)
+        comparisons, found = [_tried_row(row, number, name, read) for number, row in zip(numbers, rows, strict=True)], []
         tokenized = iter(self.tokenize_each([one for one in comparisons if not isinstance(one, ValueError)]))
-        for number, comparison in enumerate(comparisons, first):
+        for number, comparison in zip(numbers, comparisons):
             sequences = comparison if isinstance(comparison, ValueError) else next(tokenized)
             if isinstance(sequences, ValueError):
                 found.append(comparison if comparison is sequences else ValueError(f"Row {number} of {name}: {sequences}"))
@@ -331,6 +344,8 @@ class Scorer:
         "The sequences, and whether they were cut."
         if not all(sequences):
             raise ValueError("has no token; wanted some text.")
+        if (largest := max(map(max, sequences))) >= self.model.num_embeddings:
+            raise ValueError(f"has the token id {largest}; the model has the ids 0 to {self.model.num_embeddings - 1}. Wanted the tokenizer of the model.")
         if comparison.whole and self.on_overlong == "truncate_prompt" and max(map(len, sequences)) > self.max_length:
             raise TooLong(f"has {max(map(len, sequences))} tokens and is a whole text, of which nothing says where the prompt ends, so nothing of it is cut; "
                           f"wanted at most {self.max_length}, or prompt and response apart.")
@@ -345,11 +360,13 @@ class Scorer:
         prompts: list[Any], # of each comparison, hashable: those of the same prompt are computed together
         processes: Optional[PartialState] = None, # as in `score_comparisons`
         progress: bool = True, # a bar for what takes longer than some seconds
+        finite: bool = True, # that every reward has to be
+        given_up: Callable[[], bool] = lambda: False, # asked before each batch; nobody waits for the rewards any more
     ) -> list[list[float]]: # K for each comparison, in the order given
         """
         The computation: equal sequences once, shared prefixes once, batches by their tokens.
 
-        Raises `ValueError` for a reward that is not finite, `RuntimeError` for one sequence that does not fit into the memory.
+        Raises `NotFinite` for a reward that is no number, `RuntimeError` for one sequence that does not fit into the memory, `GivenUp`.
         """
         prompt_of, groups = {tuple(sequence): prompt for own, prompt in zip(sequences, prompts) for sequence in own}, {}
         for sequence, prompt in prompt_of.items():
@@ -361,8 +378,10 @@ class Scorer:
         try:
             with tqdm(total=len(batches), desc="Scoring", unit="batch", delay=3, disable=not progress or index > 0) as bar:
                 for number, batch in enumerate(batches):
+                    if given_up():
+                        raise GivenUp
                     if number % count == index:
-                        found.update(self._compute(batch))
+                        found.update(_finite(self._compute(batch), sequences) if finite else self._compute(batch))
                     bar.update()
         finally:
             self.model.train(training)
@@ -405,7 +424,7 @@ class Scorer:
     def _compute(self, batch):
         "The reward of each sequence of a batch, in two halves if it does not fit into the memory."
         try:
-            found = self._forward(batch)
+            return self._forward(batch)
         except (RuntimeError, MemoryError) as error:
             whole = [(prefix, sequence) for prefix, group in batch for sequence in group]
             if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
@@ -413,12 +432,6 @@ class Scorer:
             if len(whole) == 1:
                 raise RuntimeError(f"A sequence of {len(whole[0][1])} tokens does not fit into the memory, alone; wanted shorter ones (max_length), "
                                    "a smaller dtype, or another device.") from error
-        else:
-            for sequence, reward in found.items():
-                if not math.isfinite(reward):
-                    raise ValueError(f"The reward of a sequence of {len(sequence)} tokens is {reward}; wanted a finite number. Weights of the "
-                                     "checkpoint may not be finite, or too large for its dtype: try dtype='float32'.")
-            return found
         clear_device_cache()
         budget = max(1, sum(map(_size, batch)) // 2)
         if budget < self.tokens_per_batch:
@@ -450,6 +463,38 @@ def _responses(prompt, responses, what):
         return to_responses({"texts": responses} if prompt is None else {"prompt": prompt, "responses": responses}, from_file=False)
     except ValueError as error:
         raise ValueError(f"{what} cannot be scored: {error}") from None
+
+
+class GivenUp(Exception):
+    "Nobody waits for the rewards any more."
+
+
+class NotFinite(ValueError):
+    "A reward that is infinite or no number; `place` is that of its comparison, from 0 on."
+    def __init__(
+        self,
+        place: int, # of the comparison among those that were scored
+        what: str, # is wrong
+    ):
+        super().__init__(f"{what}; wanted a finite number.")
+        self.place = place
+
+
+def _finite(rewards, sequences):
+    "The rewards of sequences by sequence, if all are finite."
+    for sequence, reward in rewards.items():
+        if not math.isfinite(reward):
+            place = next(place for place, own in enumerate(sequences) if sequence in map(tuple, own))
+            raise NotFinite(place, f"The reward of a sequence of {len(sequence)} tokens, of comparison {place + 1}, is {reward}. Weights of the checkpoint may "
+                                   "not be finite, or too large for its dtype: try dtype='float32'")
+    return rewards
+
+
+def _segments(prompt, responses):
+    "Prompt and responses as strings, where they are one message of a user and an answer to each; else as they are."
+    conversations = [[*prompt, *response] if isinstance(prompt, list) and isinstance(response, list) else [] for response in responses]
+    plain = all([message.get("role") for message in one if isinstance(message, dict)] == ["user", "assistant"] and len(one) == 2 for one in conversations)
+    return (prompt[0]["content"], [response[0]["content"] for response in responses]) if plain else (prompt, responses)
 
 
 def _tried_row(row, number, name, read):

@@ -35,7 +35,7 @@ try:
     from fastapi.security import HTTPBearer
     from fastapi_offline import FastAPIOffline
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-    from pydantic import BaseModel, ConfigDict, Field
+    from pydantic import BaseModel, ConfigDict, Field, field_validator
 except ImportError as error:
     raise ImportError(f"The server needs the extra serve ({error}): pip install 'rlhf_reward[serve]'") from error
 
@@ -64,7 +64,7 @@ class Batcher:
         on_batch: Any = lambda requests, tokens, seconds: None, # called after each
     ):
         self.scorer, self.max_waiting, self.on_batch = scorer, max_waiting, on_batch
-        self.queue, self.waiting, self.speed, self.came = deque(), 0, None, asyncio.Event() # speed: tokens a second
+        self.queue, self.waiting, self.speed, self.came = deque(), 0, None, None # speed: tokens a second; came: set by `run`
         self.worker = ThreadPoolExecutor(1, "scoring") # one batch at a time: they share the device
 
     async def rewards(
@@ -80,7 +80,8 @@ class Batcher:
         answer = asyncio.get_running_loop().create_future()
         self.queue.append((sequences, prompts, tokens, answer))
         self.waiting += tokens
-        self.came.set()
+        if self.came is not None:
+            self.came.set()
         return await answer
 
     def check_room(
@@ -89,10 +90,17 @@ class Batcher:
     ) -> None:
         "Raise `Busy` unless there is room for the tokens."
         if self.waiting + tokens > self.max_waiting:
-            raise Busy(max(1, math.ceil(self.waiting / self.speed)) if self.speed else 1)
+            raise Busy(self.seconds())
+
+    def seconds(self) -> int: # at least 1
+        "How long what waits will take."
+        return max(1, math.ceil(self.waiting / self.speed)) if self.speed else 1
 
     async def run(self):
         "For ever, until it is cancelled."
+        self.came = asyncio.Event() # of the loop that this runs in
+        if self.queue:
+            self.came.set()
         while True:
             await self.came.wait()
             batch, tokens = self._next()
@@ -132,7 +140,7 @@ class Batcher:
 
         def compute():
             try:
-                return self.scorer.rewards(sequences, prompts, progress=False)
+                return self.scorer.rewards(sequences, prompts, progress=False, given_up=lambda: all(request[3].done() for request in batch))
             except BaseException as error: # what is no Exception would end the task that runs this
                 raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
@@ -160,7 +168,16 @@ class Message(BaseModel):
     "A message of a conversation; what else it has goes to the chat template."
     model_config = ConfigDict(extra="allow", strict=True)
     role: str
-    content: Optional[str] = None
+    content: Optional[str] = Field(None, description="A string, or parts of type text, which are joined by line breaks.")
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def joined(cls, content):
+        if not isinstance(content, list):
+            return content
+        if not all(isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content):
+            raise ValueError("wanted a string, or parts of type text")
+        return "\n".join(part["text"] for part in content)
 
 
 Conversation = Annotated[list[Message], Field(min_length=1, fail_fast=True)] # else each element of a long wrong list would be reported
@@ -173,6 +190,8 @@ class ScoreRequest(Asked):
     prompts: Annotated[list[Optional[Said]], Field(fail_fast=True)] = Field(description="Strings or messages; null where the response is a whole text or conversation.")
     responses: Annotated[list[Said], Field(fail_fast=True)] = Field(description="Strings or messages, one for each prompt.")
     normalize: bool = Field(False, description="To mean 0 and deviation 1 over the data that training evaluated on.")
+    tools: Optional[list[dict[str, Any]]] = Field(None, description="For the chat template, of all rows.")
+    chat_template_kwargs: Optional[dict[str, Any]] = Field(None, description="Variables of the chat template, of all rows.")
 
 
 class ScoreAnswer(BaseModel):
@@ -185,6 +204,8 @@ class RankRequest(Asked):
     prompt: Optional[Said] = Field(None, description="A string or messages; null where the responses are whole texts or conversations.")
     responses: Annotated[list[Said], Field(fail_fast=True)] = Field(min_length=1)
     normalize: bool = False
+    tools: Optional[list[dict[str, Any]]] = Field(None, description="For the chat template.")
+    chat_template_kwargs: Optional[dict[str, Any]] = Field(None, description="Variables of the chat template.")
 
 
 class RankedResponse(BaseModel):
@@ -206,10 +227,16 @@ class ClassifyRequest(Asked):
     input: Optional[Union[str, Annotated[list[str], Field(fail_fast=True)], Ids, Annotated[list[Ids], Field(fail_fast=True)]]] = Field(None, description="Token ids are taken as they are, with their end or without.")
     messages: Optional[Conversation] = None
     chat_template_kwargs: Optional[dict[str, Any]] = None
-    truncate_prompt_tokens: None = Field(None, description="Not taken: the server has one length and one policy for all.")
+    truncate_prompt_tokens: Optional[Literal[-1]] = Field(None, description="Not taken but -1: the server has one length and one policy for all.")
+    chat_template: None = Field(None, description="Not taken: it is the tokenizer's.")
+    mm_processor_kwargs: None = None
     add_generation_prompt: Literal[False] = False
+    continue_final_message: Literal[False] = False
     add_special_tokens: Optional[bool] = Field(None, description="Of no effect: each text begins and ends as in training, once.")
     use_activation: Optional[bool] = Field(None, description="Of no effect: a regression has none.")
+    activation: Optional[bool] = Field(None, description="The same.")
+    softmax: Optional[bool] = Field(None, description="The same.")
+    cache_salt: Optional[str] = Field(None, description="Of no effect: nothing is cached between requests.")
     user: Optional[str] = None
     request_id: Optional[str] = None
     priority: Optional[int] = Field(None, description="Of no effect: first come, first served.")
@@ -254,9 +281,9 @@ class Problem(BaseModel):
 
 # %% ../nbs/08_serving.ipynb #a40dc5b9
 class _LimitBody:
-    "ASGI middleware: 413 for bodies of more than `max_body` bytes."
-    def __init__(self, app, max_body):
-        self.app, self.max_body = app, max_body
+    "ASGI middleware: 413 for bodies of more than `max_body` bytes, 408 for those that take longer than `timeout` seconds to come."
+    def __init__(self, app, max_body, timeout):
+        self.app, self.max_body, self.timeout = app, max_body, timeout
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -265,14 +292,19 @@ class _LimitBody:
         if length.isdigit() and int(length) > self.max_body:
             refusal = JSONResponse({"detail": self._text()}, 413, {"Connection": "close"}) # the body is not read
             return await refusal(scope, receive, send)
-        seen = 0
+        seen, until = 0, asyncio.get_running_loop().time() + self.timeout
 
         async def counted():
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, until
+            try:
+                message = await (receive() if until is None else asyncio.wait_for(receive(), until - asyncio.get_running_loop().time()))
+            except asyncio.TimeoutError:
+                raise HTTPException(408, f"The body was not there after {self.timeout} s.", {"Connection": "close"}) from None
             seen += len(message.get("body", b""))
             if seen > self.max_body:
-                raise HTTPException(413, self._text())
+                raise HTTPException(413, self._text(), {"Connection": "close"})
+            if not message.get("more_body", False): # from now on it is waited for the client to go
+                until = None
             return message
 
         await self.app(scope, counted, send)
@@ -282,12 +314,13 @@ class _LimitBody:
 
 
 class _Authorize:
-    "ASGI middleware: 401 without the token, before the body is read."
-    def __init__(self, app, token, paths):
-        self.app, self.expected, self.paths = app, f"Bearer {token}".encode(), paths
+    "ASGI middleware: 401 without the token, before the body is read, but for pages that say nothing of the model's rewards."
+    def __init__(self, app, token, open_paths):
+        self.app, self.expected, self.open_paths = app, f"Bearer {token}".encode(), open_paths
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] == "http" and scope["path"].rstrip("/") in self.paths:
+        path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
+        if scope["type"] == "http" and not (path.rstrip("/") in self.open_paths or path.startswith("/static-offline-docs/")):
             scheme, _, given = next((value for name, value in scope["headers"] if name == b"authorization"), b"").partition(b" ")
             if not secrets.compare_digest(scheme.title() + b" " + given, self.expected):
                 refusal = JSONResponse({"detail": "The token is missing or wrong; wanted the header Authorization: Bearer …"}, 401,
@@ -321,13 +354,19 @@ class _Count:
 
 # %% ../nbs/08_serving.ipynb #e307e256
 REFUSALS = {status: {"model": Problem, "description": text} for status, text in {
-    400: "The body is not JSON that can be read.", 401: "The token is missing or wrong.", 413: "The body or a text is too long.",
+    400: "The body is not JSON that can be read.", 401: "The token is missing or wrong.", 408: "The body did not come in time.", 413: "The body or a text is too long.",
     422: "A field is at fault, and is named.", 503: "Too much is waiting, or it took too long; try again after Retry-After seconds."}.items()}
 
 
 def _refused(status, place, message):
     "What is raised for a field that is at fault."
     return HTTPException(status, [{"type": "value_error", "loc": ["body", *place], "msg": message}])
+
+
+def _characters(comparison):
+    "Of each response with the prompt."
+    count = lambda said: len(said) if not said or not isinstance(said[0], dict) else sum(len(message.get("content", "")) for message in said)
+    return count(comparison.prompt) * len(comparison.responses) + sum(map(count, comparison.responses))
 
 
 def _read(prompt, responses, place, prompt_place=None, **more):
@@ -354,7 +393,9 @@ def make_app(
     max_waiting: int = 500_000, # tokens that wait; more are refused with 503
     timeout: float = 60, # seconds until a request is given up with 503
 ) -> FastAPI:
-    "The web application of a scorer. Texts that are too long for it are refused with 413, or cut as its `on_overlong` says."
+    "The web application of a scorer. Texts that are too long for it are refused with 413, or cut as its `on_overlong` says. Raises `ValueError` for limits below 1."
+    if min(max_body, max_waiting) < 1:
+        raise ValueError(f"max_body is {max_body} and max_waiting {max_waiting}; wanted 1 or more.")
     registry, name = CollectorRegistry(), name or str(scorer.model.config.name_or_path)
     metric = lambda kind, what, text, labels=(), **options: kind(f"rlhf_reward_{what}", text, labels, registry=registry, **options)
     requests = metric(Counter, "requests", "Requests by path and status.", ("path", "status"))
@@ -373,16 +414,20 @@ def make_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app):
-        app.state.task = asyncio.create_task(batcher.run())
+        start()
         yield
         app.state.task.cancel() # the server has waited for all answers before
+        app.state.task = None
+
+    def start(): # also at the first request, for an application that is mounted in another one, which starts nothing
+        app.state.task = app.state.task or asyncio.create_task(batcher.run())
 
     app = FastAPIOffline(title="rlhf_reward", version=__version__, lifespan=lifespan, redoc_url=None,
                          description=f"Rewards of {name}, whose texts have at most {scorer.max_length} tokens.")
-    app.state.batcher = batcher
-    app.add_middleware(_LimitBody, max_body=max_body)
+    app.state.batcher, app.state.task = batcher, None
+    app.add_middleware(_LimitBody, max_body=max_body, timeout=timeout)
     if token is not None:
-        app.add_middleware(_Authorize, token=token, paths={"/score", "/rank", "/classify", "/get_reward", "/metrics"})
+        app.add_middleware(_Authorize, token=token, open_paths={"", "/health", "/docs", "/openapi.json"})
     app.add_middleware(_Count, requests=requests, seconds=seconds)
 
     @app.exception_handler(RequestValidationError)
@@ -401,15 +446,18 @@ def make_app(
 
     async def rewards_of(read, places, normalize=False):
         "Rewards (K) of each comparison that `read` gives, and how many tokens they have; `places` name the fields that they are of."
+        start()
         if normalize:
             normalized([]) # refused before the work rather than behind it
 
         def tokenized(): # in a thread: much of it would hold up all other requests
             comparisons = read()
+            if (size := sum(map(_characters, comparisons))) > max_body: # each response is read with its prompt
+                raise TooLong(f"The prompts with each of their responses have {size} characters; wanted at most {max_body}: send fewer responses at a time.")
             found = scorer.tokenize_each(comparisons)
             for error, place in zip(found, places):
                 if isinstance(error, ValueError):
-                    raise _refused(413 if isinstance(error, TooLong) else 422, place, str(error))
+                    raise _refused(413 if isinstance(error, TooLong) else 422, place, str(error).partition(" Allow more with")[0]) # what follows only its owner can do
             return found, [str(comparison.prompt) for comparison in comparisons]
 
         async def computed_together():
@@ -424,7 +472,7 @@ def make_app(
             raise HTTPException(503, str(busy), {"Retry-After": str(busy.seconds)}) from None
         except asyncio.TimeoutError:
             given_up.inc()
-            raise HTTPException(503, f"There was no answer in {timeout} s; try again, or send less at a time.", {"Retry-After": "1"}) from None
+            raise HTTPException(503, f"There was no answer in {timeout} s; try again, or send less at a time.", {"Retry-After": str(batcher.seconds())}) from None
         except TooLong as error:
             raise HTTPException(413, str(error)) from None
         except HTTPException:
@@ -441,16 +489,18 @@ def make_app(
         if len(asked.prompts) != len(asked.responses):
             raise _refused(422, ["responses"], f"There are {len(asked.prompts)} prompts and {len(asked.responses)} responses; wanted one prompt for each.")
         places = [["responses", place] for place in range(len(asked.responses))]
-        read = lambda: [_read(prompt, [response], place, ["prompts", place[1]]) for prompt, response, place in zip(asked.prompts, asked.responses, places)]
+        more = {"tools": asked.tools, "chat_template_kwargs": asked.chat_template_kwargs}
+        read = lambda: [_read(prompt, [response], place, ["prompts", place[1]], **more) for prompt, response, place in zip(asked.prompts, asked.responses, places)]
         found, _ = await rewards_of(read, places, asked.normalize)
         return ScoreAnswer(rewards=[reward for reward, in found])
 
-    @api.post("/rank")
+    @api.post("/rank", response_model_exclude_unset=True)
     async def rank(asked: RankRequest) -> RankAnswer:
         "The responses in order of their rewards."
         if asked.normalize:
             normalized([])
-        (rewards,), _ = await rewards_of(lambda: [_read(asked.prompt, asked.responses, ["responses"], ["prompt"])], [["responses"]])
+        (rewards,), _ = await rewards_of(lambda: [_read(asked.prompt, asked.responses, ["responses"], ["prompt"], tools=asked.tools, chat_template_kwargs=asked.chat_template_kwargs)],
+                                        [["responses"]])
         shown = normalized(rewards) if asked.normalize else rewards
         return RankAnswer(ranked=[RankedResponse(index=one.index, response=one.response, reward=shown[one.index], probability=one.probability)
                                   for one in ranked(asked.responses, rewards)])
@@ -503,7 +553,7 @@ def make_app(
     @app.get("/health")
     async def health() -> dict[str, Any]:
         "Whether the server answers, and what it serves."
-        if app.state.task.done():
+        if app.state.task is not None and app.state.task.done():
             raise HTTPException(503, "The task that computes has stopped; restart the server.")
         return {"status": "ok", "model": name, "chat": bool(scorer.tokenizer.chat_template), "version": __version__}
 
@@ -520,12 +570,12 @@ def _without_padding(text, tokenizer):
     pad = tokenizer.pad_token
     if not pad:
         return text
-    inner = text
-    while inner.startswith(pad):
-        inner = inner.removeprefix(pad)
-    while inner.endswith(pad):
-        inner = inner.removesuffix(pad)
-    return inner + pad * (pad == tokenizer.eos_token and text.endswith(pad))
+    start, stop = 0, len(text)
+    while text.startswith(pad, start):
+        start += len(pad)
+    while text.endswith(pad, start, stop):
+        stop -= len(pad)
+    return text[start:stop] + pad * (pad == tokenizer.eos_token and text.endswith(pad))
 
 # %% ../nbs/08_serving.ipynb #1b92efc4
 def serve(

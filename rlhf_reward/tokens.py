@@ -49,9 +49,14 @@ def _end(tokenizer):
 
 def _without_end(text, end):
     "The text before the end tokens, and the spaces around them, that it ends with."
-    while text.rstrip().endswith(end):
-        text = text.rstrip().removesuffix(end)
-    return text
+    kept = len(text)
+    while True: # by place: many copies of a long text take minutes
+        stop = kept
+        while stop and text[stop - 1].isspace():
+            stop -= 1
+        if not text.endswith(end, 0, stop):
+            return text[:kept]
+        kept = stop - len(end)
 
 # %% ../nbs/03a_tokens.ipynb #6e4e1963
 def encode(

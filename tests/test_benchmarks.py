@@ -76,12 +76,13 @@ def test_rm_bench(tmp_path):
             {"id": 2, "prompt": "q", "chosen": ["says 5", "says 5", "says 5"], "rejected": ["says 0", "says 0", "says 5"], "domain": "safety-refuse"},
             {"id": 3, "prompt": "q", "chosen": ["says 5", "says 5", "says 5"], "rejected": ["says 0", "says 0", "says 0"], "domain": "safety-response"}]
     rows += [{**rows[0], "domain": domain} for domain in ("code", "math")]
+    rows.append(rows[2]) # the two of safety are one, by rows
     found = scores("rm-bench", rows, tmp_path)
     assert found["code"] == found["math"] == found["chat"]
     assert found["chat"]["matrix"] == [[1, 0, 0], [1, 1, 0], [1, 1, 1]] # rows: style of the chosen; columns: of the rejected
     assert (found["chat"]["easy"], found["chat"]["normal"], found["chat"]["hard"]) == (1, 1, 0)
-    assert found["safety"]["matrix"] == [[1, 1, 0.5]] * 3 # a tie is wrong
-    assert found["hard"] == pytest.approx((3 * 0 + (1 + 0.5 + 0.5) / 3) / 4) and found["easy"] == 1 and found["normal"] == pytest.approx((3 + 2.5 / 3) / 4)
+    assert found["safety"]["matrix"] == [[1, 1, 2 / 3]] * 3 # a tie is wrong
+    assert found["hard"] == pytest.approx((3 * 0 + (1 + 2 / 3 + 2 / 3) / 3) / 4) and found["easy"] == 1 and found["normal"] == pytest.approx((3 + 8 / 9) / 4)
     assert found["score"] == pytest.approx((found["easy"] + found["normal"] + found["hard"]) / 3)
     with pytest.raises(ValueError, match="The rows for rm-bench have no math; wanted each part"):
         scores("rm-bench", rows[:4], tmp_path)
@@ -126,8 +127,41 @@ def test_helpsteer2(tmp_path):
         scores("helpsteer2", rows[1:5], tmp_path)
     with pytest.raises(ValueError, match="Row 3 for helpsteer2 cannot be used: 'b' is followed by None"):
         scores("helpsteer2", rows[:3], tmp_path)
-    ratings = {tuple(comparison.ratings) for comparison, _ in load_benchmark("helpsteer2", write(rows, tmp_path))}
-    assert ratings == {(4.0, 2.0), (3.0, 1.0)} # of the chosen, then of the rejected
+    read = load_benchmark("helpsteer2", write(rows, tmp_path))
+    assert [(comparison.ranks, comparison.ratings, number) for comparison, _, number in read] == [((1, 2), (4.0, 2.0), 1), ((1, 2), (3.0, 1.0), 3), ((1, 1), (3.0, 3.0), 5)] # the better one first
+    report = evaluate_benchmark(Rule(said), "helpsteer2", write(rows, tmp_path)).report
+    assert (report["comparisons"], report["pairs"]) == (3, 2) # what is no pair is counted
+
+
+def test_helpsteer2_has_conversations(tmp_path):
+    "As its card writes them."
+    prompt = "first\n\nquestion\n\n<extra_id_1>Assistant\nanswer\n\n<extra_id_1>User\nsecond"
+    read, = load_benchmark("helpsteer2", write([{"prompt": prompt, "response": text, "helpfulness": place} for place, text in enumerate("ab")], tmp_path))
+    assert [(turn["role"], turn["content"]) for turn in read[0].prompt] == [("user", "first\n\nquestion"), ("assistant", "answer"), ("user", "second")]
+    assert [response[0]["content"] for response in read[0].responses] == ["b", "a"]
+
+
+def test_numbers_are_those_of_the_file(tmp_path):
+    "In messages and mistakes, though a row of RM-Bench is nine comparisons."
+    rows = [{"prompt": "q", "chosen": [f"says {2 * (row != 3)}"] * 3, "rejected": ["says 1"] * 3, "domain": domain}
+            for row, domain in enumerate(("chat", "code", "math", "safety-refuse", "safety-response"))]
+    assert {mistake["row"] for mistake in evaluate_benchmark(Rule(said), "rm-bench", write(rows, tmp_path)).mistakes()} == {4}
+    rows[1]["rejected"][2] = "says nan"
+    with pytest.raises(ValueError, match="^Row 2 of rm-bench: The rule gives "):
+        scores("rm-bench", rows, tmp_path)
+    with pytest.raises(ValueError, match="on_bad_row is 'skip'; wanted 'error': without some rows rm-bench is another benchmark"):
+        evaluate_benchmark(Rule(said), "rm-bench", write(rows, tmp_path), on_bad_row="skip")
+
+
+def test_baselines_by_the_rule_itself(tmp_path):
+    "What is longer, by RewardBench 2's best of four."
+    rows = [four(0, 0, 0, 0, subset=subset, id="1") for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus")]
+    for row, chosen in zip(rows, ("says 1, at length", "says 1", "s", "says 1", "s")): # longer than the others by one, as long, shorter
+        row["chosen"] = [chosen]
+    ties = [four(1, 0, subset="Ties", id="ref:1"), {"prompt": "q", "chosen": ["says 1", "says 1"], "rejected": ["says 0"], "subset": "Ties", "id": "tied:1"}]
+    found = evaluate_benchmark(Rule(lambda prompt, response: 1.0), "rewardbench2", write(rows + ties, tmp_path)).report["benchmark"]
+    assert found["baselines"]["longer wins"] == pytest.approx((1 + 0.25 + 0 + 0.25 + 0 + 0) / 6)
+    assert found["baselines"]["shorter wins"] == pytest.approx((0 + 0.25 + 1 + 0.25 + 1 + 0) / 6) and found["baselines"]["prompt-blind"] == found["score"] == pytest.approx(0.25 * 5 / 6)
 
 
 @pytest.mark.parametrize("name, row, wrong", [
@@ -172,7 +206,7 @@ def test_rows_of_another_schema(name, tmp_path):
 def test_unknown_names_and_empty_files(tmp_path):
     with pytest.raises(ValueError, match="There is no benchmark 'rewardbanch' here; there are rewardbench,"):
         load_benchmark("rewardbanch")
-    with pytest.raises(ValueError, match="hold no comparison"):
+    with pytest.raises(ValueError, match="no pair in which people prefer"):
         scores("helpsteer2", [{"prompt": "a", "response": "says 1", "helpfulness": 3}] * 2, tmp_path)
 
 
@@ -182,7 +216,7 @@ def test_another_benchmark(tmp_path, monkeypatch):
     rule = lambda table: {"score": int((table[table["rank"] == 1]["reward"] > 0).sum())}
     monkeypatch.setitem(BENCHMARKS, "mine", Benchmark("me/mine", dict.fromkeys(("q", "good", "bad"), "a text"), read, rule, says="Good answers above 0."))
     found = scores("mine", [{"q": "q", "good": "says 1", "bad": "says 5"}, {"q": "q", "good": "says -1", "bad": "says -5"}], tmp_path)
-    assert found == {"name": "mine", "rule": "Good answers above 0.", "score": 1}
+    assert found == {"name": "mine", "rule": "Good answers above 0.", "score": 1, "baselines": {"longer wins": 2, "shorter wins": 0, "prompt-blind": 1}}
 
 
 def test_where_they_lie():

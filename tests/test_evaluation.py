@@ -9,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 import sklearn.metrics
 from architectures import save_language_model, word_tokenizer
 from datasets import Dataset
+from scipy.stats import binomtest
 
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
+from rlhf_reward import cli as commands
 from rlhf_reward.data import Comparison, to_comparison
 from rlhf_reward.evaluation import (
     Evaluation, Rule, _flipped, best_of_n, calibration, compare, evaluate, interval, length_bias, pair_table, ranking, response_table, statistics, without_prompt)
@@ -148,6 +151,52 @@ def test_the_same_prompt_is_known_however_it_is_written():
     assert response_table(made, [[1.0, 0.0]] * 4, [[1.0, 0.0]] * 4, [[1, 1]] * 4)["prompt"].tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("values, prompts, lowest", [([1, 1, 0] * 4, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3], 0), ([0.5] * 6, range(6), 0), ([1, 1], [0, 1], 0), ([0, 0, 0], range(3), -1)])
+def test_prompts_that_all_say_the_same_leave_room(values, prompts, lowest):
+    "Nothing is drawn from them, and few prompts are no certainty: as many others as the exact interval allows say the opposite."
+    found, most = interval(np.array(values, dtype=float), np.array(prompts), lowest=lowest), binomtest(0, len(set(prompts))).proportion_ci(method="exact").high
+    value = np.mean(values)
+    assert found == pytest.approx({"value": value, "low": (1 - most) * value + most * lowest, "high": (1 - most) * value + most}) and most > 0.3
+
+
+def test_two_models_that_differ_on_one_prompt():
+    made = [Comparison(f"p{row}", ("aaa" if row else "a", "bb"), (1, 2)) for row in range(30)]
+    found, = compare({"one": evaluate(Rule(lambda prompt, response: len(response)), made), "other": evaluate(Rule(lambda prompt, response: response[0] == "a"), made)})["pairs"]
+    assert found["p_value"] == found["mcnemar"] == 1 and (found["only_first"], found["only_second"]) == (0, 1)
+
+
+def test_a_rule_meets_no_prompt_where_there_is_none():
+    "As strings and as messages; and it may give whatever is a number."
+    chat = lambda role, content: [{"role": role, "content": content}]
+    for made in (Comparison("which", ("good", "bad"), (1, 2)), Comparison(chat("user", "which"), (chat("assistant", "good"), chat("assistant", "bad")), (1, 2))):
+        found = evaluate(Rule(lambda prompt, response: bool(prompt) and "good" in str(response)), [made]).report
+        assert found["accuracy"] == 1 and found["baselines"]["prompt-blind"]["value"] == 0.5
+
+
+def test_tools_are_of_the_prompt():
+    made = Comparison([{"role": "user", "content": "q"}], ([{"role": "assistant", "content": "a"}],), (1,), template={"tools": [{"name": "search"}], "thinking": True})
+    assert without_prompt(made).template == {"thinking": True}
+
+
+def test_what_rewards_reach_by_chance():
+    "Of a constant model exactly, of random rewards on average."
+    draw, ranks = np.random.default_rng(0), [[1, 2, 2, 3], [2, 1, 1], [1, 2]]
+    constant = ranking(table([[0.0] * len(own) for own in ranks], ranks))
+    assert (constant["best_found"], constant["ndcg"]) == pytest.approx((constant["by_chance"]["best_found"], constant["by_chance"]["ndcg"]))
+    assert constant["by_chance"]["best_found"] == pytest.approx((1 / 4 + 2 / 3) / 2)
+    drawn = pd.DataFrame([ranking(table([draw.random(len(own)).tolist() for own in ranks], ranks)) for _ in range(2000)])
+    assert drawn["best_found"].mean() == pytest.approx(constant["best_found"], abs=0.03) and drawn["ndcg"].mean() == pytest.approx(constant["ndcg"], abs=0.01)
+    assert constant["best_found_interval"]["value"] == constant["best_found"]
+
+
+def test_rewards_that_are_not_finite_name_their_row():
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": 7}, {"prompt": "p", "chosen": "c", "rejected": "d"}]
+    with pytest.raises(ValueError, match="^Row 3 of rows.jsonl: The rule gives .*nan"):
+        evaluate(Rule(lambda prompt, response: math.nan if response == "c" else 1.0), rows, "skip", "rows.jsonl")
+    with pytest.raises(ValueError, match="^Row 40 of the data: "):
+        evaluate(Rule(lambda prompt, response: math.nan if not prompt and response == "d" else 1.0), [rows[0], rows[2]], numbers=[7, 40]) # without the prompt
+
+
 def test_what_cannot_be_evaluated():
     with pytest.raises(ValueError, match="2 rewards are not finite, the first of comparison 2"):
         statistics(table([[1.0, 2.0], [math.nan, 1.0], [1.0, math.inf]], [[1, 2]] * 3))
@@ -182,14 +231,14 @@ def test_calibration_against_scikit_learn():
     assert calibration(3 * margins)["temperature"] == pytest.approx(3, abs=0.15) # three times too sure
     assert calibration(3 * margins)["log_loss_at_temperature"] == pytest.approx(found["log_loss_at_temperature"], rel=1e-4)
     assert calibration(3 * margins)["log_loss_at_temperature"] < calibration(3 * margins)["log_loss"]
-    assert calibration(5000 * margins)["temperature"] == pytest.approx(5000, rel=0.05) and not calibration(margins)["at_bound"]
+    assert calibration(5000 * margins)["temperature"] == pytest.approx(5000, rel=0.05) and calibration(margins)["at_bound"] is None
 
 
 def test_calibration_where_there_is_nothing_to_fit():
     tied = calibration(np.zeros(4))
     assert tied["temperature"] is None and tied["ece"] == 0 and tied["log_loss_at_temperature"] == tied["log_loss"] == pytest.approx(math.log(2))
     right, wrong = calibration(np.ones(4)), calibration(-np.ones(4))
-    assert right["at_bound"] and right["temperature"] < 0.01 and wrong["at_bound"] and wrong["temperature"] > 100
+    assert right["at_bound"] == "lower" and right["temperature"] < 0.01 and wrong["at_bound"] == "upper" and wrong["temperature"] > 100
     half_ties = calibration(np.array([2.0, 0.0, 0.0, -2.0])) # a tie is half right, and half sure
     assert half_ties["bins"][0] == {"confidence": 0.5, "accuracy": 0.5, "pairs": 2}
 
@@ -365,7 +414,10 @@ def test_two_models_on_the_same_pairs():
     assert first["difference"]["value"] == pytest.approx(one.report["accuracy"] - other.report["accuracy"])
     assert first["difference"]["low"] < first["difference"]["value"] < first["difference"]["high"]
     same = next(pair for pair in found["pairs"] if (pair["first"], pair["second"]) == ("one", "again"))
-    assert same["p_value"] == same["mcnemar"] == 1 and same["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0} and found["agreement"]["one"]["again"] == 1
+    assert same["p_value"] == same["mcnemar"] == 1 and found["agreement"]["one"]["again"] == 1
+    prompts = len({comparison.prompt for comparison in ROWS})
+    most = binomtest(0, prompts).proportion_ci(method="exact").high # of other prompts the two may differ on so many
+    assert same["difference"] == pytest.approx({"value": 0, "low": -most, "high": most}) and 0 < most < 0.2
     assert found["agreement"]["one"]["other"] == pytest.approx((right["one"] == right["other"]).mean())
     often, = compare({name: evaluate(Rule(rule), ROWS * 5) for name, rule in (("one", lambda prompt, response: float(response.startswith("answer"))),
                                                                                 ("other", lambda prompt, response: float(len(response))))})["pairs"]
@@ -438,8 +490,19 @@ def test_training_and_evaluation_agree(model, tmp_path):
 def test_batches_change_nothing(model):
     comparisons = list(map(to_comparison, rows()))
     reports = [evaluate(Scorer.from_pretrained(model, device="cpu", tokens_per_batch=size), comparisons).report for size in (20, 5000)]
-    flat = [{name: value for name, value in report.items() if isinstance(value, (int, float))} for report in reports]
-    assert flat[0] == pytest.approx(flat[1], abs=1e-5) and reports[0]["accuracy_interval"] == pytest.approx(reports[1]["accuracy_interval"], abs=1e-9)
+    flat = [{".".join(map(str, path)): value for path, value in leaves(report)} for report in reports]
+    numbers, others = ([{name: value for name, value in one.items() if isinstance(value, (int, float)) == kind} for one in flat] for kind in (True, False))
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-3, abs=1e-5) and others[0] == others[1] and len(numbers[0]) > 150
+    assert all(value == flat[1][name] for name, value in flat[0].items() if "accuracy_interval" in name or name.startswith("baselines.longer"))
+
+
+def leaves(report, path=()):
+    "(path, number) of all that is in a report."
+    if isinstance(report, (dict, list)):
+        for name, value in report.items() if isinstance(report, dict) else enumerate(report):
+            yield from leaves(value, (*path, name))
+    else:
+        yield path, report
 
 
 def test_rows_that_are_left_out(model, caplog):
@@ -490,3 +553,24 @@ def test_the_command_with_two_models_and_two_processes(model, tmp_path, capfd):
     report = json.loads((tmp_path / "alone/report.json").read_text())["data"][str(tmp_path / "one.jsonl")]
     assert set(report["models"]) == {model, str(tmp_path / "other")} and report["compared"]["pairs"][0]["first"] == model
     assert set(report["models"][model]["sources"]) == {"a", "b"} and report["models"][model]["best_of_n"][2]["n"] == 3
+
+
+def test_names_and_paths_of_the_command(model, tmp_path, monkeypatch, capsys):
+    "A name that data and a benchmark share would hide one of them; a local file called as a benchmark is that file; a model for messages gets a template."
+    pytest.importorskip("matplotlib", reason="the extra plots is not installed")
+    monkeypatch.chdir(tmp_path)
+    chat = [{"prompt": [{"role": "user", "content": row["prompt"]}], **{name: [{"role": "assistant", "content": text}] for name, text in (("chosen", "w5"), ("rejected", "w6"))}} for row in rows(4)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chat))
+    (tmp_path / "hh-rlhf").mkdir()
+    pair = {name: f"\n\nHuman: w4\n\nAssistant: {text}" for name, text in (("chosen", "w5"), ("rejected", "w6"))}
+    (tmp_path / "hh-rlhf/test.jsonl").write_text(json.dumps(pair) + "\n")
+    with pytest.raises(SystemExit):
+        commands.evaluate(["--model", model, "--data", "hh-rlhf=chat.jsonl", "--benchmark", "hh-rlhf", "--output", "report"])
+    assert "--data and --benchmark have hh-rlhf both" in capsys.readouterr().err
+    (tmp_path / "template.jinja").write_text("{% for message in messages %}{{ message.content }} {% endfor %}")
+    arguments = ["--model", f"one={model},two={model}", "--data", "chat.jsonl", "--benchmark", "hh-rlhf", "--output", "report", "--device", "cpu"]
+    with pytest.raises(SystemExit, match="the tokenizer has no chat template"):
+        commands.evaluate(arguments)
+    commands.evaluate([*arguments, "--chat_template", "template.jinja"])
+    report = json.loads((tmp_path / "report/report.json").read_text())["data"]
+    assert report["hh-rlhf"]["models"]["two"]["pairs"] == 1 and report["chat.jsonl"]["models"]["one"]["pairs"] == 4

@@ -1,6 +1,7 @@
 "Files that are scored: every form of row, bad rows, and what is left of runs that were stopped."
 import gzip
 import json
+import math
 import os
 import random
 import subprocess
@@ -13,7 +14,8 @@ from architectures import save_language_model, word_tokenizer
 
 from rlhf_reward import RewardModel, files
 from rlhf_reward.cli import main
-from rlhf_reward.files import score_file
+from rlhf_reward.data import to_responses
+from rlhf_reward.files import _run, score_file
 from rlhf_reward.scoring import Scorer
 
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -94,8 +96,8 @@ def test_other_kinds_of_files_and_names_of_columns(scorer, tmp_path):
     pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     for name in ("rows.csv", "rows.parquet", "rows.jsonl.gz"):
-        score_file(scorer, str(tmp_path / name), str(tmp_path / f"{name}.out"), columns={"prompt": "instruction", "response": "output"})
-        assert [line["reward"] for line in read(tmp_path / f"{name}.out")] == pytest.approx(expected, abs=1e-5)
+        score_file(scorer, str(tmp_path / name), str(tmp_path / f"{name}.jsonl"), columns={"prompt": "instruction", "response": "output"})
+        assert [line["reward"] for line in read(tmp_path / f"{name}.jsonl")] == pytest.approx(expected, abs=1e-5)
 
 
 def test_rows_that_cannot_be_scored(scorer, tmp_path):
@@ -115,9 +117,9 @@ def test_rows_that_cannot_be_scored(scorer, tmp_path):
     assert [{name: value for name, value in line.items() if name not in ("reward", "error")} for line in lines] == rows
     write(tmp_path / "long.jsonl", rows[4:5])
     with pytest.raises(ValueError, match="Row 1 of .*long.jsonl: The response .* it has 101 tokens"):
-        score_file(scorer, str(tmp_path / "long.jsonl"), str(tmp_path / "long.out"))
+        score_file(scorer, str(tmp_path / "long.jsonl"), str(tmp_path / "long_out.jsonl"))
     cutting = Scorer(scorer.model, scorer.tokenizer, on_overlong="truncate_prompt")
-    assert score_file(cutting, str(tmp_path / "long.jsonl"), str(tmp_path / "long.out"))["without_reward"] == 0
+    assert score_file(cutting, str(tmp_path / "long.jsonl"), str(tmp_path / "long_out.jsonl"))["without_reward"] == 0
 
 
 @pytest.mark.parametrize("row, wanted", [
@@ -147,8 +149,8 @@ def test_one_run_at_a_time(scorer, tmp_path):
 
 def test_a_bad_line_can_be_skipped(scorer, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "w3", "response": " w4"}\n{not json\n')
-    assert score_file(scorer, str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), on_bad_row="skip")["without_reward"] == 1
-    assert "line 2 is not JSON" in read(tmp_path / "out")[1]["error"]
+    assert score_file(scorer, str(tmp_path / "rows.jsonl"), str(tmp_path / "out.jsonl"), on_bad_row="skip")["without_reward"] == 1
+    assert "line 2 is not JSON" in read(tmp_path / "out.jsonl")[1]["error"]
 
 
 @pytest.mark.parametrize("column", ["reward", "rewards", "error"])
@@ -174,6 +176,12 @@ def test_normalized(scorer, tmp_path):
 
 # ----- runs that were stopped
 
+def left_behind(output, lines, scorer):
+    "What a run leaves that was stopped when it had written so much."
+    Path(f"{output}.part").write_bytes(lines)
+    Path(f"{output}.part.json").write_text(json.dumps(_run(scorer, normalize=False)))
+
+
 def test_a_run_goes_on_wherever_it_was_stopped(scorer, tmp_path, small_chunks):
     data = write(tmp_path / "rows.jsonl", pairs(57))
     score_file(scorer, data, str(tmp_path / "whole.jsonl"))
@@ -182,9 +190,9 @@ def test_a_run_goes_on_wherever_it_was_stopped(scorer, tmp_path, small_chunks):
     at_lines = [len(b"".join(lines[:count])) for count in (0, 1, 19, 20, 21, 40, 57)]
     for number, end in enumerate([*at_lines, *(draw.randrange(len(whole)) for _ in range(12))]):
         output = tmp_path / f"again-{number}.jsonl"
-        Path(f"{output}.part").write_bytes(whole[:end])
+        left_behind(output, whole[:end], scorer)
         counts = score_file(scorer, data, str(output))
-        assert output.read_bytes() == whole and not Path(f"{output}.part").exists()
+        assert output.read_bytes() == whole and not list(tmp_path.glob("*.part*"))
         assert counts["rows"] == 57 and counts["before"] == whole[:end].count(b"\n") // 20 * 20
         assert counts["responses"] == 57 - counts["before"]
 
@@ -199,13 +207,51 @@ def test_no_two_runs_are_mixed(scorer, model, tmp_path, small_chunks):
     other = Scorer(RewardModel(model, 0.0, "cpu"), scorer.tokenizer) # another head
     changed = pairs(57)
     changed[30]["response"] = " w9"
-    for using, rows, wanted in ((other, pairs(57), "where the model now gives"), (scorer, changed, "Line 31 of .* is not row 31 of the data"),
+    longer = Scorer(scorer.model, scorer.tokenizer, max_length=24)
+    for using, rows, wanted in ((other, pairs(57), "begun with weights "), (longer, pairs(57), "begun with max_length 64, now 24"), (scorer, changed, "Line 31 of .* is not row 31 of the data"),
                                 (scorer, pairs(30), "Line 31 of .* is not row 31 of the data")):
-        part.write_bytes(begun)
+        left_behind(tmp_path / "out.jsonl", begun, scorer)
         with pytest.raises(ValueError, match=wanted):
             score_file(using, write(tmp_path / "other.jsonl", rows), str(tmp_path / "out.jsonl"))
         assert begun.startswith(part.read_bytes()) and len(part.read_bytes()) > 0 # what was done is still there
-    score_file(scorer, data, str(tmp_path / "out.jsonl"))
+    lines = begun.splitlines()
+    left_behind(tmp_path / "out.jsonl", b"\n".join([*lines[:21], lines[21].replace(b'"reward": ', b'"reward": 1'), *lines[22:], b""]), scorer)
+    with pytest.raises(ValueError, match="where the model now gives"): # whatever else makes the numbers others
+        score_file(scorer, data, str(tmp_path / "out.jsonl"))
+    Path(f"{part}.json").unlink()
+    with pytest.raises(ValueError, match="out.jsonl.part' is there, and no run of this library has left it"):
+        score_file(scorer, data, str(tmp_path / "out.jsonl"))
+    assert begun.startswith(part.read_bytes()[:400])
+    left_behind(tmp_path / "out.jsonl", begun, scorer)
+    score_file(scorer, data, str(tmp_path / "out.jsonl"), on_bad_row="skip") # which a run may go on with
+
+
+@pytest.mark.parametrize("output", ["out/", "out.jsonl.gz", "out"])
+def test_the_output_is_a_jsonl_file(output, scorer, tmp_path):
+    with pytest.raises(ValueError, match="wanted the name of a .jsonl file"):
+        score_file(scorer, write(tmp_path / "rows.jsonl", pairs(3)), f"{tmp_path}/{output}")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_an_empty_response_is_one_response(scorer, tmp_path):
+    score_file(scorer, write(tmp_path / "rows.jsonl", [{"prompt": "w3", "response": ""}, {"prompt": "w3", "responses": [""]}]), str(tmp_path / "out.jsonl"))
+    one, several = read(tmp_path / "out.jsonl")
+    assert "rewards" not in one and several["rewards"] == [pytest.approx(one["reward"], abs=1e-5)]
+
+
+def test_a_reward_that_is_not_finite(scorer, tmp_path, monkeypatch):
+    "Names its row, or is written as what is wrong; what JSON has no word for is null."
+    forward, of_w9 = scorer._forward, scorer.tokenize([to_responses({"prompt": "w3", "response": " w9"})])[0][0]
+    monkeypatch.setattr(scorer, "_forward", lambda batch: {ids: math.inf if list(ids) == of_w9 else reward for ids, reward in forward(batch).items()})
+    data = write(tmp_path / "rows.jsonl", [{"prompt": "w3", "response": " w8", "scores": {"own": [math.nan, 1.0]}}, {"prompt": "w3", "response": " w9"}])
+    with pytest.raises(ValueError, match="Row 2 of .*rows.jsonl: The reward of a sequence of .* is inf.*on_bad_row='skip'"):
+        score_file(scorer, data, str(tmp_path / "out.jsonl"))
+    Path(f"{tmp_path}/out.jsonl.part").unlink(missing_ok=True)
+    assert score_file(scorer, data, str(tmp_path / "out.jsonl"), on_bad_row="skip")["without_reward"] == 1
+    fine, bad = read(tmp_path / "out.jsonl")
+    assert math.isfinite(fine["reward"]) and bad["reward"] is None and "Row 2 of" in bad["error"] and "inf" in bad["error"]
+    with pytest.raises(ValueError, match="on_bad_row is 'drop'; wanted 'error' or 'skip'"):
+        score_file(scorer, data, str(tmp_path / "no.jsonl"), on_bad_row="drop")
 
 
 def test_killed_twenty_times(model, tmp_path):
@@ -231,7 +277,7 @@ def test_two_processes_write_the_file_of_one(model, tmp_path):
     arguments = ["-m", "rlhf_reward", "score", "--model", model, "--data", data, "--device", "cpu", "--tokens_per_batch", "200", "--output"]
     one = subprocess.run([sys.executable, *arguments, tmp_path / "one.jsonl"], capture_output=True, text=True, env=ALONE)
     assert one.returncode == 0 and "960 rows: " in one.stdout, one.stdout + one.stderr
-    Path(f"{tmp_path}/two.jsonl.part").write_bytes(b"".join((tmp_path / "one.jsonl").read_bytes().splitlines(keepends=True)[:510])) # and go on
+    left_behind(tmp_path / "two.jsonl", b"".join((tmp_path / "one.jsonl").read_bytes().splitlines(keepends=True)[:510]), Scorer.from_pretrained(model, device="cpu")) # and go on
     assert shared(*arguments, tmp_path / "two.jsonl").count("960 rows (500 were there before)") == 1
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 

@@ -37,16 +37,16 @@ def test_figures_are_those_of_the_evaluation(evaluations):
 def test_each_figure_stands_under_its_name():
     "Numbers that are all different, so that none can stand for another."
     share = lambda value: {"value": value, "low": value - 0.05, "high": value + 0.05}
-    report = {"accuracy_interval": share(0.61), "tied_rewards": 7, "margin": 1.1, "margin_q25": 0.2, "margin_median": 0.9, "margin_q75": 1.7,
-              "calibration": {"log_loss": 0.5551, "ece": 0.123, "temperature": 1.5, "at_bound": False, "log_loss_at_temperature": 0.5441},
+    report = {"pairs": 23, "accuracy_interval": share(0.61), "tied_rewards": 7, "margin": 1.1, "margin_q25": 0.2, "margin_median": 0.9, "margin_q75": 1.7,
+              "calibration": {"log_loss": 0.5551, "ece": 0.123, "temperature": 1.5, "at_bound": None, "log_loss_at_temperature": 0.5441},
               "length": {"pearson": 0.321, "spearman": 0.234, "controlled_accuracy": share(0.57), "chosen_longer": {"accuracy": share(0.71), "pairs": 11},
                          "chosen_shorter": {"accuracy": share(0.42), "pairs": 12}},
-              "ranking": {"best_found": 0.44, "comparisons": 13, "kendall_tau": 0.345, "ndcg": 0.876, "without_tau": 3}}
+              "ranking": {"best_found_interval": share(0.44), "comparisons": 13, "kendall_tau": 0.345, "ndcg": 0.876, "without_tau": 3, "by_chance": {"best_found": 0.255, "ndcg": 0.777}}}
     assert _figures(report) == [
-        ("Accuracy, %", "61.0 (56.0 to 66.0)"), ("Tied rewards, counted half", "7"), ("Log-loss", "0.5551 (a coin: 0.6931)"), ("Expected calibration error", "0.123"),
+        ("Pairs", "23"), ("Accuracy, %", "61.0 (56.0 to 66.0)"), ("Tied rewards, counted half", "7"), ("Log-loss", "0.5551 (a coin: 0.6931)"), ("Expected calibration error", "0.123"),
         ("Best temperature", "1.5 (log-loss 0.5441)"), ("Margin: mean, quartiles", "1.100; 0.200, 0.900, 1.700"), ("Reward and length: Pearson, Spearman", "0.321, 0.234"),
         ("Accuracy where the chosen is longer, %", "71.0 (66.0 to 76.0), 11 pairs"), ("Accuracy where the chosen is shorter, %", "42.0 (37.0 to 47.0), 12 pairs"),
-        ("Length-controlled accuracy, %", "57.0 (52.0 to 62.0)"), ("Best of K found, %", "44.0 of 13 comparisons"), ("Kendall τ, NDCG", "0.345, 0.876"),
+        ("Length-controlled accuracy, %", "57.0 (52.0 to 62.0)"), ("Best of K found, %", "44.0 (39.0 to 49.0) of 13 comparisons; by chance 25.5"), ("Kendall τ, NDCG", "0.345, 0.876; by chance 0, 0.777"),
         ("Comparisons without a τ: all rewards tie", "3")]
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.data import to_comparison, to_responses
+from rlhf_reward.evaluation import evaluate
 from rlhf_reward.scoring import RewardFunction, Scorer
 from rlhf_reward.tokens import encode
 
@@ -157,7 +158,7 @@ def test_rewards_that_are_not_finite_are_refused(reward_models):
     scorer = Scorer.from_pretrained(reward_models(), device="cpu")
     with torch.no_grad():
         scorer.model.score.weight[0, 0] = math.nan
-    with pytest.raises(ValueError, match="is nan; wanted a finite number"):
+    with pytest.raises(ValueError, match="of comparison 1, is nan.*; wanted a finite number"):
         scorer.score([" w3"], [" w4"])
 
 
@@ -223,6 +224,14 @@ def test_training_evaluation_and_scoring_give_the_same_reward(reward_models, tmp
     classifier = T.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     ids = torch.tensor(encode([rows[0]["prompt"] + rows[0]["responses"][0]], tokenizer))
     close(classifier(ids).logits.item(), flat[0])
+
+    evaluated = evaluate(scorer, rows).responses["reward"].tolist()
+    close(evaluated, flat)
+    testclient = pytest.importorskip("fastapi.testclient", reason="the extra serve is not installed")
+    from rlhf_reward.serving import make_app
+    with testclient.TestClient(make_app(scorer)) as client:
+        answer = client.post("/score", json={"prompts": [row["prompt"] for row in rows for _ in range(3)], "responses": [response for row in rows for response in row["responses"]]})
+        close(answer.json()["rewards"], flat)
 
 
 def test_rank_best_of_n_and_compare(reward_models):
@@ -316,6 +325,16 @@ def test_encoders_keep_their_head(kind, tmp_path, caplog):
     assert max(pairs) - min(pairs) > 1e-3 and max(abs(one - other) for one, other in zip(pairs, whole)) > 1e-3
     ranked = scorer.rank(prompts[0], responses[:3])
     assert [one.reward for one in ranked] == sorted((one.reward for one in ranked), reverse=True)
+
+
+def test_a_question_and_its_answer_as_messages_are_two_segments(tmp_path):
+    "For an encoder without a template; a conversation has no two segments."
+    encoder_classifier("bert", tmp_path)
+    scorer, (prompts, responses) = Scorer.from_pretrained(tmp_path, device="cpu"), texts(4, 3, 8)
+    user, assistant = (lambda text, role=role: [{"role": role, "content": text}] for role in ("user", "assistant"))
+    assert scorer.score(list(map(user, prompts)), list(map(assistant, responses))) == scorer.score(prompts, responses)
+    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+        scorer.score([[*user("w5"), *assistant("w6"), *user("w7")]], [assistant("w8")])
 
 
 def test_pairs_of_encoders_lose_their_oldest_prompt_tokens(tmp_path, caplog):

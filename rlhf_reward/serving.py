@@ -415,12 +415,13 @@ def make_app(
     @contextlib.asynccontextmanager
     async def lifespan(app):
         start()
+        task = app.state.task
         yield
-        app.state.task.cancel() # the server has waited for all answers before
-        app.state.task = None
+        task.cancel() # the server has waited for all answers before
 
     def start(): # also at the first request, for an application that is mounted in another one, which starts nothing
-        app.state.task = app.state.task or asyncio.create_task(batcher.run())
+        if app.state.task is None or app.state.task.cancelled() or app.state.task.get_loop() is not asyncio.get_running_loop():
+            app.state.task = asyncio.create_task(batcher.run())
 
     app = FastAPIOffline(title="rlhf_reward", version=__version__, lifespan=lifespan, redoc_url=None,
                          description=f"Rewards of {name}, whose texts have at most {scorer.max_length} tokens.")

@@ -19,12 +19,14 @@ import pytest
 from architectures import save_language_model, word_tokenizer
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from prometheus_client.parser import text_string_to_metric_families
 
 from rlhf_reward import RewardModel
 from rlhf_reward.cli import main
+from rlhf_reward.data import to_responses
 from rlhf_reward.scoring import Scorer
 from rlhf_reward.serving import make_app
 
@@ -125,6 +127,30 @@ def test_classify_as_vllm(client, scorer):
     healthy(client, scorer)
 
 
+def test_classify_takes_what_clients_of_vllm_send_by_default(client, scorer):
+    "And texts in parts."
+    defaults = {"truncate_prompt_tokens": -1, "cache_salt": "x", "softmax": True, "activation": None, "continue_final_message": False, "chat_template": None, "mm_processor_kwargs": None,
+                "use_activation": True, "priority": 0, "user": None, "request_id": "a"}
+    messages = [{"role": "user", "content": "w5\nw7"}, {"role": "assistant", "content": "w6"}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "w5"}, {"type": "text", "text": "w7"}]}, messages[1]]
+    close(client.post("/classify", json={"messages": parts, **defaults}).json()["data"][0]["probs"], scorer.score([None], [messages]))
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+    answer = client.post("/classify", json={"messages": picture})
+    assert answer.status_code == 422 and "parts of type text" in answer.text
+
+
+def test_tools_and_template_arguments(client, scorer):
+    "As rows have them: the same number."
+    messages = [{"role": "user", "content": "w5"}], [{"role": "assistant", "content": "w6"}]
+    expected = scorer.score_comparisons([to_responses({"prompt": messages[0], "response": messages[1], "chat_template_kwargs": {"think": True}})])[0]
+    close(client.post("/score", json={"prompts": messages[:1], "responses": messages[1:], "chat_template_kwargs": {"think": True}}).json()["rewards"], expected)
+    ranked = client.post("/rank", json={"prompt": messages[0], "responses": messages[1:], "chat_template_kwargs": {"think": True}}).json()["ranked"]
+    close([ranked[0]["reward"]], expected)
+    assert ranked[0]["response"] == [{"role": "assistant", "content": "w6"}] and abs(expected[0] - scorer.score(*map(lambda one: [one], messages))[0]) > 1e-4
+    calls = client.post("/rank", json={"prompt": "w5", "responses": [[{"role": "assistant", "tool_calls": [{"function": {"name": "w7"}}]}]]})
+    assert calls.status_code != 200 or "content" not in calls.json()["ranked"][0]["response"][0] # what was not sent does not come back
+
+
 def test_get_reward_as_openrlhf(client, scorer):
     tokenizer = scorer.tokenizer
     prompts, responses = ["w3 w4", "w3 w4", "w5"], [" w6", " w7 w8", " w9"]
@@ -172,6 +198,25 @@ def test_token(scorer):
             assert client.post(path, json=body, headers={"Authorization": "Bearer secret"}).status_code == 200
         assert client.get("/health").status_code == client.get("/").status_code == client.get("/docs").status_code == 200
         assert client.post("/rank", json=bodies["/rank"], headers={"Authorization": "bearer secret"}).status_code == 200 # a scheme in any case
+        assert client.get("/what").status_code == client.get("/metrics/").status_code == 401 # what is not open is closed
+        with TestClient(client.app, root_path="/rm") as behind:
+            assert behind.post("/rm/rank", json=bodies["/rank"]).status_code == behind.get("/rm/metrics").status_code == 401
+            assert behind.get("/rm/health").status_code == behind.post("/rm/rank", json=bodies["/rank"], headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+def test_mounted_in_another_application(scorer):
+    "Which starts nothing in it; and one application may be started twice."
+    inner, outer = make_app(scorer, token="secret"), FastAPI()
+    outer.mount("/rm", inner)
+    headers = {"Authorization": "Bearer secret"}
+    for client in (TestClient(outer), TestClient(outer)):
+        with client:
+            assert client.post("/rm/rank", json={"prompt": "w3", "responses": ["w4"]}).status_code == client.get("/rm/metrics").status_code == 401
+            assert client.post("/rm/rank", json={"prompt": "w3", "responses": ["w4"]}, headers=headers).status_code == client.get("/rm/health").status_code == 200
+    alone = make_app(scorer)
+    for _ in range(2):
+        with TestClient(alone) as client:
+            healthy(client, scorer)
 
 
 @pytest.mark.parametrize("path, body, place", [
@@ -265,6 +310,21 @@ def test_what_is_too_large(scorer):
         assert client.post("/score", json={"prompts": ["w3"], "responses": [text(70, 1)]}).status_code == 413 # not even then
 
 
+def test_small_bodies_with_much_in_them(scorer, monkeypatch):
+    "Each is answered at once, and the next one too: a prompt that is read with each of its responses, and what would be taken off or searched for one by one."
+    end = scorer.tokenizer.eos_token
+    with serving(scorer, max_body=2_000_000, timeout=20) as client:
+        started = time.perf_counter()
+        answer = client.post("/rank", json={"prompt": "w3 w4 " * 20_000, "responses": list(map(str, range(5000)))})
+        assert answer.status_code == 413 and "600018890 characters; wanted at most 2000000" in answer.text
+        assert client.post("/classify", json={"input": end * (1_900_000 // len(end))}).status_code in (200, 413, 422)
+        assert client.post("/get_reward", json={"query": scorer.tokenizer.pad_token * (1_900_000 // len(scorer.tokenizer.pad_token))}).status_code in (200, 413, 422)
+        same = [{"role": "user", "content": "w3"}] * 25_000
+        assert client.post("/rank", json={"prompt": same[:12_000], "responses": [same[:12_001] + [{"role": "assistant", "content": "w5"}]]}).status_code == 413
+        healthy(client, scorer)
+        assert time.perf_counter() - started < 40 # some seconds; minutes where one by one is a copy each
+
+
 @pytest.mark.parametrize("options, wanted", [
     (["--host", "0.0.0.0"], "which others can reach"), (["--host", "::"], "which others can reach"), (["--host", "no such host"], "no address of this machine"),
     (["--token", ""], "The token is empty"), (["--token", "sécret"], "other than printable ASCII"), (["--model", "nowhere/at/all"], "is not there"), (["--token", "a b"], "without spaces"),
@@ -338,6 +398,27 @@ def test_a_request_that_takes_too_long_is_given_up(scorer, monkeypatch):
         assert sum(held.batches) < 4 # those that were given up while they waited are not computed
         healthy(client, scorer)
         assert "rlhf_reward_timeouts_total 4.0" in client.get("/metrics").text
+
+
+def test_what_nobody_waits_for_is_not_computed_to_the_end(folder, monkeypatch):
+    "A request of many batches that was given up holds up no other one."
+    scorer = Scorer.from_pretrained(folder, device="cpu", tokens_per_batch=8)
+    forward, computed = scorer._forward, []
+    monkeypatch.setattr(scorer, "_forward", lambda batch: time.sleep(0.05) or computed.append(batch) or forward(batch))
+    with serving(scorer, timeout=1) as client:
+        many = {"prompts": [text(3, seed) for seed in range(200)], "responses": [text(3, 1000 + seed) for seed in range(200)]}
+        answer = client.post("/score", json=many)
+        assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1 and len(computed) < 60
+        while client.app.state.batcher.waiting:
+            time.sleep(0.01)
+        assert len(computed) < 60
+        healthy(client, scorer)
+
+
+def test_limits_below_one(scorer):
+    for options in ({"max_body": 0}, {"max_waiting": 0}):
+        with pytest.raises(ValueError, match="wanted 1 or more"):
+            make_app(scorer, **options)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, type("Panic", (BaseException,), {})])
@@ -417,6 +498,32 @@ def test_clients_that_go(server, scorer):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00") # gone at once, with a reset
         with httpx.Client(base_url=server.url) as client:
             healthy(client, scorer)
+
+
+def test_bodies_that_never_end(folder, scorer):
+    "Are waited for as long as an answer, and are not read beyond what is taken."
+    server = Server(folder, "--timeout", "2", "--max_body", "100000")
+    with server.connect() as connection:
+        connection.sendall(request(ONE)[:-5])
+        assert connection.recv(100).startswith(b"HTTP/1.1 408") and (connection.recv(1000) or True)
+        while connection.recv(1000):
+            pass # it is closed
+    with server.connect() as connection:
+        connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 50_000_000:
+                connection.sendall(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+                sent += 0x10000
+        assert sent < 50_000_000
+    with httpx.Client(base_url=server.url) as client:
+        healthy(client, scorer)
+    with server.connect() as connection:
+        connection.sendall(request(ONE)[:-5])
+        time.sleep(0.3)
+        started = time.perf_counter()
+        server.process.terminate()
+        assert server.process.wait(60) in ENDED and time.perf_counter() - started < 6
 
 
 def test_a_huge_body_is_not_read(server, scorer):

@@ -494,3 +494,37 @@ def test_two_steps_of_trl(trainer_name, conversational, reward_models, tmp_path)
         close(rewards, scorer.score(given_prompts, completions))
     logged = [entry["rewards/helpful/mean"] for entry in trainer.state.log_history if "rewards/helpful/mean" in entry]
     close(logged, [sum(rewards) / 4 for *_, rewards, _ in seen], 1e-4)
+
+
+def test_a_completion_may_repeat_the_prompt(reward_models):
+    "Several turns of which one says what the prompt said: what the assistant begins only follows the prompt."
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    scorer = Scorer(RewardModel.from_pretrained(reward_models(), 0.0, "cpu"), tokenizer)
+    prompt = [{"role": "user", "content": "w5"}]
+    turns = [{"role": "assistant", "content": "w6"}, *prompt, {"role": "assistant", "content": "w7"}]
+    close(scorer.score([prompt], [turns]), scorer.score([None], [prompt + turns]))
+    close(scorer.score([prompt], [prompt + turns]), scorer.score([None], [prompt + turns])) # a whole conversation
+
+
+def test_ranks_what_can_be_read_once(reward_models):
+    scorer = Scorer.from_pretrained(reward_models(), device="cpu")
+    assert [one.response for one in scorer.rank("w3", iter([" w4", " w5"]))] == [one.response for one in scorer.rank("w3", [" w4", " w5"])]
+
+
+def test_tokens_that_the_model_has_not(reward_models):
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens(["<tool>"])
+    scorer = Scorer(RewardModel.from_pretrained(reward_models(), 0.0, "cpu"), tokenizer)
+    with pytest.raises(ValueError, match="has the token id 64; the model has the ids 0 to 63. Wanted the tokenizer of the model"):
+        scorer.score(["w3"], [" w4 <tool>"])
+
+
+def test_padding_that_ends_texts_is_told(tmp_path, caplog):
+    "Of models made elsewhere: transformers reads one token before."
+    config = T.LlamaConfig(**{**SIZE, "vocab_size": 64}, num_labels=1, pad_token_id=2, eos_token_id=2)
+    T.LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        Scorer.from_pretrained(tmp_path, device="cpu")
+    assert "pads with the token that ends texts" in caplog.text

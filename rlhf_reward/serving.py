@@ -426,7 +426,7 @@ def make_app(
     app = FastAPIOffline(title="rlhf_reward", version=__version__, lifespan=lifespan, redoc_url=None,
                          description=f"Rewards of {name}, whose texts have at most {scorer.max_length} tokens.")
     app.state.batcher, app.state.task = batcher, None
-    app.add_middleware(_LimitBody, max_body=max_body, timeout=timeout)
+    app.add_middleware(_LimitBody, max_body=max_body, timeout=max(timeout, 1))
     if token is not None:
         app.add_middleware(_Authorize, token=token, open_paths={"", "/health", "/docs", "/openapi.json"})
     app.add_middleware(_Count, requests=requests, seconds=seconds)

@@ -1,6 +1,8 @@
 import gzip
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -370,3 +372,12 @@ def test_a_real_file_without_texts_is_refused():
         load_rows(str(SHARED / "hh_lengths.json"))
     report = audit(load_rows(str(SHARED / "hh_lengths.json"), on_bad_row="skip"))
     assert report["comparisons"] == 0 and report["bad_rows"] == 2312 and "element 1 is not" in report["problems"][0]
+
+
+def test_lengths_for_the_benchmark(tmp_path):
+    "Of prompt and responses, in tokens of a tokenizer of the texts."
+    rows = [{name: f"\n\nHuman: say it\n\nAssistant: {' hello' * count}" for name, count in (("chosen", 3), ("rejected", 9))}] * 30
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    subprocess.run([sys.executable, Path(__file__).parents[1] / "benchmarks/hh_lengths.py", tmp_path / "lengths.json", tmp_path / "test.jsonl"], check=True)
+    found = json.loads((tmp_path / "lengths.json").read_text())
+    assert len(found) == 30 and found[0][2] > found[0][1] >= 1 and found[0][0] >= 1 and found[0] == found[-1]

@@ -1,4 +1,4 @@
-"A wheel of the tree, installed alone in an empty environment, away from the checkout."
+"A wheel, built from the source archive of the tree as a release is, installed alone in an empty environment, away from the checkout."
 import json
 import os
 import subprocess
@@ -29,7 +29,7 @@ print("reward", *Scorer.from_pretrained("out", device="cpu").score(["Ada likes b
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "build", "--outdir", folder, ROOT], check=True, capture_output=True)
     venv.create(folder / "venv", with_pip=True)
     wheel, = folder.glob("*.whl")
     subprocess.run([folder / "venv/bin/pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel], check=True)

@@ -33,10 +33,10 @@ def _number(value):
 
 # %% ../nbs/05a_card.ipynb #c5c8d757
 def model_card(
-    model: RewardModel,
+    model: RewardModel, # that was trained
     args: TrainingArguments, # `training.RewardConfig`
     log_history: list[dict], # `trainer.state.log_history`
-    model_name: str,
+    model_name: str, # its title
     dataset: Optional[str] = None, # what was trained on
     tags: Optional[list[str]] = None, # further ones
     pictured: bool = False, # whether `curves.png` lies beside it

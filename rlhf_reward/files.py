@@ -14,7 +14,7 @@ import math
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Literal, Optional
 
 import numpy as np
 from accelerate import PartialState

@@ -226,7 +226,7 @@ ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9} # of the largest reward; h
 
 
 def packing_difference(
-    model: RewardModel,
+    model: RewardModel, # on the device that it will be trained on
     examples: list[dict], # tokenized comparisons
     collator: Callable[[list[dict]], dict[str, torch.Tensor]] = pack_comparisons, # that packs them
 ) -> Optional[str]: # `None` where packed rewards are the plain ones up to rounding, otherwise what is different

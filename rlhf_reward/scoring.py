@@ -11,7 +11,7 @@ import logging
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Iterable, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import torch
 from accelerate import PartialState
@@ -74,7 +74,7 @@ class EncoderClassifier(nn.Module):
 
     def forward(
         self,
-        input_ids: TensorType["batch_size", "seq_len", int],
+        input_ids: TensorType["batch_size", "seq_len", int], # token ids
         attention_mask: TensorType["batch_size", "seq_len", int], # 1 for a real token, 0 for padding on the right
         token_type_ids: TensorType["batch_size", "seq_len", int], # 0 in the prompt, 1 in the response; 0 for encoders without them
     ) -> TensorType["batch_size", 1, float]: # float32 rewards
@@ -85,7 +85,7 @@ class EncoderClassifier(nn.Module):
     def sequences(
         self,
         comparison: Comparison, # of strings, or of messages if the tokenizer has a chat template
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase, # of the model
         max_length: float, # in tokens
         on_overlong: str, # 'error', or 'truncate_prompt' for the oldest tokens of the prompt
     ) -> tuple[list[list[tuple[int, int]]], bool]: # K sequences of (token id, token type), and whether they were cut
@@ -493,7 +493,8 @@ def _finite(rewards, sequences):
 def _segments(prompt, responses):
     "Prompt and responses as strings, where they are one message of a user and an answer to each; else as they are."
     conversations = [[*prompt, *response] if isinstance(prompt, list) and isinstance(response, list) else [] for response in responses]
-    plain = all([message.get("role") for message in one if isinstance(message, dict)] == ["user", "assistant"] and len(one) == 2 for one in conversations)
+    said = lambda message: isinstance(message, dict) and isinstance(message.get("content"), str) and message["role"]
+    plain = all(list(map(said, one)) == ["user", "assistant"] for one in conversations)
     return (prompt[0]["content"], [response[0]["content"] for response in responses]) if plain else (prompt, responses)
 
 

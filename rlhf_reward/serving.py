@@ -167,7 +167,7 @@ class Asked(BaseModel):
 class Message(BaseModel):
     "A message of a conversation; what else it has goes to the chat template."
     model_config = ConfigDict(extra="allow", strict=True)
-    role: str
+    role: str = Field(description="user, assistant, system, or what else the chat template knows.")
     content: Optional[str] = Field(None, description="A string, or parts of type text, which are joined by line breaks.")
 
     @field_validator("content", mode="before")
@@ -202,8 +202,8 @@ class ScoreAnswer(BaseModel):
 class RankRequest(Asked):
     "One prompt and its responses."
     prompt: Optional[Said] = Field(None, description="A string or messages; null where the responses are whole texts or conversations.")
-    responses: Annotated[list[Said], Field(fail_fast=True)] = Field(min_length=1)
-    normalize: bool = False
+    responses: Annotated[list[Said], Field(fail_fast=True)] = Field(min_length=1, description="Strings or messages.")
+    normalize: bool = Field(False, description="As in /score.")
     tools: Optional[list[dict[str, Any]]] = Field(None, description="For the chat template.")
     chat_template_kwargs: Optional[dict[str, Any]] = Field(None, description="Variables of the chat template.")
 
@@ -211,8 +211,8 @@ class RankRequest(Asked):
 class RankedResponse(BaseModel):
     "One of the responses in its place."
     index: int = Field(description="Place in the request.")
-    response: Said
-    reward: float
+    response: Said = Field(description="As it was sent.")
+    reward: float = Field(description="As the model gives it, or normalized if that was asked for.")
     probability: float = Field(description="That it is the best of them: the softmax of the rewards.")
 
 
@@ -225,8 +225,8 @@ class ClassifyRequest(Asked):
     "As vLLM's: `input`, whole texts or token ids, or `messages`, one conversation."
     model: Optional[str] = None
     input: Optional[Union[str, Annotated[list[str], Field(fail_fast=True)], Ids, Annotated[list[Ids], Field(fail_fast=True)]]] = Field(None, description="Token ids are taken as they are, with their end or without.")
-    messages: Optional[Conversation] = None
-    chat_template_kwargs: Optional[dict[str, Any]] = None
+    messages: Optional[Conversation] = Field(None, description="Prompt and response together.")
+    chat_template_kwargs: Optional[dict[str, Any]] = Field(None, description="Variables of the chat template.")
     truncate_prompt_tokens: Optional[Literal[-1]] = Field(None, description="Not taken but -1: the server has one length and one policy for all.")
     chat_template: None = Field(None, description="Not taken: it is the tokenizer's.")
     mm_processor_kwargs: None = None

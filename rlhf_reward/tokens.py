@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 # %% ../nbs/03a_tokens.ipynb #f3b21f91
 def render(
     text: Text, # a string or messages, such as the prompt and one response of a `Comparison` together
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase, # of the model
     template: dict[str, Any] = {}, # arguments of the chat template, `Comparison.template`
 ) -> str:
     "The string that is tokenized. Raises `ValueError` where the chat template is missing or refuses the messages."
@@ -61,7 +61,7 @@ def _without_end(text, end):
 # %% ../nbs/03a_tokens.ipynb #6e4e1963
 def encode(
     texts: list[Union[str, list[int]]], # whole ones, prompt and response together; token ids stay as they are
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase, # of the model
     ends_with_eos: bool = True, # `RewardModel.ends_with_eos`
 ) -> list[list[int]]: # one list for each text
     "Token ids of whole texts, each as it would be alone, in training as in serving."
@@ -87,8 +87,8 @@ def _encode(texts, tokenizer, ends_with_eos):
 
 # %% ../nbs/03a_tokens.ipynb #832bedff
 def render_comparison(
-    comparison: Comparison,
-    tokenizer: PreTrainedTokenizerBase,
+    comparison: Comparison, # of strings, of messages if the tokenizer has a chat template, or of token ids
+    tokenizer: PreTrainedTokenizerBase, # of the model
 ) -> list[Union[str, list[int]]]: # K whole texts, for `encode`
     "Each response with its prompt before it. Raises `ValueError` where the template refuses one, or for ids that the tokenizer does not have."
     whole = whole_texts(comparison)
@@ -243,7 +243,7 @@ def _tokenize_batch(batch, indices, tokenizer, max_length, on_overlong, on_bad_r
 # %% ../nbs/03a_tokens.ipynb #f3514248
 def tokenize_rows(
     rows: Union[Dataset, IterableDataset], # as `to_comparison` reads them
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase, # of the model
     max_length: int, # in tokens, prompt and response and special tokens together
     on_overlong: Literal["drop", "truncate_prompt", "error"] = "drop", # what to do with longer comparisons
     on_bad_row: Literal["error", "skip"] = "error", # what to do with rows that cannot be used

@@ -266,8 +266,8 @@ class RewardTrainer(Trainer):
 
     def __init__(
         self,
-        model: RewardModel,
-        args: RewardConfig,
+        model: RewardModel, # to be trained
+        args: RewardConfig, # how
         train_dataset: Optional[Dataset] = None, # rows as `data.to_comparison` reads them, or tokenized by `tokens.tokenize_rows`
         eval_dataset: Optional[Union[Dataset, dict[str, Dataset]]] = None, # the same, or several by name
         processing_class: Optional[PreTrainedTokenizerBase] = None, # the model's tokenizer, saved with it

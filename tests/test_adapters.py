@@ -1,9 +1,7 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import AutoPeftModelForSequenceClassification, IA3Config, LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig

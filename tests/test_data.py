@@ -1,6 +1,5 @@
 import gzip
 import json
-import logging
 import subprocess
 import sys
 from pathlib import Path

@@ -195,7 +195,8 @@ def test_every_public_name_is_documented(docs, site):
                 inner = next((one for one in getattr(node, "body", []) if isinstance(one, docs.FUNCTIONS) and one.name == "__init__"), node)
                 if not (ast.get_docstring(node) or ast.get_docstring(inner) or name.endswith(".forward")):
                     wanting.append(f"{name} has no docstring")
-                wanting += [f"{name}: {own} has neither type nor comment" for own, type_, _, said in docs.parameters(inner, comments) if not (type_ or said)]
+                wanting += [f"{name}: {own} has no {'comment' if type_ else 'type'}" for own, type_, _, said in docs.parameters(inner, comments)
+                            if not said and (not type_ or name not in OVER_HTTP)] # what vLLM's fields are, it says itself
     assert wanting == []
 
 

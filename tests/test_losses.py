@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf_reward import PairwiseLoss
-from rlhf_reward.losses import LOSSES, BradleyTerry, Davidson, MarginScaled, PlackettLuce, RaoKupper, Regression, make_loss
+from rlhf_reward.losses import LOSSES, BradleyTerry, MarginScaled, PlackettLuce, Regression, make_loss
 
 RANKS = [[1, 2, 3, 4], [2, 1, 1, 3], [1, 2, 0, 0], [1, 1, 1, 2], [3, 1, 2, 0], [2, 2, 1, 2]]
 TIED = [[1, 1, 0, 0], [1, 1, 1, 1]]

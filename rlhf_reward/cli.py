@@ -431,7 +431,8 @@ def evaluate(
                 print(f"  {name:<{max(len(name) for name, _ in lines)}}  {share(interval)}")
             for model, found in by_model.items():
                 if "benchmark" in found.report:
-                    print(f"  {found.report['benchmark']['name']} of {model}: {found.report['benchmark']['score']:.4f}")
+                    benchmark = found.report["benchmark"]
+                    print(f"  {benchmark['name']} of {model}: {share(benchmark['score_interval']) if benchmark['score_interval'] else format(benchmark['score'], '.4f')}")
         print(f"\nReport: {Path(options.output) / 'report.html'}")
 
 

@@ -26,8 +26,8 @@ from .evaluation import Evaluation, compare
 Evaluations = dict[str, dict[str, Evaluation]] # by name of the data, then of the model
 INTERVALS = ("Shares in percent with 95 % intervals, by bootstrap over prompts; where all prompts say the same, by the exact binomial interval over prompts. The range of random "
              "rewards is that of 1000 draws. Numbers of responses and pairs, the longer and the shorter response are those of the first model. Figures of a benchmark are "
-             "as its rule gives them; accuracies beside them are over all pairs, of which a prompt with many responses has many.")
-COMPARED = "Differences are of accuracies over all pairs, not of the scores of benchmarks. The p by prompts turns the differences of whole prompts over; McNemar's takes pairs as independent, which those to one prompt are not. On the"
+             "as its rule gives them, the interval of its score is by the jackknife over prompts; accuracies beside them are over all pairs, of which a prompt with many responses has many.")
+COMPARED = "Differences are of accuracies over all pairs; those of a benchmark's scores, by the jackknife over prompts, stand apart. The p by prompts turns the differences of whole prompts over; McNemar's takes pairs as independent, which those to one prompt are not. On the"
 
 # %% ../nbs/07b_report.ipynb #942ed5ae
 def _share(interval):
@@ -74,6 +74,9 @@ def _benchmark(report):
     "Figures of a benchmark by name, those of its parts too, and its matrices."
     figures, matrices = [], []
     for name, value in report.items():
+        if name == "score_interval":
+            figures += [("95 % interval of the score", f"{value['low']:.4f} to {value['high']:.4f}")] if value else []
+            continue
         for own, inner in value.items() if isinstance(value, dict) else [("", value)]:
             label = f"{name}, {own}" if own else name
             if isinstance(inner, (int, float)):
@@ -81,6 +84,12 @@ def _benchmark(report):
             elif isinstance(inner, list):
                 matrices.append((label, [[_number(share) for share in line] for line in inner]))
     return {"name": report["name"], "rule": report["rule"], "figures": figures, "matrices": matrices}
+
+
+def _of_scores(two):
+    "The difference of two models' scores on a benchmark, and its p."
+    found = two["score_difference"]
+    return f"{found['value']:.4f} ({found['low']:.4f} to {found['high']:.4f})", f"{found['p_value']:.3g}"
 
 
 def _summary(evaluations):
@@ -241,6 +250,9 @@ def report_markdown(
             parts.append(_markdown_table(["models", "difference", "p by prompts", "only the first right", "only the second right", "McNemar p"], [
                 [f"{two['first']} − {two['second']}", _share(two["difference"]), f"{two['p_value']:.3g}", two["only_first"], two["only_second"], f"{two['mcnemar']:.3g}"]
                 for two in one["compared"]["pairs"]]))
+            scores = [[f"{two['first']} − {two['second']}", *_of_scores(two)] for two in one["compared"]["pairs"] if two["score_difference"]]
+            if scores:
+                parts.append(_markdown_table(["models", "difference of the benchmark's scores", "p"], scores))
             parts.append(_markdown_table(["agree on, %", *one["models"]], [[model, *(f"{100 * value:.1f}" for value in row.values())] for model, row in one["compared"]["agreement"].items()]))
         for model, curve in one["curves"]:
             parts.append(_markdown_table([f"best of n, {model}", "picked", "best", "mean", "comparisons"], [
@@ -264,7 +276,7 @@ def report_html(
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     pictures = lambda data, model: [(name, "data:image/svg+xml;base64," + base64.b64encode(drawn.encode()).decode()) for name, drawn in plots(evaluations[data][model]).items()]
     template = environment.from_string(importlib.resources.files("rlhf_reward").joinpath("report.html").read_text(encoding="utf-8"))
-    return template.render(summary=_summary(evaluations), pictures=pictures, readable=readable, share=_share, number=_number, version=__version__,
+    return template.render(summary=_summary(evaluations), pictures=pictures, readable=readable, share=_share, of_scores=_of_scores, number=_number, version=__version__,
                            intervals=INTERVALS, compared=COMPARED)
 
 

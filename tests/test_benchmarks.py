@@ -1,12 +1,17 @@
 "Each benchmark's own rule on a small sample in its own schema, with rewards given by hand."
 import json
 import math
+import random
+import zlib
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from rlhf_reward.benchmarks import BENCHMARKS, REWARDBENCH, Benchmark, evaluate_benchmark, load_benchmark
+from rlhf_reward.benchmarks import BENCHMARKS, REWARDBENCH, Benchmark, _groups, evaluate_benchmark, load_benchmark
 from rlhf_reward.data import Comparison
-from rlhf_reward.evaluation import Rule
+from rlhf_reward.evaluation import Rule, compare
+from rlhf_reward.report import report_html, report_markdown
 
 
 def said(prompt, response):
@@ -153,6 +158,40 @@ def test_numbers_are_those_of_the_file(tmp_path):
         evaluate_benchmark(Rule(said), "rm-bench", write(rows, tmp_path), on_bad_row="skip")
 
 
+def test_intervals_of_a_score_against_the_binomial(tmp_path):
+    "Of independent pairs; of two models on the same ones the difference is surer where they agree."
+    draw = random.Random(0)
+    rows = [{"question": f"q{row}", "response_A": f"says {draw.random()}", "response_B": f"says {draw.random()}", "label": draw.choice(["A>B", "B>A"]), "source": f"mmlu-{row % 3}"}
+            for row in range(600)]
+    drawn = lambda seed, text: zlib.crc32(f"{seed} {text}".encode())
+    noisy = lambda seed, share: Rule(lambda prompt, response: said(prompt, response) if drawn(seed, prompt) % 100 < share else drawn(seed, response) % 997)
+    path = write(rows, tmp_path)
+    found = [evaluate_benchmark(noisy(seed, 0), "judgebench", path) for seed in range(12)]
+    errors = [one.report["benchmark"]["score_interval"]["error"] for one in found]
+    assert np.mean(errors) == pytest.approx(np.sqrt(0.25 / 600), rel=0.2)
+    one, alike = evaluate_benchmark(Rule(said), "judgebench", path), evaluate_benchmark(noisy(0, 90), "judgebench", path)
+    near, far = (compare({"one": one, "other": other})["pairs"][0]["score_difference"] for other in (alike, found[0]))
+    assert near["error"] < 0.6 * far["error"] and 0 <= near["p_value"] <= 1
+    assert near["value"] == pytest.approx(one.report["benchmark"]["score"] - alike.report["benchmark"]["score"])
+    again = evaluate_benchmark(Rule(said), "judgebench", path)
+    assert (again.replicates == one.replicates).all() and compare({"one": one, "again": again})["pairs"][0]["score_difference"] is None # nothing differs
+
+
+def test_units_stay_together(tmp_path):
+    "Both Ties of a number, all of a prompt; no part is left without any."
+    groups = _groups(pd.Series(["a"] * 8 + ["b"] * 4), pd.Series([1, 1, 2, 2, 3, 3, 4, 4, "x", "x", "y", "y"]))
+    assert groups.groupby([1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]).nunique().max() == 1 and groups.nunique() == 6
+    assert _groups(pd.Series(["a", "a", "b"]), pd.Series([1, 2, 3])) is None and _groups(pd.Series(["a", "b", "a", "b"]), pd.Series([1, 1, 2, 2])) is not None
+    rows = [{**four(1, 0, 0, 0, subset=subset, id=str(row)), "prompt": f"{subset} {row}"} for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus") for row in range(30)]
+    ties = [{**four(row % 2, 0, subset="Ties", id=f"{kind}:{row}"), "prompt": f"{kind} {row}"} for row in range(40) for kind in ("ref", "tied")]
+    found = evaluate_benchmark(Rule(said), "rewardbench2", write(rows + ties, tmp_path))
+    assert len(found.replicates) == 20 and found.report["benchmark"]["score_interval"]["error"] > 0
+    other = evaluate_benchmark(Rule(lambda prompt, response: -said(prompt, response)), "rewardbench2", write(rows + ties, tmp_path))
+    for report in (report_markdown, report_html):
+        page = report({"rewardbench2": {"m": found, "other": other}})
+        assert "95 % interval of the score" in page and "difference of the benchmark" in page and page.count("m − other") == 2
+
+
 def test_baselines_by_the_rule_itself(tmp_path):
     "What is longer, by RewardBench 2's best of four."
     rows = [four(0, 0, 0, 0, subset=subset, id="1") for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus")]
@@ -216,7 +255,7 @@ def test_another_benchmark(tmp_path, monkeypatch):
     rule = lambda table: {"score": int((table[table["rank"] == 1]["reward"] > 0).sum())}
     monkeypatch.setitem(BENCHMARKS, "mine", Benchmark("me/mine", dict.fromkeys(("q", "good", "bad"), "a text"), read, rule, says="Good answers above 0."))
     found = scores("mine", [{"q": "q", "good": "says 1", "bad": "says 5"}, {"q": "q", "good": "says -1", "bad": "says -5"}], tmp_path)
-    assert found == {"name": "mine", "rule": "Good answers above 0.", "score": 1, "baselines": {"longer wins": 2, "shorter wins": 0, "prompt-blind": 1}}
+    assert found == {"name": "mine", "rule": "Good answers above 0.", "score": 1, "score_interval": None, "baselines": {"longer wins": 2, "shorter wins": 0, "prompt-blind": 1}}
 
 
 def test_where_they_lie():

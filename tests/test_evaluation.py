@@ -20,7 +20,7 @@ from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward import cli as commands
 from rlhf_reward.data import Comparison, to_comparison
 from rlhf_reward.evaluation import (
-    Evaluation, Rule, _flipped, best_of_n, calibration, compare, evaluate, interval, length_bias, pair_table, ranking, response_table, statistics, without_prompt)
+    Evaluation, Rule, _flipped, best_of_n, calibration, compare, evaluate, interval, jackknife, length_bias, pair_table, ranking, response_table, statistics, without_prompt)
 from rlhf_reward.scoring import Scorer
 
 
@@ -158,10 +158,18 @@ def test_prompts_that_all_say_the_same_leave_room(values, prompts, lowest):
     assert found == pytest.approx({"value": value, "low": (1 - most) * value + most * lowest, "high": (1 - most) * value + most}) and most > 0.3
 
 
+def test_jackknife_of_a_mean_is_its_standard_error():
+    values = np.random.default_rng(0).normal(size=20)
+    found = jackknife(values.mean(), np.array([np.delete(values, place).mean() for place in range(20)]))
+    low, high = scipy.stats.t.interval(0.95, 19, values.mean(), scipy.stats.sem(values))
+    assert found == pytest.approx({"value": values.mean(), "error": scipy.stats.sem(values), "low": low, "high": high})
+    assert jackknife(1.0, np.ones(20)) is None
+
+
 def test_two_models_that_differ_on_one_prompt():
     made = [Comparison(f"p{row}", ("aaa" if row else "a", "bb"), (1, 2)) for row in range(30)]
     found, = compare({"one": evaluate(Rule(lambda prompt, response: len(response)), made), "other": evaluate(Rule(lambda prompt, response: response[0] == "a"), made)})["pairs"]
-    assert found["p_value"] == found["mcnemar"] == 1 and (found["only_first"], found["only_second"]) == (0, 1)
+    assert found["p_value"] == found["mcnemar"] == 1 and (found["only_first"], found["only_second"]) == (0, 1) and found["score_difference"] is None
 
 
 def test_a_rule_meets_no_prompt_where_there_is_none():

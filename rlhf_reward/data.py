@@ -158,7 +158,8 @@ def _prompt_and_responses(row, responses, fewest=2, from_file=True):
             responses = [[{"role": "assistant", "content": response}] for response in responses]
         return prompt, responses
     prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if _is_whole(responses[0]) and _holds(responses[0][:shared_length(responses)], prompt): # what the assistant begins only follows the prompt, and may repeat it
+    begins_alike = _is_whole(responses[0]) or not _is_whole(prompt) # else what the assistant begins only follows the prompt, and may repeat it
+    if begins_alike and _holds(responses[0][:shared_length(responses)], prompt):
         return _split_whole(responses)
     begins = [response[0]["role"] for response in responses if response[0]["role"] in ("system", "user")]
     if begins and prompt[-1]["role"] != "assistant":

@@ -505,6 +505,8 @@ def test_a_completion_may_repeat_the_prompt(reward_models):
     turns = [{"role": "assistant", "content": "w6"}, *prompt, {"role": "assistant", "content": "w7"}]
     close(scorer.score([prompt], [turns]), scorer.score([None], [prompt + turns]))
     close(scorer.score([prompt], [prompt + turns]), scorer.score([None], [prompt + turns])) # a whole conversation
+    greeted = [{"role": "assistant", "content": "w8"}, *prompt]
+    close(scorer.score([greeted], [greeted + turns[:1]]), scorer.score([greeted], [turns[:1]])) # also one that the assistant began
 
 
 def test_ranks_what_can_be_read_once(reward_models):

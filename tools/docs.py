@@ -170,6 +170,7 @@ def imports(source):
     return {one.asname or one.name.split(".")[0]: ast.unparse(ast.ImportFrom(node.module, [one], 0) if isinstance(node, ast.ImportFrom) else ast.Import([one]))
             for node in nodes(source) if isinstance(node, (ast.Import, ast.ImportFrom)) for one in node.names}
 
+
 def markdown(path, to_page, found):
     "A notebook as Markdown, and its pictures by name."
     notebook = nbformat.read(path, as_version=4)
@@ -193,7 +194,8 @@ def markdown(path, to_page, found):
     if public: # behind the title: what the examples suppose
         imported = textwrap.fill(", ".join(public), 120, initial_indent="    ", subsequent_indent="    ")
         shown = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-        unseen = {line for name, line in imports(code).items() if name not in imports(shown) and name in {node.id for node in nodes(shown) if isinstance(node, ast.Name)}}
+        used = {node.id for node in nodes(shown) if isinstance(node, ast.Name)} - imports(shown).keys()
+        unseen = {line for name, line in imports(code).items() if name in used}
         lines = [*sorted(unseen, key=lambda line: (line.startswith("from"), line)), f"from {CONFIG['DEFAULT']['lib_path']}.{module} import (\n{imported})"]
         cells.insert(1, nbformat.v4.new_markdown_cell("\n".join(["```python", *lines, "```"])))
     notebook.cells = cells

@@ -155,7 +155,6 @@ def score_file(
     """
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"on_bad_row is {on_bad_row!r}; wanted 'error' or 'skip'.")
-    run = _run(scorer, normalize)
     main, part = processes is None or processes.is_main_process, Path(f"{output}.part")
     rows = iter(load_rows(data, split, columns, on_bad_row, streaming=True))
     score = partial(_scored, scorer=scorer, name=data, normalize=normalize, on_bad_row=on_bad_row)
@@ -163,7 +162,7 @@ def score_file(
         return _write(rows, score, os.devnull, *broadcast_object_list([None]), processes)
     check_output(output)
     part.parent.mkdir(parents=True, exist_ok=True)
-    lock = Path(f"{part}.lock")
+    lock, run = Path(f"{part}.lock"), _run(scorer, normalize)
     try:
         with FileLock(lock, timeout=0):
             done, end = _whole_chunks(part) if part.exists() else (0, 0)

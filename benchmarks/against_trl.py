@@ -233,7 +233,7 @@ def score_table(folder, tokenizer, rounds, prompt_length=1000, response_length=1
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", action="append", default=[], metavar="KIND=FILE", help="hh=, pairs= or ranked=, as often as wanted")
+    parser.add_argument("--data", action="append", default=[], metavar="KIND=FILE", help="hh=, pairs= or ranked=, as often as expected")
     parser.add_argument("--score", action="store_true", help="best of 16 too")
     parser.add_argument("--peak", action="store_true", help="forward and backward on the hh lengths at three widths too")
     parser.add_argument("--rounds", type=int, default=3)

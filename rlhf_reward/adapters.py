@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from .reward import RewardModel, _classifier, _hub_options, _saved_tokenizer
+from .reward import RewardModel, sequence_classifier, hub_options, tokenizer_to_save
 
 # %% ../nbs/01a_adapters.ipynb #17eb28c3
 def _peft():
     try:
         import peft
     except ImportError:
-        raise ImportError("Adapters need PEFT, which is not installed; wanted `pip install 'rlhf_reward[peft]'`.") from None
+        raise ImportError("Adapters need PEFT, which is not installed; expected `pip install 'rlhf_reward[peft]'`.") from None
     return peft
 
 # %% ../nbs/01a_adapters.ipynb #b0e699b2
@@ -44,9 +44,9 @@ def add_adapter(
 ) -> RewardModel: # the same
     "Train an adapter and the head instead of the whole model. Raises `ImportError` without PEFT."
     if hasattr(model.backbone, "peft_config"):
-        raise ValueError("The model has an adapter already; wanted one without. Merge it first with adapters.merge_adapter.")
+        raise ValueError("The model has an adapter already; expected one without. Merge it first with adapters.merge_adapter.")
     if peft_config.is_prompt_learning:
-        raise ValueError(f"{type(peft_config).__name__} puts tokens before the text, where a reward model reads its own; wanted an adapter of "
+        raise ValueError(f"{type(peft_config).__name__} puts tokens before the text, where a reward model reads its own; expected an adapter of "
                          "weights, such as peft.LoraConfig.")
     peft_config = copy.deepcopy(peft_config)
     peft_config.task_type, peft_config.inference_mode = None, False # the task is ours; what is opened can be trained on
@@ -66,7 +66,7 @@ def _prefix(model):
     base = model.backbone.get_base_model()
     config = copy.deepcopy(model.config)
     config.num_labels = 1
-    return "base_model.model." + ("" if _classifier(config, base, model.score) is None else base.base_model_prefix + ".")
+    return "base_model.model." + ("" if sequence_classifier(config, base, model.score) is None else base.base_model_prefix + ".")
 
 
 def save_adapter(
@@ -96,7 +96,7 @@ def save_adapter(
     if base and Path(base).is_dir(): # so that it is found from another folder
         peft_config.base_model_name_or_path = str(Path(base).resolve())
     peft_config.save_pretrained(folder)
-    config, saved = copy.deepcopy(model.config), _saved_tokenizer(tokenizer, model.config)
+    config, saved = copy.deepcopy(model.config), tokenizer_to_save(tokenizer, model.config)
     if saved.pad_token_id >= model.num_embeddings:
         saved = tokenizer
     config.num_labels, config.problem_type, config.pad_token_id = 1, "regression", saved.pad_token_id
@@ -111,17 +111,17 @@ def load_adapter(
     **kwargs: Any, # where on the hub it lies
 ):
     "Put the saved adapter and head into a model. Raises `ValueError` where they do not fit it."
-    state, prefix = load_file(cached_file(folder, FILE, **_hub_options(kwargs))), _prefix(model)
+    state, prefix = load_file(cached_file(folder, FILE, **hub_options(kwargs))), _prefix(model)
     head = state.pop(HEAD, None)
     if head is None or head.shape != model.score.weight.shape:
-        raise ValueError(f"The reward head of {str(folder)!r} is {'not there' if head is None else tuple(head.shape)}; wanted an adapter "
+        raise ValueError(f"The reward head of {str(folder)!r} is {'not there' if head is None else tuple(head.shape)}; expected an adapter "
                          f"with {HEAD} of shape {tuple(model.score.weight.shape)}, as RewardModel.save_pretrained writes it.")
     own = _peft().get_peft_model_state_dict(model.backbone, save_embedding_layers=False).keys()
     named = {name.replace(prefix, "base_model.model.", 1): weight for name, weight in state.items()}
     if named.keys() != own:
         odd = sorted(named.keys() ^ own)
         raise ValueError(f"{str(folder)!r} holds {len(named)} weights of an adapter and the model {len(own)}, which differ in {odd[0]!r}; "
-                         "wanted an adapter of the same form and base model.")
+                         "expected an adapter of the same form and base model.")
     _peft().set_peft_model_state_dict(model.backbone, named)
     with torch.no_grad():
         model.score.weight.copy_(head)
@@ -136,7 +136,7 @@ def open_adapter(
 ) -> RewardModel: # in evaluation mode, the adapter ready to be trained on
     "What `RewardModel.from_pretrained` does with an adapter: open its base model, add it, and load its weights and head."
     peft_config = _peft().PeftConfig.from_pretrained(folder)
-    config = cached_file(folder, "config.json", _raise_exceptions_for_missing_entries=False, **_hub_options(kwargs))
+    config = cached_file(folder, "config.json", _raise_exceptions_for_missing_entries=False, **hub_options(kwargs))
     config = json.loads(Path(config).read_text()) if config else {}
     saved, dtype = config.get("rlhf_reward", {}), config.get("dtype", "auto") # that of training, whatever the base is saved in
     try:

@@ -62,7 +62,7 @@ def parse_columns(
     "The map of `--columns`. Raises `ValueError` for anything else."
     pairs = [tuple(map(str.strip, pair.partition("="))) for pair in columns.split(",")] if columns else []
     if not all(ours and theirs for ours, _, theirs in pairs) or any(len(set(names)) < len(pairs) for names in [*zip(*pairs)][::2]):
-        raise ValueError(f"--columns {columns} is not a map; wanted names of this library and of the data, each once, such "
+        raise ValueError(f"--columns {columns} is not a map; expected names of this library and of the data, each once, such "
                          "as prompt=instruction,chosen=output_1.")
     return {ours: theirs for ours, _, theirs in pairs}
 
@@ -88,13 +88,13 @@ def parse_train(
     if argv and not argv[0].startswith("-"):
         path, *argv = argv
         if not Path(path).is_file():
-            parser.error(f"{path!r} is not there; wanted a YAML file of arguments, or arguments that begin with --.")
+            parser.error(f"{path!r} is not there; expected a YAML file of arguments, or arguments that begin with --.")
         try:
             config = yaml.safe_load(Path(path).read_text()) or {}
         except yaml.YAMLError as error:
             parser.error(f"{path} is not YAML: {error}")
         if not isinstance(config, dict):
-            parser.error(f"{path} holds a {type(config).__name__}; wanted a mapping of arguments to values.")
+            parser.error(f"{path} holds a {type(config).__name__}; expected a mapping of arguments to values.")
         from_file = []
         for name, value in config.items():
             if name not in known:
@@ -123,7 +123,7 @@ def parse_train(
     except ValueError as error:
         parser.error(str(error))
     if job.lora_r is not None and job.lora_r < 1:
-        parser.error(f"--lora_r is {job.lora_r}; wanted a rank of 1 or more, such as 16, or leave it out to train the whole model.")
+        parser.error(f"--lora_r is {job.lora_r}; expected a rank of 1 or more, such as 16, or leave it out to train the whole model.")
     if job.lora_r is None and (job.load_in_4bit or job.merge_adapter or job.lora_alpha is not None):
         parser.error("--load_in_4bit, --merge_adapter and --lora_alpha go with --lora_r, such as 16.")
     if job.load_in_4bit and job.merge_adapter:
@@ -132,7 +132,7 @@ def parse_train(
     resume = args.resume_from_checkpoint
     args.resume_from_checkpoint = {"true": True, "false": None}.get(str(resume).lower(), resume)
     if isinstance(args.resume_from_checkpoint, str) and not Path(resume).is_dir():
-        parser.error(f"--resume_from_checkpoint {resume} is not there; wanted a checkpoint folder, or true for the "
+        parser.error(f"--resume_from_checkpoint {resume} is not there; expected a checkpoint folder, or true for the "
                      "newest of --output_dir.")
     return job, args
 
@@ -165,7 +165,7 @@ def _prepare(job, args):
         peft_config = lora_config(job.lora_r, job.lora_alpha, job.lora_dropout, job.lora_target_modules)
     if job.load_in_4bit:
         if args.device.type == "cpu":
-            raise ValueError("--load_in_4bit wants a GPU: on a CPU the 4-bit kernels of bitsandbytes have no backward; wanted a GPU, or LoRA "
+            raise ValueError("--load_in_4bit wants a GPU: on a CPU the 4-bit kernels of bitsandbytes have no backward; expected a GPU, or LoRA "
                              "without it.")
         from transformers import BitsAndBytesConfig
         options["quantization_config"] = BitsAndBytesConfig(
@@ -265,7 +265,7 @@ def _chat_template(name):
     file = Path(name)
     template = file.read_text() if file.is_file() else AutoTokenizer.from_pretrained(name).chat_template
     if not template:
-        raise ValueError(f"The tokenizer of {name!r} has no chat template; wanted one that has, or a file with a template.")
+        raise ValueError(f"The tokenizer of {name!r} has no chat template; expected one that has, or a file with a template.")
     return template
 
 
@@ -369,7 +369,7 @@ def evaluate(
     parser = _scoring_parser("evaluate", "How often models agree with people: accuracy with intervals, baselines, calibration, length bias, and the mistakes to "
                                          "read, as report.json, report.md and report.html. Needs the extra plots. Several processes share the work: "
                                          "accelerate launch -m rlhf_reward evaluate …",
-                             action="append", metavar="[NAME=]MODEL[,…]", help="as in score, with a name for the report if wanted; several times, or with commas, to compare models "
+                             action="append", metavar="[NAME=]MODEL[,…]", help="as in score, with a name for the report if expected; several times, or with commas, to compare models "
                                                                      "on the same data")
     parser.add_argument("--data", action="append", default=[], metavar="FILE[,FILE…]", help="comparisons of any form; each file is a part of the report")
     parser.add_argument("--benchmark", action="append", default=[], metavar="NAME[=PATH][,…]",
@@ -383,22 +383,22 @@ def evaluate(
     options = parser.parse_args(argv)
     models, files, benchmarks = map(_parts, (options.model, options.data, options.benchmark))
     if not files and not benchmarks:
-        parser.error("there is neither --data nor --benchmark; wanted a file of comparisons, or the name of a benchmark.")
+        parser.error("there is neither --data nor --benchmark; expected a file of comparisons, or the name of a benchmark.")
     for name, values in (("--model", models), ("--data", files), ("--benchmark", benchmarks)):
         if len({name for name, _ in values}) < len(values):
             parser.error(f"{name} has the same more than once: {', '.join(name for name, _ in values)}.")
         if not all(path for _, path in values):
-            parser.error(f"{name} has an empty part; wanted names with a comma between each two.")
+            parser.error(f"{name} has an empty part; expected names with a comma between each two.")
     both = {name for name, _ in files} & {name for name, _ in benchmarks}
     if both:
-        parser.error(f"--data and --benchmark have {', '.join(sorted(both))} both; wanted other names for the data: --data mine=FILE.")
+        parser.error(f"--data and --benchmark have {', '.join(sorted(both))} both; expected other names for the data: --data mine=FILE.")
     from datasets.exceptions import DatasetsError
 
     from rlhf_reward.data import load_rows
 
     (processes, device), evaluations = _processes(options), {}
     try:
-        from rlhf_reward.benchmarks import _evaluate_loaded, load_benchmark
+        from rlhf_reward.benchmarks import evaluate_loaded, load_benchmark
         from rlhf_reward.evaluation import evaluate as evaluate_rows
         from rlhf_reward.report import prepare_report, write_report
 
@@ -414,7 +414,7 @@ def evaluate(
                     evaluations.setdefault(data, {})[model] = evaluate_rows(scorer, rows[data], options.on_bad_row, data, options.seed, processes)
             for name, found in loaded.items():
                 with _named(f"{model} on {name}"):
-                    evaluations.setdefault(name, {})[model] = _evaluate_loaded(scorer, name, found, seed=options.seed, processes=processes)
+                    evaluations.setdefault(name, {})[model] = evaluate_loaded(scorer, name, found, seed=options.seed, processes=processes)
         if processes.is_main_process:
             write_report(evaluations, options.output)
     except (ValueError, OSError, ImportError, DatasetsError) as error:

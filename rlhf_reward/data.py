@@ -106,12 +106,12 @@ def _without_nulls(value):
 
 def _check_string(text):
     if not isinstance(text, str):
-        raise ValueError(f"{text!r:.80} stands where a text is wanted: a string, or a list of messages with role and content.")
+        raise ValueError(f"{text!r:.80} stands where a text is expected: a string, or a list of messages with role and content.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"the text {text!r:.40} has a lone surrogate at character {error.start}, half of a character; "
-                         "wanted valid Unicode: write the text anew from its source.") from None
+                         "expected valid Unicode: write the text anew from its source.") from None
 
 
 def _checked(text, from_file=True):
@@ -122,7 +122,7 @@ def _checked(text, from_file=True):
         messages = _without_nulls(text)
         for message in messages:
             if not (isinstance(message, dict) and isinstance(message.get("role"), str)):
-                raise ValueError(f"the message {message!r:.80} has no role; wanted role and content, both strings.")
+                raise ValueError(f"the message {message!r:.80} has no role; expected role and content, both strings.")
             _check_string(message["role"])
             if "content" in message or "tool_calls" not in message:
                 _check_string(message.get("content"))
@@ -145,11 +145,11 @@ def _holds(messages, prompt):
 def _prompt_and_responses(row, responses, fewest=2, from_file=True):
     "The prompt and what each response says after it, both strings or both messages."
     if not isinstance(responses, (list, tuple)) or len(responses) < fewest:
-        raise ValueError(f"the responses are {responses!r:.80}; wanted a list of at least {fewest}.")
+        raise ValueError(f"the responses are {responses!r:.80}; expected a list of at least {fewest}.")
     responses, prompt = [_checked(response, from_file) for response in responses], row.get("prompt")
     in_messages = [not isinstance(response, str) for response in responses]
     if any(in_messages) != all(in_messages):
-        raise ValueError("some responses are strings and some are messages; wanted one kind.")
+        raise ValueError("some responses are strings and some are messages; expected one kind.")
     if "prompt" not in row or prompt is None and all(map(_is_whole, responses)): # a table has the column for all rows
         return _split_whole(responses)
     prompt = _checked(prompt, from_file)
@@ -164,7 +164,7 @@ def _prompt_and_responses(row, responses, fewest=2, from_file=True):
     begins = [response[0]["role"] for response in responses if response[0]["role"] in ("system", "user")]
     if begins and prompt[-1]["role"] != "assistant":
         raise ValueError(f"a response begins with a message of the {begins[0]}, but is not a conversation that holds the prompt "
-                         f"{prompt[-1].get('content')!r:.40}; wanted whole conversations with that prompt, or only what follows it.")
+                         f"{prompt[-1].get('content')!r:.40}; expected whole conversations with that prompt, or only what follows it.")
     return prompt, responses
 
 # %% ../nbs/03_data.ipynb #e5dde0a5
@@ -192,7 +192,7 @@ def row_form(
     form = next((form for form, needed in FORMS.items() if needed <= filled), None)
     form = form or next((form for form, needed in FORMS.items() if needed <= row.keys() and needed & filled), None)
     if form is None:
-        raise ValueError(f"it has the columns {sorted(filled)}; wanted one of: {'; '.join(FORMS)} (all but the first with prompt, "
+        raise ValueError(f"it has the columns {sorted(filled)}; expected one of: {'; '.join(FORMS)} (all but the first with prompt, "
                          "or with whole texts). Other names can be mapped: --columns chosen=output_1.")
     return form
 
@@ -200,7 +200,7 @@ def row_form(
 def to_comparison(
     row: dict[str, Any], # with the columns of one of the forms above
 ) -> Comparison:
-    "One row as a `Comparison`. Raises `ValueError` that says what the row holds and what is wanted."
+    "One row as a `Comparison`. Raises `ValueError` that says what the row holds and what is expected."
     if row.get(UNREADABLE):
         raise ValueError(f"{row[UNREADABLE]}.")
     form, ratings = row_form(row), None
@@ -210,7 +210,7 @@ def to_comparison(
     elif form == "chosen, rejected":
         for name in ("chosen", "rejected"):
             if row[name] is None:
-                raise ValueError(f"None stands where a text is wanted, as {name}: a string, or a list of messages with role and content.")
+                raise ValueError(f"None stands where a text is expected, as {name}: a string, or a list of messages with role and content.")
         prompt, responses = _prompt_and_responses(row, [row["chosen"], row["rejected"]])
         ranks, ratings = (1, 2), [row.get("score_chosen"), row.get("score_rejected")]
         ratings = _numbers("score_chosen and score_rejected", ratings, responses) if any(ratings) or 0 in ratings else None
@@ -219,7 +219,7 @@ def to_comparison(
         column = "winner" if "winner" in form else "preference"
         ranks = RANKS_BY_WINNER.get(str(row[column]).strip().lower().removesuffix(".0"))
         if ranks is None:
-            raise ValueError(f"the {column} is {row[column]!r}; wanted one of {', '.join(RANKS_BY_WINNER)}.")
+            raise ValueError(f"the {column} is {row[column]!r}; expected one of {', '.join(RANKS_BY_WINNER)}.")
     else:
         prompt, responses = _prompt_and_responses(row, _from_json("responses", row["responses"], list))
         scores, given = (_from_json(name, row.get(name), list) for name in ("scores", "ranks"))
@@ -228,12 +228,12 @@ def to_comparison(
         ranks = tuple(1 + sum(other < own for other in order) for own in order)
     margin = _number("margin", row.get("margin"))
     if margin is not None and len(responses) > 2:
-        raise ValueError(f"there is one margin for {len(responses)} responses; wanted margins for pairs only (scores give "
+        raise ValueError(f"there is one margin for {len(responses)} responses; expected margins for pairs only (scores give "
                          "one for each pair).")
     weight = _number("weight", row.get("weight"))
     weight = 1.0 if weight is None else weight
     if weight < 0:
-        raise ValueError(f"the weight is {weight}; wanted a number that is not negative.")
+        raise ValueError(f"the weight is {weight}; expected a number that is not negative.")
     return Comparison(prompt, tuple(responses), ranks, ratings, margin, weight, _source(row), _template(row), _is_guessed(row, prompt))
 
 
@@ -256,29 +256,29 @@ def _number(name, value):
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{value!r:.60} stands as {name}; wanted a finite number.")
+        raise ValueError(f"{value!r:.60} stands as {name}; expected a finite number.")
     return number
 
 
 def _numbers(name, values, responses):
     "One float for each response."
     if not isinstance(values, (list, tuple)) or len(values) != len(responses):
-        raise ValueError(f"the {name} are {values!r:.60} for {len(responses)} responses; wanted one number for each.")
+        raise ValueError(f"the {name} are {values!r:.60} for {len(responses)} responses; expected one number for each.")
     values = tuple(_number(name, value) for value in values)
     if None in values:
-        raise ValueError(f"the {name} are {list(values)!r:.60}; wanted a number for each response.")
+        raise ValueError(f"the {name} are {list(values)!r:.60}; expected a number for each response.")
     return values
 
 
 def _token_ids(row):
     "The two lists of ids of a tokenized row."
     if row.get("prompt_ids") is not None:
-        raise ValueError("there are prompt_ids beside chosen_ids and rejected_ids; wanted whole texts: write the ids of the "
+        raise ValueError("there are prompt_ids beside chosen_ids and rejected_ids; expected whole texts: write the ids of the "
                          "prompt before those of each response, and leave prompt_ids out.")
     for name in ("chosen_ids", "rejected_ids"):
         ids = row[name]
         if not (isinstance(ids, (list, tuple)) and ids and all(type(number) is int and number >= 0 for number in ids)):
-            raise ValueError(f"the {name} are {ids!r:.60}; wanted a list of token ids, at least one.")
+            raise ValueError(f"the {name} are {ids!r:.60}; expected a list of token ids, at least one.")
     return [list(row["chosen_ids"]), list(row["rejected_ids"])]
 
 
@@ -288,9 +288,9 @@ def _from_json(name, value, kind):
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise ValueError(f"the {name} are not JSON ({error}); wanted JSON, or a {kind.__name__}.") from None
+            raise ValueError(f"the {name} are not JSON ({error}); expected JSON, or a {kind.__name__}.") from None
     if value and not isinstance(value, tuple if kind is list and isinstance(value, tuple) else kind):
-        raise ValueError(f"the {name} are {value!r:.60}; wanted a {kind.__name__}.")
+        raise ValueError(f"the {name} are {value!r:.60}; expected a {kind.__name__}.")
     return value or None
 
 
@@ -304,7 +304,7 @@ def _template(row):
     arguments = _from_json("chat_template_kwargs", row.get("chat_template_kwargs"), dict)
     taken = sorted(set(arguments or {}) & set(OF_THE_CALL))
     if taken:
-        raise ValueError(f"chat_template_kwargs has {taken[0]!r}, which is no variable of a chat template; wanted those that the template reads, such "
+        raise ValueError(f"chat_template_kwargs has {taken[0]!r}, which is no variable of a chat template; expected those that the template reads, such "
                          "as enable_thinking.")
     return {**_without_nulls(arguments or {}), **({"tools": _without_nulls(tools)} if tools else {})}
 
@@ -323,15 +323,15 @@ def to_responses(
     filled = {name for name, value in row.items() if value is not None}
     found = [names for names in forms if filled.issuperset(names)]
     if len(found) != 1:
-        raise ValueError(f"it has the columns {sorted(filled)}; wanted one of: prompt with response, responses, chosen and rejected, or response_a and "
+        raise ValueError(f"it has the columns {sorted(filled)}; expected one of: prompt with response, responses, chosen and rejected, or response_a and "
                          "response_b; or text, or texts. Other names can be mapped: --columns response=output.")
     responses, whole = forms[found[0]](), found[0] in (("text",), ("texts",))
     if whole and row.get("prompt") is not None:
-        raise ValueError("it has a prompt beside whole texts; wanted prompt and response, or text alone.")
+        raise ValueError("it has a prompt beside whole texts; expected prompt and response, or text alone.")
     prompt, responses = _prompt_and_responses({} if whole else row, responses, fewest=1, from_file=from_file)
     comparison = Comparison(prompt, tuple(responses), (1,) * len(responses), source=_source(row), template=_template(row), whole=_is_guessed(row, prompt))
     if comparison.whole and not whole:
-        raise ValueError(f"it has {' and '.join(found[0])}, but no prompt; wanted both, or whole texts in the column text or texts.")
+        raise ValueError(f"it has {' and '.join(found[0])}, but no prompt; expected both, or whole texts in the column text or texts.")
     return comparison
 
 
@@ -380,7 +380,7 @@ def load_rows(
             taken = [ours for ours in columns if ours in names and ours not in columns.values()]
             rows = rows.remove_columns(taken).rename_columns({theirs: ours for ours, theirs in columns.items()})
         if not names:
-            raise ValueError("it has no rows; wanted rows of preference.")
+            raise ValueError("it has no rows; expected rows of preference.")
     except (ValueError, EOFError, zlib.error, gzip.BadGzipFile, DatasetGenerationError) as error:
         raise ValueError(f"{name!r} cannot be read: {error.__cause__ or error}") from error
     return rows
@@ -406,11 +406,11 @@ def _files(path, split):
         files, kinds = sorted(set(files)), {kind_of(file) for file in files}
         if len(kinds) != 1:
             raise ValueError(f"the folder {str(path)!r} has {len(files)} files for the split {split!r}, of the kinds "
-                             f"{sorted(kinds)}; wanted some of one kind ({', '.join(KINDS)}). Its splits are "
+                             f"{sorted(kinds)}; expected some of one kind ({', '.join(KINDS)}). Its splits are "
                              f"{sorted(map(str, patterns))}.")
         return kinds.pop(), [str(file) for file in files]
     if path.is_file() and not kind_of(path):
-        raise ValueError(f"{str(path)!r} is a file of another kind; wanted {', '.join(KINDS)}, also with .gz.")
+        raise ValueError(f"{str(path)!r} is a file of another kind; expected {', '.join(KINDS)}, also with .gz.")
     if kind_of(path) and not path.exists():
         raise FileNotFoundError(f"{str(path)!r} is not there (the current folder is {str(Path.cwd())!r}).")
     return (kind_of(path), [str(path)]) if path.is_file() else (None, [])
@@ -538,6 +538,6 @@ def hold_out(
     num_held = max(1, round(fraction * len(different)))
     if num_held >= len(different):
         raise ValueError(f"The rows have {len(different)} different prompt(s), of which {num_held} would be held out; "
-                         "wanted some left to train on. Give an evaluation set.")
+                         "expected some left to train on. Give an evaluation set.")
     held = np.isin(keys, np.random.default_rng(seed).choice(different, num_held, replace=False))
     return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))

@@ -26,7 +26,7 @@ from transformers import EvalPrediction
 
 from .data import Comparison, Text, is_ids, normalized, ranked_pairs, shared_length, to_comparison, whole_texts
 from .scoring import NotFinite, Scorer
-from .tokens import _why_dropped
+from .tokens import reason_dropped
 from .training import pair_metrics
 
 # %% ../nbs/07_evaluation.ipynb #8bdee116
@@ -38,7 +38,7 @@ def interval(
 ) -> dict[str, float]: # `value`, the mean over pairs, and `low` and `high` of its 95 % interval
     "Mean over pairs with the interval by bootstrap over prompts. Raises `ValueError` for no pairs."
     if not len(values):
-        raise ValueError("There is no pair; wanted at least one.")
+        raise ValueError("There is no pair; expected at least one.")
     sums = pd.Series(np.asarray(values, dtype=float)).groupby(np.asarray(prompts)).agg(["sum", "count"])
     sums, value = sums.sort_values(["sum", "count"]), float(np.mean(values)) # so that the order of the data changes nothing
     if len(sums) == 1: # one prompt says nothing of others
@@ -201,10 +201,10 @@ def statistics(
     "All figures of one model on one set. Raises `ValueError` where there is no pair, or a reward is not finite."
     bad = ~np.isfinite(responses["reward"].to_numpy())
     if bad.any():
-        raise ValueError(f"{bad.sum()} rewards are not finite, the first of comparison {responses['comparison'][bad].iloc[0] + 1}; wanted numbers.")
+        raise ValueError(f"{bad.sum()} rewards are not finite, the first of comparison {responses['comparison'][bad].iloc[0] + 1}; expected numbers.")
     pairs = pair_table(responses)
     if not len(pairs):
-        raise ValueError(f"There are {responses['comparison'].nunique()} comparisons, and no pair in which people prefer one response; wanted at least one.")
+        raise ValueError(f"There are {responses['comparison'].nunique()} comparisons, and no pair in which people prefer one response; expected at least one.")
     margins, prompts = pairs["margin"].to_numpy(), pairs["prompt"]
     longer_by, blind = pairs["longer_by"].to_numpy(), pairs["blind_margin"].to_numpy()
     known = np.isfinite(blind)
@@ -304,7 +304,7 @@ def _usable(scorer, data, on_bad_row, name, numbers):
             wrong.append(str(one))
             if on_bad_row == "error":
                 raise ValueError(f"{one} Or leave such rows out with on_bad_row='skip', where they are not of a benchmark.")
-        elif not isinstance(given, Comparison) and (why := _why_dropped(one[0].ranks, one[1], keep_ties=False)):
+        elif not isinstance(given, Comparison) and (why := reason_dropped(one[0].ranks, one[1], keep_ties=False)):
             wrong.append(f"Row {number} of {name} says nothing: {why}.")
         else:
             kept.append((number, *one))
@@ -370,7 +370,7 @@ def compare(
     held = {name: [comparison for row, comparison in zip(one.rows, one.comparisons) if row in common] for name, one in evaluations.items()}
     for name in names[1:]:
         if held[name] != held[names[0]] or not common:
-            raise ValueError(f"{names[0]} and {name} were evaluated on different comparisons; wanted the same data for both.")
+            raise ValueError(f"{names[0]} and {name} were evaluated on different comparisons; expected the same data for both.")
     tables = {name: one.pairs[[one.rows[place] in common for place in one.pairs["comparison"]]].reset_index(drop=True) for name, one in evaluations.items()}
     right = {name: _right(table["margin"].to_numpy()) for name, table in tables.items()}
     said = {name: np.sign(table["margin"].to_numpy()) for name, table in tables.items()}

@@ -40,7 +40,7 @@ def _scored(rows, first, scorer, name, normalize, on_bad_row, processes=None):
     for number, row, outcome in zip(numbers, rows, outcomes):
         taken = sorted(row.keys() & set(WRITTEN))
         if taken:
-            raise ValueError(f"Row {number} of {name} has the column {taken[0]!r}, which is where the rewards are written; wanted rows without it: "
+            raise ValueError(f"Row {number} of {name} has the column {taken[0]!r}, which is where the rewards are written; expected rows without it: "
                              "rename it, or leave it out.")
         if isinstance(outcome, ValueError) and on_bad_row == "error":
             raise ValueError(f"{outcome} Or write such rows without a reward, with on_bad_row='skip'.")
@@ -53,7 +53,7 @@ def _scored(rows, first, scorer, name, normalize, on_bad_row, processes=None):
     for number, row, outcome in zip(numbers, rows, outcomes):
         own = None if isinstance(outcome, ValueError) else next(rewards)
         if own is not None and not np.isfinite(own).all():
-            outcome, own = f"Row {number} of {name} has the rewards {own}; wanted finite numbers.", None
+            outcome, own = f"Row {number} of {name} has the rewards {own}; expected finite numbers.", None
         if own is None:
             yield {**row, "reward": None, "error": str(outcome)}
         else:
@@ -84,7 +84,7 @@ def _run(scorer, normalize):
 
 
 def _wanted(part):
-    return f"wanted the rest of the same run: the same data, model and options. To begin anew, remove {str(part)!r}."
+    return f"expected the rest of the same run: the same data, model and options. To begin anew, remove {str(part)!r}."
 
 
 def _check_run(part, run, done):
@@ -100,14 +100,14 @@ def _check_run(part, run, done):
 
 def _check_before(part, rows, done, score, tolerance):
     "Raise `ValueError` unless the rows are those of the file, and have the rewards that `score` gives the last of them."
-    last, wanted = [], _wanted(part)
+    last, expected = [], _wanted(part)
     of = lambda line: [line["reward"]] if line.get("reward") is not None else line.get("rewards") or []
     with open(part, encoding="utf-8") as lines:
         written = (json.loads(line) for line in lines)
         for number in range(1, done + 1):
             row, before = next(rows, None), next(written)
             if row is None or json.loads(_line(row)) != {name: value for name, value in before.items() if name not in WRITTEN}:
-                raise ValueError(f"Line {number} of {str(part)!r}, which a run left that was stopped, is not row {number} of the data; {wanted}")
+                raise ValueError(f"Line {number} of {str(part)!r}, which a run left that was stopped, is not row {number} of the data; {expected}")
             if number > done - ROWS_AT_ONCE and of(before) and len(last) < 16:
                 last.append((row, before))
     now = list(score([row for row, _ in last], done - ROWS_AT_ONCE + 1))
@@ -116,7 +116,7 @@ def _check_before(part, rows, done, score, tolerance):
         same = len(of(before)) == len(of(line)) and all(abs(one - other) <= tolerance * largest for one, other in zip(of(before), of(line)))
         if not same:
             raise ValueError(f"A line of {str(part)!r}, which a run left that was stopped, has the rewards {of(before)}, where the model now gives "
-                             f"{of(line)}; {wanted}")
+                             f"{of(line)}; {expected}")
 
 
 def _line(row):
@@ -132,7 +132,7 @@ def check_output(
 ) -> None:
     "Raise `ValueError` for what is no name of a .jsonl file, `FileExistsError` if it is there."
     if Path(output).suffix != ".jsonl":
-        raise ValueError(f"output is {output!r}; wanted the name of a .jsonl file.")
+        raise ValueError(f"output is {output!r}; expected the name of a .jsonl file.")
     if Path(output).exists():
         raise FileExistsError(f"{output!r} is there already{', and whole' * Path(output).is_file()}; remove it, or choose another name.")
 
@@ -154,7 +154,7 @@ def score_file(
     of other data, another model or other options.
     """
     if on_bad_row not in ("error", "skip"):
-        raise ValueError(f"on_bad_row is {on_bad_row!r}; wanted 'error' or 'skip'.")
+        raise ValueError(f"on_bad_row is {on_bad_row!r}; expected 'error' or 'skip'.")
     main, part = processes is None or processes.is_main_process, Path(f"{output}.part")
     rows = iter(load_rows(data, split, columns, on_bad_row, streaming=True))
     score = partial(_scored, scorer=scorer, name=data, normalize=normalize, on_bad_row=on_bad_row)

@@ -17,7 +17,7 @@ from torch import nn
 from torchtyping import TensorType
 
 # %% ../nbs/02_losses.ipynb #2cd27917
-def _wins(ranks):
+def wins(ranks):
     "(num_comparisons, winner, loser): whether the first response should be above the second."
     return (ranks[:, :, None] < ranks[:, None, :]) & (ranks > 0)[:, :, None]
 
@@ -56,9 +56,9 @@ class RewardLoss(nn.Module):
     ) -> TensorType["num_comparisons"]:
         "Raises `ValueError` for shapes that do not fit, or where the loss cannot do without what is missing."
         shape = tuple(rewards.shape)
-        for name, tensor, wanted in (("ranks", ranks, shape), ("margins", margins, (*shape, *shape[1:])), ("ratings", ratings, shape)):
-            if tensor is not None and tuple(tensor.shape) != wanted or rewards.ndim != 2:
-                raise ValueError(f"rewards has shape {shape} and {name} {tuple(tensor.shape)}; wanted (num_comparisons, K) and "
+        for name, tensor, expected in (("ranks", ranks, shape), ("margins", margins, (*shape, *shape[1:])), ("ratings", ratings, shape)):
+            if tensor is not None and tuple(tensor.shape) != expected or rewards.ndim != 2:
+                raise ValueError(f"rewards has shape {shape} and {name} {tuple(tensor.shape)}; expected (num_comparisons, K) and "
                                  f"{'(num_comparisons, K, K)' if name == 'margins' else 'the same'}.")
         rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32)).masked_fill(ranks < 1, 0)
         return self.per_comparison(rewards, ranks, margins, ratings)
@@ -80,7 +80,7 @@ class RewardLoss(nn.Module):
         ratings: Optional[TensorType["num_comparisons", "K"]], # as in `forward`
     ) -> TensorType["num_comparisons", bool]:
         "Whether there is anything in the comparison to learn from; others do not count in a mean."
-        return (_wins(ranks) | _ties(ranks)).any(dim=(1, 2)) if self.uses_ties else _wins(ranks).any(dim=(1, 2))
+        return (wins(ranks) | _ties(ranks)).any(dim=(1, 2)) if self.uses_ties else wins(ranks).any(dim=(1, 2))
 
 # %% ../nbs/02_losses.ipynb #deb5862a
 class BradleyTerry(RewardLoss):
@@ -94,9 +94,9 @@ class BradleyTerry(RewardLoss):
     ):
         super().__init__()
         if not 0 <= label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing is {label_smoothing}; wanted 0 to 0.5, the share of labels taken to be wrong.")
+            raise ValueError(f"label_smoothing is {label_smoothing}; expected 0 to 0.5, the share of labels taken to be wrong.")
         if not 0 <= center_rewards_coefficient < math.inf:
-            raise ValueError(f"center_rewards_coefficient is {center_rewards_coefficient}; wanted 0 or more, such as 0.01.")
+            raise ValueError(f"center_rewards_coefficient is {center_rewards_coefficient}; expected 0 or more, such as 0.01.")
         self.label_smoothing, self.center_rewards_coefficient = label_smoothing, center_rewards_coefficient
 
     def per_comparison(self, rewards, ranks, margins, ratings):
@@ -108,7 +108,7 @@ class BradleyTerry(RewardLoss):
             losses = (1 - self.label_smoothing) * losses - self.label_smoothing * F.logsigmoid(-difference)
         if self.center_rewards_coefficient:
             losses = losses + self.center_rewards_coefficient * (rewards[:, :, None] + rewards[:, None, :]) ** 2
-        return _mean(losses, _wins(ranks))
+        return _mean(losses, wins(ranks))
 
 # %% ../nbs/02_losses.ipynb #1db5a979
 class MarginScaled(RewardLoss):
@@ -117,11 +117,11 @@ class MarginScaled(RewardLoss):
 
     def per_comparison(self, rewards, ranks, margins, ratings):
         if margins is None:
-            raise ValueError("margins is None; wanted the margin of each pair, by which its loss is scaled.")
-        return _mean(-margins * F.logsigmoid(_differences(rewards)), _wins(ranks))
+            raise ValueError("margins is None; expected the margin of each pair, by which its loss is scaled.")
+        return _mean(-margins * F.logsigmoid(_differences(rewards)), wins(ranks))
 
     def says_something(self, ranks, margins, ratings):
-        return (_wins(ranks) & (margins > 0)).any(dim=(1, 2))
+        return (wins(ranks) & (margins > 0)).any(dim=(1, 2))
 
 # %% ../nbs/02_losses.ipynb #b8cfe9c9
 @functools.lru_cache(maxsize=None)
@@ -145,13 +145,13 @@ class PlackettLuce(RewardLoss):
     def per_comparison(self, rewards, ranks, margins, ratings):
         num_comparisons, k = rewards.shape
         if k > self.MOST:
-            raise ValueError(f"A comparison has {k} responses; wanted at most {self.MOST} for Plackett–Luce, or another loss, such "
+            raise ValueError(f"A comparison has {k} responses; expected at most {self.MOST} for Plackett–Luce, or another loss, such "
                              "as bradley_terry.")
         real, never = ranks > 0, torch.finfo(rewards.dtype).min / (4 * k)
         chosen, layers, place = _sets(k, ranks.device)
         left = real[:, None] & ~chosen # (num_comparisons, 2^K, K)
         rest = rewards[:, None].expand_as(left).masked_fill(~left, never).logsumexp(dim=2, keepdim=True)
-        early = (_wins(ranks)[:, None] & left[:, :, :, None]).any(dim=2) # (num_comparisons, 2^K, K): a better one is left
+        early = (wins(ranks)[:, None] & left[:, :, :, None]).any(dim=2) # (num_comparisons, 2^K, K): a better one is left
         step = (rewards[:, None] - rest).masked_fill(~left | early, never) # log P(the response is next | the set was first)
         reached = rewards.new_zeros(num_comparisons, 1) # log P(S), for sets in order of their size
         for before, last in layers:
@@ -177,7 +177,7 @@ class RaoKupper(RewardLoss):
         difference = _differences(rewards)
         win, lose = F.logsigmoid(difference - self.threshold), F.logsigmoid(-difference - self.threshold)
         ties = _ties(ranks)
-        return _mean(-torch.where(ties, self.log_tie + win + lose, win), ties | _wins(ranks))
+        return _mean(-torch.where(ties, self.log_tie + win + lose, win), ties | wins(ranks))
 
 # %% ../nbs/02_losses.ipynb #133b9ac3
 class Davidson(RewardLoss):
@@ -192,7 +192,7 @@ class Davidson(RewardLoss):
         difference = _differences(rewards)
         odds = torch.stack([difference / 2, self.log_tie.expand_as(difference), -difference / 2]).log_softmax(dim=0)
         ties = _ties(ranks)
-        return _mean(-torch.where(ties, odds[1], odds[0]), ties | _wins(ranks))
+        return _mean(-torch.where(ties, odds[1], odds[0]), ties | wins(ranks))
 
 # %% ../nbs/02_losses.ipynb #5c303517
 class Regression(RewardLoss):
@@ -201,7 +201,7 @@ class Regression(RewardLoss):
 
     def per_comparison(self, rewards, ranks, margins, ratings):
         if ratings is None:
-            raise ValueError("ratings is None; wanted the rating of each response.")
+            raise ValueError("ratings is None; expected the rating of each response.")
         rated = (ranks > 0) & ~ratings.isnan()
         return _mean((rewards - ratings.masked_fill(~rated, 0)) ** 2, rated)
 
@@ -220,9 +220,9 @@ def make_loss(
 ) -> RewardLoss:
     "The loss of that name. Raises `ValueError` for another name, or for an option that the loss has not."
     if name not in LOSSES:
-        raise ValueError(f"loss is {name!r}; wanted one of {', '.join(LOSSES)}.")
+        raise ValueError(f"loss is {name!r}; expected one of {', '.join(LOSSES)}.")
     if name == "bradley_terry":
         return BradleyTerry(label_smoothing, center_rewards_coefficient)
     if label_smoothing or center_rewards_coefficient:
-        raise ValueError(f"label smoothing or centering is on with the loss {name}; wanted neither, or loss='bradley_terry', which has them.")
+        raise ValueError(f"label smoothing or centering is on with the loss {name}; expected neither, or loss='bradley_terry', which has them.")
     return LOSSES[name]()

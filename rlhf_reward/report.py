@@ -143,7 +143,7 @@ def plots(
 
 def _matplotlib():
     try:
-        import matplotlib.figure # without pyplot there is no global state, and no screen is wanted
+        import matplotlib.figure # without pyplot there is no global state, and no screen is expected
     except ImportError as error:
         raise ImportError("Plots need matplotlib: pip install 'rlhf_reward[plots]'") from error
     return matplotlib
@@ -287,10 +287,10 @@ def prepare_report(
     _matplotlib()
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{str(folder)!r} is there and no folder; wanted the name of a folder for the report.")
+        raise FileExistsError(f"{str(folder)!r} is there and no folder; expected the name of a folder for the report.")
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{str(folder)!r} cannot be written to; wanted another folder for the report.")
+        raise PermissionError(f"{str(folder)!r} cannot be written to; expected another folder for the report.")
     return folder
 
 

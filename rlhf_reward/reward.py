@@ -40,21 +40,21 @@ def default_pooling(
 
     Raises `ValueError` for a model that reads anything but one text, or lets padding into its rewards.
     """
-    wanted = "a reward model wants a text-only decoder (such as llama, qwen3) or encoder (such as bert, modernbert)"
+    expected = "a reward model wants a text-only decoder (such as llama, qwen3) or encoder (such as bert, modernbert)"
     given = f"The config is of type {config.model_type!r}"
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{given}, an encoder-decoder; {wanted}.")
+        raise ValueError(f"{given}, an encoder-decoder; {expected}.")
     if config.get_text_config() is not config or hasattr(config, "vision_config") or not hasattr(config, "vocab_size"):
-        raise ValueError(f"{given}, which reads more or other than text; {wanted}. Of a multimodal checkpoint, load "
+        raise ValueError(f"{given}, which reads more or other than text; {expected}. Of a multimodal checkpoint, load "
                          "the text part alone.")
     if config.model_type in MIXES_PADDING:
         raise ValueError(f"{given}, in which padding changes the hidden states of real tokens, so that a reward would "
-                         f"depend on its batch; {wanted}.")
+                         f"depend on its batch; {expected}.")
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         return "first"
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "last"
-    raise ValueError(f"{given}, for which transformers has no language model to tell by; {wanted}. Pass "
+    raise ValueError(f"{given}, for which transformers has no language model to tell by; {expected}. Pass "
                      "pooling='last' or 'first' if it is one.")
 
 # %% ../nbs/01_reward.ipynb #ffa5e584
@@ -67,44 +67,44 @@ def right_padded(
     return [tensor.gather(1, order) for tensor in (attention_mask, *tensors)]
 
 # %% ../nbs/01_reward.ipynb #001ef985
-def _hub_options(kwargs):
+def hub_options(kwargs):
     "Those of the keyword arguments that say where on the hub a file lies."
     names = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
     return {name: kwargs[name] for name in names if name in kwargs}
 
 
-def _is_adapter(model_name, kwargs):
-    "Whether the folder or hub name is an adapter of PEFT. What cannot be opened is none; `_load_config` then says why."
+def is_adapter(model_name, kwargs):
+    "Whether the folder or hub name is an adapter of PEFT. What cannot be opened is none; `load_config` then says why."
     path = Path(model_name).expanduser()
     if path.is_dir():
         return (path / kwargs.get("subfolder", "") / "adapter_config.json").is_file()
     try:
-        return bool(cached_file(str(model_name), "adapter_config.json", _raise_exceptions_for_missing_entries=False, **_hub_options(kwargs)))
+        return bool(cached_file(str(model_name), "adapter_config.json", _raise_exceptions_for_missing_entries=False, **hub_options(kwargs)))
     except OSError:
         return False
 
 
-def _load_config(model_name, kwargs):
+def load_config(model_name, kwargs):
     "The folder or hub name to open, and its config. Raises `OSError` for one that cannot be opened."
     path = Path(model_name).expanduser()
-    wanted = "wanted the name of a transformers model or a folder that `save_pretrained` wrote"
+    expected = "expected the name of a transformers model or a folder that `save_pretrained` wrote"
     if path.is_dir() and not (path / kwargs.get("subfolder", "") / "config.json").is_file():
-        raise FileNotFoundError(f"The folder {str(path)!r} has no config.json; {wanted}. It holds "
+        raise FileNotFoundError(f"The folder {str(path)!r} has no config.json; {expected}. It holds "
                                 f"{sorted(item.name for item in path.iterdir())[:8]}.")
     names_a_path = isinstance(model_name, Path) or str(model_name).startswith((".", "~", "/")) or str(model_name).count("/") > 1
     if path.is_file() or (names_a_path and not path.is_dir()):
-        raise FileNotFoundError(f"{str(model_name)!r} is {'a file' if path.is_file() else 'not there'}; {wanted}.")
+        raise FileNotFoundError(f"{str(model_name)!r} is {'a file' if path.is_file() else 'not there'}; {expected}.")
     name = str(path) if path.is_dir() else str(model_name)
     try:
         remote_code = kwargs.get("trust_remote_code", False)
-        return name, AutoConfig.from_pretrained(name, trust_remote_code=remote_code, **_hub_options(kwargs))
+        return name, AutoConfig.from_pretrained(name, trust_remote_code=remote_code, **hub_options(kwargs))
     except OSError as error:
-        raise OSError(f"{name!r} is no folder in {str(Path.cwd())!r} and could not be opened on the hub; {wanted}. "
+        raise OSError(f"{name!r} is no folder in {str(Path.cwd())!r} and could not be opened on the hub; {expected}. "
                       f"The hub says: {error}") from error
 
 
 @contextlib.contextmanager
-def _not_sharded():
+def unsharded():
     "Under DeepSpeed ZeRO-3 transformers shards every model as it is made; ours is sharded whole, with its head, when training begins."
     config, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
     try:
@@ -113,28 +113,28 @@ def _not_sharded():
         deepspeed._hf_deepspeed_config_weak_ref = config
 
 
-def _load_backbone(model_name, kwargs):
+def load_backbone(model_name, kwargs):
     "The backbone without its pooler, which a reward does not use. Raises `ValueError` if the checkpoint lacks weights."
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error() # no table of the unused language-model head; what is missing is checked here
     try:
         options = {"use_safetensors": True, **kwargs}
-        with _not_sharded():
+        with unsharded():
             backbone, report = AutoModel.from_pretrained(model_name, output_loading_info=True, **options)
     finally:
         transformers_logging.set_verbosity(verbosity)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise ValueError(f"{str(model_name)!r} lacks {len(missing)} weights of {type(backbone).__name__}, such as "
-                         f"{missing[0]}; wanted a checkpoint with every weight of its backbone.")
+                         f"{missing[0]}; expected a checkpoint with every weight of its backbone.")
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = nn.Identity()
     return backbone
 
 
-def _load_head(model_name, kwargs, shape, prefix):
+def load_head(model_name, kwargs, shape, prefix):
     "The weight of the reward head in a checkpoint. Raises `ValueError` if there is none of this shape, alone."
-    options = _hub_options(kwargs)
+    options = hub_options(kwargs)
     index = cached_file(model_name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **options)
     heads = ("score.weight", "score.bias")
     names = (*heads, *(f"{prefix}.{name}" for name in heads)) # some families write everything under their prefix
@@ -145,7 +145,7 @@ def _load_head(model_name, kwargs, shape, prefix):
             found |= {name.removeprefix(prefix + "."): file.get_tensor(name) for name in file.keys() if name in names}
     shapes = {name: tuple(weight.shape) for name, weight in found.items()}
     if shapes != {"score.weight": shape}:
-        raise ValueError(f"The reward head of {str(model_name)!r} is {shapes or 'not there'}; wanted one bias-free "
+        raise ValueError(f"The reward head of {str(model_name)!r} is {shapes or 'not there'}; expected one bias-free "
                          f"{{'score.weight': {shape}}}. To start a new reward model on this backbone, use RewardModel(model_name).")
     return found["score.weight"]
 
@@ -155,19 +155,19 @@ def is_reward_model(
     **kwargs: Any, # where on the hub it lies
 ) -> bool: # False for a language model, and for encoders with a head of their own
     "Whether `RewardModel.from_pretrained` opens it with the head that it has. Raises `OSError` for what cannot be opened."
-    if _is_adapter(model_name, kwargs):
+    if is_adapter(model_name, kwargs):
         return True
-    config = _load_config(model_name, kwargs)[1]
+    config = load_config(model_name, kwargs)[1]
     classifies = any("SequenceClassification" in kind for kind in config.architectures or [])
     return hasattr(config, "rlhf_reward") or classifies and config.num_labels == 1 and default_pooling(config) == "last"
 
 # %% ../nbs/01_reward.ipynb #42c1f3ba
-def _classifier(config, backbone, head):
+def sequence_classifier(config, backbone, head):
     "transformers' one-label classifier around these parts, or None where it has none of the form `score(last hidden state)`."
     classifier_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     if classifier_class is None:
         return None
-    with torch.device("meta"), _not_sharded():
+    with torch.device("meta"), unsharded():
         classifier = classifier_class(config)
     score, shape = getattr(classifier, "score", None), getattr(head.weight, "ds_shape", head.weight.shape)
     if not isinstance(score, nn.Linear) or score.weight.shape != shape or score.bias is not None:
@@ -177,7 +177,7 @@ def _classifier(config, backbone, head):
     return classifier
 
 
-def _saved_tokenizer(tokenizer, config):
+def tokenizer_to_save(tokenizer, config):
     "A copy that pads on the right, where transformers counts positions from the text on, with a token that never ends a text."
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side = "right"
@@ -191,7 +191,7 @@ def _saved_tokenizer(tokenizer, config):
 def _check_shapes(input_ids, attention_mask, position_ids, end_positions):
     "Raise `ValueError` where the inputs of `RewardModel.forward` do not fit together."
     if input_ids.ndim != 2 or input_ids.is_floating_point():
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)} and dtype {input_ids.dtype}; wanted token ids "
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)} and dtype {input_ids.dtype}; expected token ids "
                          "(batch_size, seq_len). One text is a batch of one: input_ids[None].")
     shape = batch_size, seq_len = tuple(input_ids.shape)
     for mask in attention_mask.values() if isinstance(attention_mask, dict) else [attention_mask]:
@@ -201,37 +201,37 @@ def _check_shapes(input_ids, attention_mask, position_ids, end_positions):
             segments = mask.dtype == torch.long and batch_size == mask.shape[0] == 1
             packed = packed and (dense or segments) # a bool mask would be added as 0 and 1
             if tuple(mask.shape) != shape and not packed:
-                raise ValueError(f"attention_mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; wanted {shape}, "
+                raise ValueError(f"attention_mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected {shape}, "
                                  f"the shape of input_ids, or for packed rows a float mask ({batch_size}, 1, {seq_len}, "
                                  f"{seq_len}) that is added to the attention scores, or what `packing.attention_mask` gives.")
         if end_positions is None and (packed or isinstance(attention_mask, dict)):
             raise ValueError("An attention_mask for packed rows does not say where a response ends; pass "
                              "end_positions (num_responses, 2) with it.")
     if position_ids is not None and tuple(position_ids.shape) != shape:
-        raise ValueError(f"position_ids has shape {tuple(position_ids.shape)}; wanted {shape}, the shape of input_ids.")
+        raise ValueError(f"position_ids has shape {tuple(position_ids.shape)}; expected {shape}, the shape of input_ids.")
     if end_positions is not None and (end_positions.ndim != 2 or end_positions.shape[1] != 2):
-        raise ValueError(f"end_positions has shape {tuple(end_positions.shape)}; wanted (num_responses, 2): the row "
+        raise ValueError(f"end_positions has shape {tuple(end_positions.shape)}; expected (num_responses, 2): the row "
                          "and the position of each end.")
 
 
-def _check_device(device):
+def check_device(device):
     "Raise `ValueError` for a CUDA device where there is none."
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={str(device)!r} was asked for, but torch finds no CUDA device here. Pass device='cpu'.")
 
 
-def _check_values(input_ids, attention_mask, end_positions, vocab_size, wait):
+def check_values(input_ids, attention_mask, end_positions, vocab_size, wait):
     "Raise `ValueError` for a row without a real token, a real token outside the vocabulary, or an end outside the batch."
     outside = (input_ids < 0) | (input_ids >= vocab_size)
     if end_positions is None:
         outside &= attention_mask != 0
         empty = (attention_mask == 0).all(dim=1)
-        _require(~empty.any(), lambda: f"Row {empty.nonzero()[0].item()} of attention_mask is all 0; wanted at least "
+        _require(~empty.any(), lambda: f"Row {empty.nonzero()[0].item()} of attention_mask is all 0; expected at least "
                                        "one real token in each row. Leave empty texts out of the batch.", wait)
     else:
         rows, ends = end_positions.unbind(dim=1)
         beyond = (rows < 0) | (rows >= input_ids.shape[0]) | (ends < 0) | (ends >= input_ids.shape[1])
-        _require(~beyond.any(), lambda: f"end_positions has {end_positions[beyond][0].tolist()}; wanted (row, "
+        _require(~beyond.any(), lambda: f"end_positions has {end_positions[beyond][0].tolist()}; expected (row, "
                                         f"position) inside {tuple(input_ids.shape)}.", wait)
     _require(~outside.any(), lambda: f"input_ids holds the id {input_ids[outside][0]} at (row, position) "
                                      f"{tuple(outside.nonzero()[0].tolist())}; this model's vocabulary has the ids 0 "
@@ -265,14 +265,14 @@ class RewardModel(nn.Module):
         **kwargs, # for `AutoModel.from_pretrained`; dtype is float32 unless given: half precision loses small updates
     ):
         super().__init__()
-        _check_device(device)
-        model_name, config = _load_config(model_name, kwargs)
+        check_device(device)
+        model_name, config = load_config(model_name, kwargs)
         saved = getattr(config, "rlhf_reward", {})
         self.ends_with_eos = saved.get("ends_with_eos", True) # how its texts are tokenized, see `tokens.encode`
         self.pooling = pooling or saved.get("pooling") or default_pooling(config)
         if self.pooling not in ("last", "first"):
-            raise ValueError(f"pooling is {pooling!r}; wanted 'last' or 'first'.")
-        self.backbone = _load_backbone(model_name, {"dtype": torch.float32, **kwargs})
+            raise ValueError(f"pooling is {pooling!r}; expected 'last' or 'first'.")
+        self.backbone = load_backbone(model_name, {"dtype": torch.float32, **kwargs})
         takes = inspect.signature(self.backbone.forward).parameters
         self._backbone_kwargs = {"use_cache": False} if "use_cache" in takes else {}
         hidden_size = getattr(config, "word_embed_proj_dim", config.hidden_size) # OPT projects its last hidden state
@@ -302,7 +302,7 @@ class RewardModel(nn.Module):
             attention_mask = torch.ones_like(input_ids)
         _check_shapes(input_ids, attention_mask, position_ids, end_positions)
         if not torch.compiler.is_compiling():
-            _check_values(input_ids, attention_mask, end_positions, self.num_embeddings, wait=not self.training)
+            check_values(input_ids, attention_mask, end_positions, self.num_embeddings, wait=not self.training)
         if end_positions is None:
             attention_mask = (attention_mask != 0).long()
             if position_ids is not None:
@@ -342,12 +342,12 @@ class RewardModel(nn.Module):
         for old in ("adapter_config.json", "adapter_model.safetensors"):
             Path(folder, old).unlink(missing_ok=True) # a folder that has an adapter opens as that
         embeddings = self.get_input_embeddings()
-        tokenizer = _saved_tokenizer(tokenizer, self.config)
+        tokenizer = tokenizer_to_save(tokenizer, self.config)
         num_embeddings = max(self.num_embeddings, tokenizer.pad_token_id + 1)
         config = copy.deepcopy(self.config)
         config.num_labels, config.problem_type = 1, "regression" # vLLM applies a sigmoid to any other
         config.pad_token_id, config.vocab_size = tokenizer.pad_token_id, max(config.vocab_size, num_embeddings)
-        checkpoint = _classifier(config, self.backbone, self.score) if self.pooling == "last" else None
+        checkpoint = sequence_classifier(config, self.backbone, self.score) if self.pooling == "last" else None
         known = {name: value for name, value in getattr(config, "rlhf_reward", {}).items() if name != "note"}
         config.rlhf_reward = {**known, "pooling": self.pooling, "ends_with_eos": self.ends_with_eos,
                               "opens_as_sequence_classification": checkpoint is not None}
@@ -383,13 +383,13 @@ class RewardModel(nn.Module):
         `ends_with_eos` is what was saved. A model made elsewhere is taken to have been trained on texts as its tokenizer
         and chat template write them, without an end-of-sequence token of ours. An adapter opens with its base model.
         """
-        if _is_adapter(model_name, kwargs):
+        if is_adapter(model_name, kwargs):
             from rlhf_reward.adapters import open_adapter
             return open_adapter(model_name, dropout, device, pooling, **kwargs)
         model = cls(model_name, dropout, device, pooling, **{"dtype": "auto", **kwargs})
         model.ends_with_eos = getattr(model.config, "rlhf_reward", {}).get("ends_with_eos", False)
         shape, prefix = tuple(model.score.weight.shape), model.backbone.base_model_prefix
-        head = _load_head(model.config.name_or_path, kwargs, shape, prefix)
+        head = load_head(model.config.name_or_path, kwargs, shape, prefix)
         with torch.no_grad():
             model.score.weight.copy_(head)
         return model
@@ -414,7 +414,7 @@ class RewardModel(nn.Module):
         "Raises `ValueError` where mean and deviation are not known; `RewardTrainer.set_reward_scale` keeps them with the model."
         known = getattr(self.config, "rlhf_reward", {})
         if "reward_mean" not in known:
-            raise ValueError("The model does not know the mean and deviation of its rewards; wanted a checkpoint of `rlhf_reward train`, "
+            raise ValueError("The model does not know the mean and deviation of its rewards; expected a checkpoint of `rlhf_reward train`, "
                              "or RewardTrainer.set_reward_scale.")
         return (rewards - known["reward_mean"]) / known["reward_std"]
 
@@ -446,7 +446,7 @@ def _one_per_pair(
     num_pairs: int,
 ) -> TensorType["num_pairs", float]: # float32
     if tuple(values.shape) not in ((num_pairs, 1), (num_pairs,)):
-        raise ValueError(f"{name} has shape {tuple(values.shape)}; wanted one number a pair: ({num_pairs}, 1) or "
+        raise ValueError(f"{name} has shape {tuple(values.shape)}; expected one number a pair: ({num_pairs}, 1) or "
                          f"({num_pairs},).")
     return values.float().reshape(-1)
 
@@ -468,10 +468,10 @@ class PairwiseLoss(nn.Module):
         "Raises `ValueError` for shapes that differ or an empty batch: nothing is broadcast."
         if chosen_rewards.shape != rejected_rewards.shape:
             raise ValueError(f"chosen_rewards has shape {tuple(chosen_rewards.shape)} and rejected_rewards "
-                             f"{tuple(rejected_rewards.shape)}; wanted the same shape, one reward a pair.")
+                             f"{tuple(rejected_rewards.shape)}; expected the same shape, one reward a pair.")
         num_pairs = len(chosen_rewards) if chosen_rewards.ndim else 0
         if num_pairs == 0:
-            raise ValueError(f"The batch holds no pair (rewards of shape {tuple(chosen_rewards.shape)}); wanted "
+            raise ValueError(f"The batch holds no pair (rewards of shape {tuple(chosen_rewards.shape)}); expected "
                              "(num_pairs, 1) or (num_pairs,).")
         chosen = _one_per_pair(chosen_rewards, "chosen_rewards", num_pairs)
         difference = chosen - _one_per_pair(rejected_rewards, "rejected_rewards", num_pairs)
@@ -482,5 +482,5 @@ class PairwiseLoss(nn.Module):
             return losses.mean()
         weight = _one_per_pair(weight, "weight", num_pairs)
         total = weight.sum()
-        _require(total > 0, lambda: "The weights of all pairs add up to 0; wanted at least one above 0.", wait=False)
+        _require(total > 0, lambda: "The weights of all pairs add up to 0; expected at least one above 0.", wait=False)
         return (losses * weight).sum() / total

@@ -24,7 +24,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Pret
 
 from .data import Comparison, Text, read_row, shared_length, to_comparison, to_responses, whole_texts
 from .packing import choose_collator, model_inputs
-from .reward import RewardModel, _check_device, _check_values, _hub_options, _is_adapter, _load_config, _not_sharded, default_pooling
+from .reward import RewardModel, check_device, check_values, hub_options, is_adapter, load_config, unsharded, default_pooling
 from .tokens import TooLong, encode, fit_length, render_comparison
 
 logger = logging.getLogger(__name__)
@@ -47,14 +47,14 @@ class EncoderClassifier(nn.Module):
         **kwargs: Any, # for `AutoModelForSequenceClassification.from_pretrained`
     ):
         super().__init__()
-        _check_device(device)
+        check_device(device)
         self.text_pairs = text_pairs
         options = {"use_safetensors": True, "dtype": "auto", **kwargs}
-        with _not_sharded():
+        with unsharded():
             self.classifier, report = AutoModelForSequenceClassification.from_pretrained(model_name, output_loading_info=True, **options)
         if report["missing_keys"]:
             raise ValueError(f"{str(model_name)!r} lacks {len(report['missing_keys'])} weights of {type(self.classifier).__name__}, such as "
-                             f"{sorted(report['missing_keys'])[0]}; wanted a trained reward model with every weight.")
+                             f"{sorted(report['missing_keys'])[0]}; expected a trained reward model with every weight.")
         default_pooling(self.config)
         takes = inspect.signature(self.classifier.forward).parameters
         self._takes_types = "token_type_ids" in takes and getattr(self.config, "type_vocab_size", 0) > 1
@@ -78,7 +78,7 @@ class EncoderClassifier(nn.Module):
         attention_mask: TensorType["batch_size", "seq_len", int], # 1 for a real token, 0 for padding on the right
         token_type_ids: TensorType["batch_size", "seq_len", int], # 0 in the prompt, 1 in the response; 0 for encoders without them
     ) -> TensorType["batch_size", 1, float]: # float32 rewards
-        _check_values(input_ids, attention_mask, None, self.num_embeddings, wait=True)
+        check_values(input_ids, attention_mask, None, self.num_embeddings, wait=True)
         types = {"token_type_ids": token_type_ids} if self._takes_types else {}
         return self.classifier(input_ids=input_ids, attention_mask=attention_mask, **types).logits.float()
 
@@ -97,19 +97,25 @@ class EncoderClassifier(nn.Module):
             whole = encode(render_comparison(comparison, tokenizer), tokenizer, ends_with_eos=False)
             kept = fit_length(comparison, whole, tokenizer, max_length, on_overlong, ends_with_eos=False)
             if kept is None:
-                raise TooLong(f"has {max(map(len, whole))} tokens, of which the prompt has too few to cut; wanted at most {max_length}.")
+                length = max(map(len, whole))
+                problem = f"has {length} tokens, of which the prompt has too few to cut; expected at most {max_length}."
+                raise TooLong(problem, length, max_length)
             return [[(token, 0) for token in ids] for ids in kept], kept is not whole
         pairs = tokenizer([prompt] * len(responses), list(responses), verbose=False)
         excess = max(map(len, pairs["input_ids"])) - max_length
         if excess > 0 and on_overlong == "error":
-            raise TooLong(f"has {max_length + excess} tokens; wanted at most {max_length}. Allow more with max_length, or choose "
-                             "on_overlong='truncate_prompt'.")
+            raise TooLong(
+                f"has {max_length + excess} tokens; expected at most {max_length}.", max_length + excess, max_length,
+                "Allow more with max_length, or choose on_overlong='truncate_prompt'.",
+            )
         sequences = []
         types = pairs.get("token_type_ids") or [[0] * len(ids) for ids in pairs["input_ids"]] # as its tokenizer has them
         for place, (ids, own_types) in enumerate(zip(pairs["input_ids"], types)):
             of_prompt = [position for position, part in enumerate(pairs.sequence_ids(place)) if part == 0]
             if excess > len(of_prompt):
-                raise TooLong(f"has {max_length + excess} tokens, of which the prompt has {len(of_prompt)}; wanted at most {max_length}.")
+                length = max_length + excess
+                problem = f"has {length} tokens, of which the prompt has {len(of_prompt)}; expected at most {max_length}."
+                raise TooLong(problem, length, max_length)
             cut = set(of_prompt[:max(excess, 0)])
             sequences.append([both for position, both in enumerate(zip(ids, own_types)) if position not in cut])
         return sequences, excess > 0
@@ -128,16 +134,16 @@ class EncoderClassifier(nn.Module):
 # %% ../nbs/06_scoring.ipynb #c90e9a0c
 def _open(model_name, device, text_pairs, **kwargs):
     "The model of a folder or hub name. Raises `ValueError` for one that gives anything but one reward."
-    if _is_adapter(model_name, kwargs):
+    if is_adapter(model_name, kwargs):
         return RewardModel.from_pretrained(model_name, device=device, **kwargs)
-    name, config = _load_config(model_name, kwargs)
+    name, config = load_config(model_name, kwargs)
     own, classifies = hasattr(config, "rlhf_reward"), any("SequenceClassification" in kind for kind in config.architectures or [])
     pad, ends = config.pad_token_id, config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if not own and classifies and pad is not None and pad in ends:
         logger.warning("%s pads with the token that ends texts. Here the reward is that of the last token, as in vLLM; transformers takes the last token that is not padding, "
                        "so where a text ends with it the rewards differ, and if it was trained in transformers, those are what it has learnt.", model_name)
     if not own and classifies and config.num_labels != 1:
-        raise ValueError(f"{str(model_name)!r} has {config.num_labels} labels ({', '.join(map(str, config.id2label.values()))}); wanted a reward "
+        raise ValueError(f"{str(model_name)!r} has {config.num_labels} labels ({', '.join(map(str, config.id2label.values()))}); expected a reward "
                          "model with one label. A classifier of several has no single reward.")
     if own or not classifies or default_pooling(config) == "last":
         return RewardModel.from_pretrained(model_name, device=device, **kwargs)
@@ -194,10 +200,10 @@ class Scorer:
     ):
         "Raises `ValueError` for a tokenizer that does not fit the options."
         if on_overlong not in ("error", "truncate_prompt"):
-            raise ValueError(f"on_overlong is {on_overlong!r}; wanted 'error' or 'truncate_prompt'. A response cannot be dropped, since each gets a reward.")
+            raise ValueError(f"on_overlong is {on_overlong!r}; expected 'error' or 'truncate_prompt'. A response cannot be dropped, since each gets a reward.")
         tokens_per_batch = tokens_per_batch if tokens_per_batch is not None else 2048 if next(model.parameters()).device.type == "cpu" else 16384
         if tokens_per_batch < 1 or (max_length is not None and max_length < 1):
-            raise ValueError(f"tokens_per_batch is {tokens_per_batch} and max_length {max_length}; wanted 1 or more.")
+            raise ValueError(f"tokens_per_batch is {tokens_per_batch} and max_length {max_length}; expected 1 or more.")
         self.model, self.tokenizer, self.on_overlong, self.tokens_per_batch = model, tokenizer, on_overlong, tokens_per_batch
         self.max_length = min(max_length or math.inf, model.max_positions or math.inf)
         if isinstance(model, EncoderClassifier):
@@ -223,7 +229,7 @@ class Scorer:
         device, path = device or ("cuda" if torch.cuda.is_available() else "cpu"), Path(model_name).expanduser()
         model_name = str(path if path.is_dir() else model_name)
         model = _open(model_name, device, text_pairs, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(model_name, trust_remote_code=kwargs.get("trust_remote_code", False), **_hub_options(kwargs))
+        tokenizer = AutoTokenizer.from_pretrained(model_name, trust_remote_code=kwargs.get("trust_remote_code", False), **hub_options(kwargs))
         return cls(model, tokenizer, max_length, on_overlong, tokens_per_batch)
 
     def score(
@@ -235,7 +241,7 @@ class Scorer:
         "One reward for each prompt and response. Raises `ValueError` that says which of them is at fault."
         prompts, responses = (_listed(name, values, "For several responses to one prompt use rank.") for name, values in (("prompts", prompts), ("responses", responses)))
         if len(prompts) != len(responses):
-            raise ValueError(f"There are {len(prompts)} prompts and {len(responses)} responses; wanted one prompt for each response.")
+            raise ValueError(f"There are {len(prompts)} prompts and {len(responses)} responses; expected one prompt for each response.")
         comparisons = [_responses(prompt, [response], f"Response {number}") for number, (prompt, response) in enumerate(zip(prompts, responses), 1)]
         return [reward for reward, in self.score_comparisons(comparisons, normalize)]
 
@@ -261,7 +267,7 @@ class Scorer:
         "The response with the highest reward (best-of-n sampling, Stiennon et al. 2020). Raises `ValueError` if there are fewer than n."
         responses = _listed("responses", responses)
         if n is not None and not 1 <= n <= len(responses):
-            raise ValueError(f"n is {n} and there are {len(responses)} responses; wanted 1 to {len(responses)}.")
+            raise ValueError(f"n is {n} and there are {len(responses)} responses; expected 1 to {len(responses)}.")
         return self.rank(prompt, responses[:n], normalize)[0]
 
     def compare(
@@ -343,15 +349,20 @@ class Scorer:
     def _fitted(self, comparison, sequences):
         "The sequences, and whether they were cut."
         if not all(sequences):
-            raise ValueError("has no token; wanted some text.")
+            raise ValueError("has no token; expected some text.")
         if (largest := max(map(max, sequences))) >= self.model.num_embeddings:
-            raise ValueError(f"has the token id {largest}; the model has the ids 0 to {self.model.num_embeddings - 1}. Wanted the tokenizer of the model.")
+            raise ValueError(f"has the token id {largest}; the model has the ids 0 to {self.model.num_embeddings - 1}. Expected the tokenizer of the model.")
         if comparison.whole and self.on_overlong == "truncate_prompt" and max(map(len, sequences)) > self.max_length:
-            raise TooLong(f"has {max(map(len, sequences))} tokens and is a whole text, of which nothing says where the prompt ends, so nothing of it is cut; "
-                          f"wanted at most {self.max_length}, or prompt and response apart.")
+            length = max(map(len, sequences))
+            raise TooLong(
+                f"has {length} tokens and is a whole text that does not say where its prompt ends, so nothing of it is cut; "
+                f"expected at most {self.max_length}, or prompt and response apart.", length, self.max_length,
+            )
         kept = fit_length(comparison, sequences, self.tokenizer, self.max_length, self.on_overlong, self.model.ends_with_eos)
         if kept is None:
-            raise TooLong(f"has {max(map(len, sequences))} tokens, and too few of them are the prompt's to be cut; wanted at most {self.max_length}.")
+            length = max(map(len, sequences))
+            problem = f"has {length} tokens, and too few of them are the prompt's to be cut; expected at most {self.max_length}."
+            raise TooLong(problem, length, self.max_length)
         return kept, kept is not sequences
 
     def rewards(
@@ -430,7 +441,7 @@ class Scorer:
             if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
                 raise
             if len(whole) == 1:
-                raise RuntimeError(f"A sequence of {len(whole[0][1])} tokens does not fit into the memory, alone; wanted shorter ones (max_length), "
+                raise RuntimeError(f"A sequence of {len(whole[0][1])} tokens does not fit into the memory, alone; expected shorter ones (max_length), "
                                    "a smaller dtype, or another device.") from error
         clear_device_cache()
         budget = max(1, sum(map(_size, batch)) // 2)
@@ -476,7 +487,7 @@ class NotFinite(ValueError):
         place: int, # of the comparison among those that were scored
         what: str, # is wrong
     ):
-        super().__init__(f"{what}; wanted a finite number.")
+        super().__init__(f"{what}; expected a finite number.")
         self.place = place
 
 
@@ -511,9 +522,10 @@ def _tried(comparison, do):
     try:
         return do(comparison)
     except ValueError as error:
-        kind = TooLong if isinstance(error, TooLong) else ValueError # others, of Unicode say, take other arguments
         shown = f"text {whole_texts(comparison)[0]!r:.60}" if comparison.whole else f"response {comparison.responses[0]!r:.60}"
-        return kind(f"The {shown} cannot be scored: {'it ' * str(error).startswith('has ')}{error}")
+        if isinstance(error, TooLong):
+            return TooLong(f"The {shown} cannot be scored: it {error.problem}", error.length, error.limit, error.remedy)
+        return ValueError(f"The {shown} cannot be scored: {'it ' * str(error).startswith('has ')}{error}")
 
 
 def _size(piece):
@@ -522,11 +534,11 @@ def _size(piece):
     return len(prefix) + sum(len(sequence) - len(prefix) for sequence in sequences)
 
 
-def _listed(name, values, remedy="wanted a list of responses."):
-    "The values as a list. Raises `ValueError` for one text, or messages, where several are wanted."
+def _listed(name, values, remedy="expected a list of responses."):
+    "The values as a list. Raises `ValueError` for one text, or messages, where several are expected."
     values = values if isinstance(values, (str, dict, type(None))) else list(values)
     if not isinstance(values, list) or values and isinstance(values[0], dict):
-        raise ValueError(f"{name} is {'messages' if isinstance(values, list) else type(values).__name__}; wanted a list with one {name.removesuffix('s')} each. {remedy}")
+        raise ValueError(f"{name} is {'messages' if isinstance(values, list) else type(values).__name__}; expected a list with one {name.removesuffix('s')} each. {remedy}")
     return values
 
 
@@ -556,7 +568,7 @@ class RewardFunction:
         **kwargs: Any, # for `Scorer.from_pretrained`: device, max_length, on_overlong, …
     ):
         if isinstance(model, Scorer) and kwargs:
-            raise ValueError(f"There are options for opening a model ({', '.join(kwargs)}) and a scorer that is open; wanted options with a name only.")
+            raise ValueError(f"There are options for opening a model ({', '.join(kwargs)}) and a scorer that is open; expected options with a name only.")
         self.model, self.normalize, self.kwargs, self.__name__ = model, normalize, kwargs, name
         self._opened = model if isinstance(model, Scorer) else None
 

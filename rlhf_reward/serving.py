@@ -75,7 +75,8 @@ class Batcher:
         "Raises `Busy` where it would wait too long, `TooLong` for more than may ever wait."
         tokens = sum(len(sequence) for own in sequences for sequence in own)
         if tokens > self.max_waiting:
-            raise TooLong(f"The request has {tokens} tokens; wanted at most {self.max_waiting}: send fewer responses at a time.")
+            problem = f"The request has {tokens} tokens; expected at most {self.max_waiting}: send fewer responses at a time."
+            raise TooLong(problem, tokens, self.max_waiting)
         self.check_room(tokens)
         answer = asyncio.get_running_loop().create_future()
         self.queue.append((sequences, prompts, tokens, answer))
@@ -176,7 +177,7 @@ class Message(BaseModel):
         if not isinstance(content, list):
             return content
         if not all(isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content):
-            raise ValueError("wanted a string, or parts of type text")
+            raise ValueError("expected a string, or parts of type text")
         return "\n".join(part["text"] for part in content)
 
 
@@ -323,7 +324,7 @@ class _Authorize:
         if scope["type"] == "http" and not (path.rstrip("/") in self.open_paths or path.startswith("/static-offline-docs/")):
             scheme, _, given = next((value for name, value in scope["headers"] if name == b"authorization"), b"").partition(b" ")
             if not secrets.compare_digest(scheme.title() + b" " + given, self.expected):
-                refusal = JSONResponse({"detail": "The token is missing or wrong; wanted the header Authorization: Bearer …"}, 401,
+                refusal = JSONResponse({"detail": "The token is missing or wrong; expected the header Authorization: Bearer …"}, 401,
                                        {"WWW-Authenticate": "Bearer", "Connection": "close"})
                 return await refusal(scope, receive, send)
         await self.app(scope, receive, send)
@@ -395,7 +396,7 @@ def make_app(
 ) -> FastAPI:
     "The web application of a scorer. Texts that are too long for it are refused with 413, or cut as its `on_overlong` says. Raises `ValueError` for limits below 1."
     if min(max_body, max_waiting) < 1:
-        raise ValueError(f"max_body is {max_body} and max_waiting {max_waiting}; wanted 1 or more.")
+        raise ValueError(f"max_body is {max_body} and max_waiting {max_waiting}; expected 1 or more.")
     registry, name = CollectorRegistry(), name or str(scorer.model.config.name_or_path)
     metric = lambda kind, what, text, labels=(), **options: kind(f"rlhf_reward_{what}", text, labels, registry=registry, **options)
     requests = metric(Counter, "requests", "Requests by path and status.", ("path", "status"))
@@ -454,11 +455,13 @@ def make_app(
         def tokenized(): # in a thread: much of it would hold up all other requests
             comparisons = read()
             if (size := sum(map(_characters, comparisons))) > max_body: # each response is read with its prompt
-                raise TooLong(f"The prompts with each of their responses have {size} characters; wanted at most {max_body}: send fewer responses at a time.")
+                raise TooLong(f"The prompts with each of their responses have {size} characters; expected at most {max_body}: send fewer responses at a time.")
             found = scorer.tokenize_each(comparisons)
             for error, place in zip(found, places):
                 if isinstance(error, ValueError):
-                    raise _refused(413 if isinstance(error, TooLong) else 422, place, str(error).partition(" Allow more with")[0]) # what follows only its owner can do
+                    # only the owner of the server can do what the remedy says
+                    problem = error.problem if isinstance(error, TooLong) else str(error)
+                    raise _refused(413 if isinstance(error, TooLong) else 422, place, problem)
             return found, [str(comparison.prompt) for comparison in comparisons]
 
         async def computed_together():
@@ -488,7 +491,7 @@ def make_app(
     async def score(asked: ScoreRequest) -> ScoreAnswer:
         "A reward for each response."
         if len(asked.prompts) != len(asked.responses):
-            raise _refused(422, ["responses"], f"There are {len(asked.prompts)} prompts and {len(asked.responses)} responses; wanted one prompt for each.")
+            raise _refused(422, ["responses"], f"There are {len(asked.prompts)} prompts and {len(asked.responses)} responses; expected one prompt for each.")
         places = [["responses", place] for place in range(len(asked.responses))]
         more = {"tools": asked.tools, "chat_template_kwargs": asked.chat_template_kwargs}
         read = lambda: [_read(prompt, [response], place, ["prompts", place[1]], **more) for prompt, response, place in zip(asked.prompts, asked.responses, places)]
@@ -510,9 +513,9 @@ def make_app(
     async def classify(asked: ClassifyRequest) -> ClassifyAnswer:
         "As vLLM answers for a model with one label and `problem_type` regression."
         if asked.model not in (None, name):
-            raise HTTPException(404, f"The model {asked.model!r} is not served here; wanted {name!r}, or no model.")
+            raise HTTPException(404, f"The model {asked.model!r} is not served here; expected {name!r}, or no model.")
         if (asked.input is None) == (asked.messages is None):
-            raise _refused(422, ["input"], "There are input and messages, or neither; wanted one of them.")
+            raise _refused(422, ["input"], "There are input and messages, or neither; expected one of them.")
         if asked.messages is not None:
             places = [["messages"]]
             read = lambda: [_read(None, [asked.messages], places[0], chat_template_kwargs=asked.chat_template_kwargs)]
@@ -532,7 +535,7 @@ def make_app(
         "As OpenRLHF asks its remote reward models."
         queries = [asked.query] if isinstance(asked.query, str) else asked.query
         if asked.prompts is not None and len(asked.prompts) != len(queries):
-            raise _refused(422, ["prompts"], f"There are {len(asked.prompts)} prompts and {len(queries)} queries; wanted one prompt for each, or none.")
+            raise _refused(422, ["prompts"], f"There are {len(asked.prompts)} prompts and {len(queries)} queries; expected one prompt for each, or none.")
         places = [["query", place] for place in range(len(queries))]
 
         def read():
@@ -591,7 +594,7 @@ def serve(
     "Answer until the process is told to stop. Raises `ValueError` for a public address without a token."
     check_address(host, token, allow_public)
     if not 0 < port < 65536 or not 0 < timeout < math.inf:
-        raise ValueError(f"port is {port} and timeout {timeout}; wanted a port from 1 to 65535, and a number of seconds above 0.")
+        raise ValueError(f"port is {port} and timeout {timeout}; expected a port from 1 to 65535, and a number of seconds above 0.")
     app = make_app(scorer, token, timeout=timeout, **options)
     uvicorn.Server(uvicorn.Config(app, host=host, port=port, access_log=False, timeout_graceful_shutdown=math.ceil(timeout) + 5)).run()
 
@@ -603,9 +606,9 @@ def check_address(
 ) -> None:
     "Raise `ValueError` for a public address without a token, or for a token that no header can hold."
     if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
-        raise ValueError("The token is empty or has characters other than printable ASCII without spaces; wanted one such as `openssl rand -hex 32` prints.")
+        raise ValueError("The token is empty or has characters other than printable ASCII without spaces; expected one such as `openssl rand -hex 32` prints.")
     if token is None and not allow_public and not _is_loopback(host):
-        raise ValueError(f"host is {host!r}, which others can reach, and there is no token; wanted a token, the host 127.0.0.1, or allow_public "
+        raise ValueError(f"host is {host!r}, which others can reach, and there is no token; expected a token, the host 127.0.0.1, or allow_public "
                          "for a network that you trust.")
 
 
@@ -613,4 +616,4 @@ def _is_loopback(host):
     try:
         return all(ipaddress.ip_address(address[0]).is_loopback for *_, address in socket.getaddrinfo(host or "::", None))
     except OSError as error:
-        raise ValueError(f"host is {host!r}, which is no address of this machine ({error}); wanted one such as 127.0.0.1.") from None
+        raise ValueError(f"host is {host!r}, which is no address of this machine ({error}); expected one such as 127.0.0.1.") from None

@@ -30,7 +30,7 @@ def render(
     if isinstance(text, str) or not text:
         return text or ""
     if not tokenizer.chat_template:
-        raise ValueError("it holds messages, but the tokenizer has no chat template; wanted the tokenizer of a chat model, "
+        raise ValueError("it holds messages, but the tokenizer has no chat template; expected the tokenizer of a chat model, "
                          "or a template in tokenizer.chat_template, or rows of strings.")
     try:
         rendered = tokenizer.apply_chat_template(text, tokenize=False, **template)
@@ -98,7 +98,19 @@ def render_comparison(
 
 # %% ../nbs/03a_tokens.ipynb #adc39544
 class TooLong(ValueError):
-    "A text has more tokens than it may have."
+    "A text has more tokens than it may have. The fields let a caller report it in its own words."
+    def __init__(
+        self,
+        problem: str, # what was found and what was expected
+        length: Optional[int] = None, # tokens of the text
+        limit: Optional[float] = None, # tokens that it may have
+        remedy: str = "", # what a user of the library can do
+    ):
+        super().__init__(f"{problem} {remedy}".strip())
+        self.problem = problem
+        self.length = length
+        self.limit = limit
+        self.remedy = remedy
 
 
 def truncate_prompt(
@@ -128,8 +140,10 @@ def fit_length(
     if length <= max_length:
         return sequences
     if on_overlong == "error":
-        raise TooLong(f"has {length} tokens; wanted at most {max_length}. Allow more with max_length, or choose "
-                         "another on_overlong, such as 'truncate_prompt'.")
+        raise TooLong(
+            f"has {length} tokens; expected at most {max_length}.", length, max_length,
+            "Allow more with max_length, or choose another on_overlong, such as 'truncate_prompt'.",
+        )
     if on_overlong == "truncate_prompt":
         return truncate_prompt(sequences, _prompt_ids(comparison, tokenizer, ends_with_eos), max_length, tokenizer)
 
@@ -181,7 +195,7 @@ def _margins(comparison, from_scores):
     if not from_scores:
         return [0.0] * len(pairs)
     if ratings is None:
-        raise ValueError("margin_from_scores is on, but there are no scores; wanted scores, or score_chosen and score_rejected.")
+        raise ValueError("margin_from_scores is on, but there are no scores; expected scores, or score_chosen and score_rejected.")
     return [ratings[winner] - ratings[loser] for winner, loser in pairs]
 
 
@@ -191,7 +205,7 @@ def _read(row, tokenizer, margin_from_scores):
     return comparison, _margins(comparison, margin_from_scores), render_comparison(comparison, tokenizer)
 
 
-def _why_dropped(ranks, sequences, keep_ties):
+def reason_dropped(ranks, sequences, keep_ties):
     "A reason, or an empty string."
     pairs = ranked_pairs(ranks)
     if not pairs and not keep_ties:
@@ -237,7 +251,7 @@ def _tokenize_batch(batch, indices, tokenizer, max_length, on_overlong, on_bad_r
             continue
         shared = shared_length(kept)
         row.update(shared_prefix=kept[0][:shared], rests=[ids[shared:] for ids in kept], length=max(map(len, kept)),
-                   cut=length - max(map(len, kept)), dropped=_why_dropped(comparison.ranks, kept, keep_ties))
+                   cut=length - max(map(len, kept)), dropped=reason_dropped(comparison.ranks, kept, keep_ties))
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 # %% ../nbs/03a_tokens.ipynb #f3514248
@@ -254,10 +268,10 @@ def tokenize_rows(
     name: str = "the data", # what the rows are called in messages
 ) -> Union[Dataset, IterableDataset]: # with the columns of `FEATURES`
     "Token ids of each comparison's responses. Raises `ValueError` naming the row that cannot be used, or if none is left."
-    for option, value, wanted in (("on_overlong", on_overlong, ("drop", "truncate_prompt", "error")),
+    for option, value, expected in (("on_overlong", on_overlong, ("drop", "truncate_prompt", "error")),
                                   ("on_bad_row", on_bad_row, ("error", "skip"))):
-        if value not in wanted:
-            raise ValueError(f"{option} is {value!r}; wanted one of {', '.join(wanted)}.")
+        if value not in expected:
+            raise ValueError(f"{option} is {value!r}; expected one of {', '.join(expected)}.")
     modules = Path(data.__file__), Path(data.__file__).with_name("tokens.py")
     arguments = dict(
         tokenizer=tokenizer, max_length=max_length, on_overlong=on_overlong, on_bad_row=on_bad_row, keep_ties=keep_ties,

@@ -30,7 +30,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from .card import draw_curves, model_card
-from .losses import LOSSES, PlackettLuce, _wins, make_loss
+from .losses import LOSSES, PlackettLuce, wins, make_loss
 from .packing import by_comparison, choose_collator, model_inputs, pad_comparisons
 from .reward import RewardModel
 from .tokens import FEATURES, tokenize_rows
@@ -43,7 +43,7 @@ def pair_metrics(
 ) -> dict[str, float]: # accuracy, number of pairs and of tied rewards, mean and quartiles of the margin, mean and deviation of the rewards of chosen and rejected
     "Metrics over all pairs, each counting the same. Without any pair there is their number alone."
     rewards, ranks = prediction.predictions.astype(np.float64), prediction.label_ids
-    row, winner, loser = _wins(ranks).nonzero()
+    row, winner, loser = wins(ranks).nonzero()
     if not len(row):
         return {"pairs": 0}
     chosen, rejected = rewards[row, winner], rewards[row, loser] # (num_pairs,)
@@ -122,12 +122,12 @@ def _check_for_loss(dataset, loss, name):
     def check(example):
         if loss == "margin_scaled" and not all(margin > 0 for margin in example["margins"]):
             raise ValueError(f"Row {example['row']} of {name} has a pair without a margin above 0, by which the loss margin_scaled "
-                             "scales it; wanted a `margin` in each row, or scores and margin_from_scores.")
+                             "scales it; expected a `margin` in each row, or scores and margin_from_scores.")
         if loss == "regression" and all(rating is None for rating in example["ratings"] or [None]):
-            raise ValueError(f"Row {example['row']} of {name} has no scores, which the loss regression learns; wanted scores for "
+            raise ValueError(f"Row {example['row']} of {name} has no scores, which the loss regression learns; expected scores for "
                              "each response.")
         if loss == "plackett_luce" and len(example["ranks"]) > PlackettLuce.MOST:
-            raise ValueError(f"Row {example['row']} of {name} has {len(example['ranks'])} responses; wanted at most {PlackettLuce.MOST} for "
+            raise ValueError(f"Row {example['row']} of {name} has {len(example['ranks'])} responses; expected at most {PlackettLuce.MOST} for "
                              "plackett_luce, or another loss, such as bradley_terry.")
         return True
 
@@ -173,7 +173,7 @@ def newest_checkpoint(
         if not wrong:
             return str(folder)
         logger.warning("The checkpoint %s was not written to its end (%s); the one before is taken.", folder, wrong)
-    raise ValueError(f"There is no checkpoint in {str(output_dir)!r} that was written to its end, of {len(checkpoints)}; wanted one to resume "
+    raise ValueError(f"There is no checkpoint in {str(output_dir)!r} that was written to its end, of {len(checkpoints)}; expected one to resume "
                      "from. Train without resuming to begin anew.")
 
 # %% ../nbs/05_training.ipynb #a56c506c
@@ -276,33 +276,33 @@ class RewardTrainer(Trainer):
         **kwargs: Any, # for `Trainer`: callbacks, optimizers, …
     ):
         if not isinstance(args, RewardConfig):
-            raise ValueError(f"args is a {type(args).__name__}; wanted a RewardConfig, which takes all of its arguments.")
+            raise ValueError(f"args is a {type(args).__name__}; expected a RewardConfig, which takes all of its arguments.")
         if not isinstance(model, RewardModel):
-            raise ValueError(f"model is a {type(model).__name__}; wanted a RewardModel: RewardModel(name), or RewardModel.from_pretrained(folder) to "
+            raise ValueError(f"model is a {type(model).__name__}; expected a RewardModel: RewardModel(name), or RewardModel.from_pretrained(folder) to "
                              "train one on. For adapters pass peft_config.")
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             for part in dataset.values() if isinstance(dataset, dict) and name == "eval_dataset" else [dataset]:
                 if part is not None and not isinstance(part, (Dataset, IterableDataset)):
-                    raise ValueError(f"{name} is a {type(part).__name__}; wanted a datasets.Dataset of rows, such as rlhf_reward.load_rows(file), "
+                    raise ValueError(f"{name} is a {type(part).__name__}; expected a datasets.Dataset of rows, such as rlhf_reward.load_rows(file), "
                                      "Dataset.from_list(rows), or one split of a DatasetDict.")
         for name, neutral in (("batch_eval_metrics", False), ("remove_unused_columns", False), ("logging_nan_inf_filter", False),
                               ("eval_do_concat_batches", True), ("include_for_metrics", [])):
             if getattr(args, name) != neutral:
-                raise ValueError(f"{name} is {getattr(args, name)}; wanted {neutral}: it means nothing for comparisons.")
+                raise ValueError(f"{name} is {getattr(args, name)}; expected {neutral}: it means nothing for comparisons.")
         if args.accelerator_config.dispatch_batches or args.accelerator_config.split_batches:
-            raise ValueError("accelerator_config has dispatch_batches or split_batches; wanted neither: a batch of comparisons "
+            raise ValueError("accelerator_config has dispatch_batches or split_batches; expected neither: a batch of comparisons "
                              "cannot be sliced between processes. Each process reads its own.")
         if args.n_gpu > 1:
-            raise ValueError(f"{args.n_gpu} GPUs are visible to one process; wanted one process for each GPU: start "
+            raise ValueError(f"{args.n_gpu} GPUs are visible to one process; expected one process for each GPU: start "
                              "with `accelerate launch` or `torchrun`, or choose one GPU with CUDA_VISIBLE_DEVICES.")
         if processing_class is None:
-            raise ValueError("processing_class is None; wanted the tokenizer of the model, which is saved with every "
+            raise ValueError("processing_class is None; expected the tokenizer of the model, which is saved with every "
                              "checkpoint.")
         if peft_config is not None:
             from rlhf_reward.adapters import add_adapter
             add_adapter(model, peft_config)
         if args.margin_from_scores and not LOSSES[args.loss].uses_margins:
-            raise ValueError(f"margin_from_scores is on, but the loss {args.loss} has no margin; wanted one that has, or the option off.")
+            raise ValueError(f"margin_from_scores is on, but the loss {args.loss} has no margin; expected one that has, or the option off.")
         self.reward_loss = make_loss(args.loss, args.label_smoothing_factor, args.center_rewards_coefficient).to(args.device)
         self._layout_is_chosen, self._steps, self._own_metrics = False, _Steps(), compute_metrics
         self._tokenized = partial(tokenize_for_model, model, processing_class, args)
@@ -312,7 +312,7 @@ class RewardTrainer(Trainer):
                          compute_metrics=self._metrics, **kwargs)
         if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
             raise ValueError(f"fsdp_state_dict_type is {self.accelerator.state.fsdp_plugin.state_dict_type}, whose checkpoints open nowhere but in the run; "
-                             "wanted FULL_STATE_DICT, as in configs/fsdp2.yaml.")
+                             "expected FULL_STATE_DICT, as in configs/fsdp2.yaml.")
 
     def _choose_layout(self, dataset):
         "Once, before the first batch: compare packed rewards with plain ones on the longest comparison and the first ones."
@@ -330,7 +330,7 @@ class RewardTrainer(Trainer):
         if difference is None:
             return
         if self.args.layout == "packed":
-            raise ValueError(f"layout is 'packed', but for this {name} {difference}; wanted layout='auto' or 'padded'.")
+            raise ValueError(f"layout is 'packed', but for this {name} {difference}; expected layout='auto' or 'padded'.")
         else:
             logger.warning("The padded layout is used for this %s, in order of length: %s.", name, difference)
             if self.args.train_sampling_strategy == "random":
@@ -379,7 +379,7 @@ class RewardTrainer(Trainer):
         if learnt and not any(parameter is learnt[0] for group in optimizer.param_groups for parameter in group["params"]):
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError(f"The loss {self.args.loss} learns a threshold beside the model, which FSDP and DeepSpeed do not take; "
-                                 "wanted DDP, or another loss.")
+                                 "expected DDP, or another loss.")
             optimizer.add_param_group({"params": learnt, "weight_decay": 0.0})
 
             def average(*_): # what DDP does for the model
@@ -404,7 +404,7 @@ class RewardTrainer(Trainer):
 
     def _check_no_stream(self, dataset):
         if isinstance(dataset, IterableDataset) and self.args.world_size > 1:
-            raise ValueError("The evaluation set is a stream and there are several processes, of which some would count comparisons twice; wanted a "
+            raise ValueError("The evaluation set is a stream and there are several processes, of which some would count comparisons twice; expected a "
                              "datasets.Dataset, or one process.")
 
     def evaluate(
@@ -478,7 +478,7 @@ class RewardTrainer(Trainer):
         metrics = self._own_metrics(EvalPrediction(np.where(ranks > 0, rewards, 0), ranks)) if self._own_metrics else {}
         every = rewards[ranks > 0].astype(np.float64)
         if not np.isfinite(every).all():
-            raise ValueError(f"{(~np.isfinite(every)).sum()} of {len(every)} rewards of the evaluation set are not finite; wanted a model whose weights "
+            raise ValueError(f"{(~np.isfinite(every)).sum()} of {len(every)} rewards of the evaluation set are not finite; expected a model whose weights "
                              "are. Look at its training, or at the precision (fp16 overflows where bf16 does not).")
         used = weights > 0 # what the loss can learn nothing from does not count in its mean
         loss = {"loss": np.average(losses[used].astype(np.float64), weights=weights[used]).item()} if used.any() else {}
@@ -528,7 +528,7 @@ class RewardTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
         elif resume_from_checkpoint and (wrong := unfinished(resume_from_checkpoint)):
-            raise ValueError(f"The checkpoint {str(resume_from_checkpoint)!r} cannot be resumed from: {wrong}; wanted one that was written to its end, "
+            raise ValueError(f"The checkpoint {str(resume_from_checkpoint)!r} cannot be resumed from: {wrong}; expected one that was written to its end, "
                              "such as the one before.")
         if self.args.use_liger_kernel:
             apply_liger_kernel(self.model.backbone, self.args.liger_kernel_config)
@@ -620,7 +620,7 @@ class RewardTrainer(Trainer):
     def _load_weights(self, folder):
         "Put a checkpoint's weights into the model that is there."
         if not Path(folder).is_dir():
-            raise FileNotFoundError(f"The checkpoint {str(folder)!r} is not there; wanted a folder that training wrote.")
+            raise FileNotFoundError(f"The checkpoint {str(folder)!r} is not there; expected a folder that training wrote.")
         model = self._unwrapped()
         if hasattr(model.backbone, "peft_config"):
             from rlhf_reward.adapters import load_adapter

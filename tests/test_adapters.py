@@ -129,7 +129,7 @@ def test_a_second_adapter_and_prompts_before_the_text_are_refused(base):
     from peft import PromptTuningConfig
 
     model = add_adapter(RewardModel(base, device="cpu"), lora_config(2))
-    with pytest.raises(ValueError, match="has an adapter already; wanted one without"):
+    with pytest.raises(ValueError, match="has an adapter already; expected one without"):
         add_adapter(model, lora_config(2))
     with pytest.raises(ValueError, match="PromptTuningConfig puts tokens before the text"):
         add_adapter(RewardModel(base, device="cpu"), PromptTuningConfig(num_virtual_tokens=2, task_type="SEQ_CLS"))
@@ -152,7 +152,7 @@ def test_adapters_that_do_not_fit_are_refused(base, tmp_path):
     with pytest.raises(ValueError, match="holds .* weights of an adapter and the model .*, which differ in"):
         load_adapter(other, tmp_path)
     save_file({name: weight for name, weight in weights.items() if "score" not in name}, file)
-    with pytest.raises(ValueError, match="The reward head of .* is not there; wanted an adapter with base_model.model.score.weight"):
+    with pytest.raises(ValueError, match="The reward head of .* is not there; expected an adapter with base_model.model.score.weight"):
         RewardModel.from_pretrained(str(tmp_path), device="cpu")
 
 
@@ -170,7 +170,7 @@ def test_lora_from_the_command_line(base, tmp_path):
 
 
 @pytest.mark.parametrize("options, told", [(["--load_in_4bit"], "go with --lora_r"), (["--merge_adapter"], "go with --lora_r"),
-                                           (["--lora_r", "4", "--load_in_4bit", "--merge_adapter"], "rounded away"), (["--lora_r", "0"], "--lora_r is 0; wanted a rank of 1 or more")])
+                                           (["--lora_r", "4", "--load_in_4bit", "--merge_adapter"], "rounded away"), (["--lora_r", "0"], "--lora_r is 0; expected a rank of 1 or more")])
 def test_options_that_do_not_fit_together(options, told, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(["--output_dir", str(tmp_path), *options])

@@ -44,7 +44,7 @@ def test_rewardbench(tmp_path):
     assert found["Reasoning"] == pytest.approx((984 * 0.5 + 5 * 164) / 1968)
     assert found["score"] == pytest.approx(sum(found[section] for section in REWARDBENCH) / 4)
     assert found["alpacaeval-easy"] == 0.5
-    with pytest.raises(ValueError, match="The rows for rewardbench have no hep-rust; wanted each part"):
+    with pytest.raises(ValueError, match="The rows for rewardbench have no hep-rust; expected each part"):
         scores("rewardbench", [row for row in rows if row["subset"] != "hep-rust"], tmp_path)
     with pytest.raises(ValueError, match="have no other parts, but shp"):
         scores("rewardbench", [*rows, pair(1, 0, subset="shp")], tmp_path)
@@ -89,7 +89,7 @@ def test_rm_bench(tmp_path):
     assert found["safety"]["matrix"] == [[1, 1, 2 / 3]] * 3 # a tie is wrong
     assert found["hard"] == pytest.approx((3 * 0 + (1 + 2 / 3 + 2 / 3) / 3) / 4) and found["easy"] == 1 and found["normal"] == pytest.approx((3 + 8 / 9) / 4)
     assert found["score"] == pytest.approx((found["easy"] + found["normal"] + found["hard"]) / 3)
-    with pytest.raises(ValueError, match="The rows for rm-bench have no math; wanted each part"):
+    with pytest.raises(ValueError, match="The rows for rm-bench have no math; expected each part"):
         scores("rm-bench", rows[:4], tmp_path)
 
 
@@ -98,7 +98,7 @@ def test_llmbar(tmp_path):
     assert scores("llmbar", [row(1, 0, 1.0, "Natural"), row(1, 0, "1", "Natural")], tmp_path)["score"] == 1
     found = scores("llmbar", [row(1, 0, 1, "Natural"), row(1, 0, 2, "Manual"), row(0, 1, 2, "Manual"), row(1, 1, 2, "Manual")], tmp_path)
     assert found["Natural"] == 1 and found["Manual"] == 0.5 and found["score"] == 0.75 # subsets count the same
-    with pytest.raises(ValueError, match="Row 1 for llmbar cannot be used: its label is '3'; wanted 1 or 2"):
+    with pytest.raises(ValueError, match="Row 1 for llmbar cannot be used: its label is '3'; expected 1 or 2"):
         scores("llmbar", [row(1, 0, 3, "Natural")], tmp_path)
 
 
@@ -108,7 +108,7 @@ def test_judgebench(tmp_path):
     found = scores("judgebench", rows, tmp_path)
     assert (found["knowledge"], found["math"], found["coding"], found["reasoning"]) == (0.5, 1, pytest.approx(2 / 3), 0) # of a tie its code says B>A
     assert found["score"] == pytest.approx(4 / 7) # pairs count the same
-    with pytest.raises(ValueError, match="Row 1 for judgebench cannot be used: its label is 'A=B'; wanted A>B or B>A"):
+    with pytest.raises(ValueError, match="Row 1 for judgebench cannot be used: its label is 'A=B'; expected A>B or B>A"):
         scores("judgebench", [row(1, 0, "A=B", "x")], tmp_path)
 
 
@@ -128,7 +128,7 @@ def test_helpsteer2(tmp_path):
     row = lambda prompt, value, helpful: {"prompt": prompt, "response": f"says {value}", "helpfulness": helpful, "correctness": 4, "coherence": 4, "complexity": 1, "verbosity": 1}
     rows = [row("a", 1, 4), row("a", 0, 2), row("b", 1, 1), row("b", 0, 3), row("c", 1, 3), row("c", 0, 3)]
     assert scores("helpsteer2", rows, tmp_path)["score"] == 0.5
-    with pytest.raises(ValueError, match="Row 1 for helpsteer2 cannot be used: 'a' is followed by 'b'; wanted two rows of one prompt"):
+    with pytest.raises(ValueError, match="Row 1 for helpsteer2 cannot be used: 'a' is followed by 'b'; expected two rows of one prompt"):
         scores("helpsteer2", rows[1:5], tmp_path)
     with pytest.raises(ValueError, match="Row 3 for helpsteer2 cannot be used: 'b' is followed by None"):
         scores("helpsteer2", rows[:3], tmp_path)
@@ -154,7 +154,7 @@ def test_numbers_are_those_of_the_file(tmp_path):
     rows[1]["rejected"][2] = "says nan"
     with pytest.raises(ValueError, match="^Row 2 of rm-bench: The rule gives "):
         scores("rm-bench", rows, tmp_path)
-    with pytest.raises(ValueError, match="on_bad_row is 'skip'; wanted 'error': without some rows rm-bench is another benchmark"):
+    with pytest.raises(ValueError, match="on_bad_row is 'skip'; expected 'error': without some rows rm-bench is another benchmark"):
         evaluate_benchmark(Rule(said), "rm-bench", write(rows, tmp_path), on_bad_row="skip")
 
 
@@ -204,14 +204,14 @@ def test_baselines_by_the_rule_itself(tmp_path):
 
 
 @pytest.mark.parametrize("name, row, wrong", [
-    ("rm-bench", {"prompt": "q", "chosen": "abc", "rejected": ["a", "b", "c"], "domain": "chat"}, "'abc' as chosen; wanted a list of three texts"),
-    ("rm-bench", {"prompt": "q", "chosen": ["a", "b"], "rejected": ["a", "b", "c"], "domain": "chat"}, "as chosen; wanted a list of three texts"),
-    ("rewardbench2", {"id": 1, "prompt": "q", "chosen": "abc", "rejected": ["a"], "subset": "Math"}, "'abc' as chosen; wanted a list of texts"),
-    ("rewardbench2", {"id": 1, "prompt": "q", "chosen": ["a"], "rejected": [], "subset": "Ties"}, r"\[\] as rejected; wanted a list of texts"),
-    ("rewardbench", {"prompt": "q", "chosen": "a", "rejected": ["b"], "subset": "hep-go"}, "as rejected; wanted a text"),
-    ("llmbar", {"input": "q", "output_1": "a", "output_2": 5, "label": 1}, "5 as output_2; wanted a text"),
-    ("helpsteer2", {"prompt": "q", "response": "a", "helpfulness": "4"}, "'4' as helpfulness; wanted a number"),
-    ("hh-rlhf", {"chosen": 5, "rejected": "b"}, "5 as chosen; wanted a text")])
+    ("rm-bench", {"prompt": "q", "chosen": "abc", "rejected": ["a", "b", "c"], "domain": "chat"}, "'abc' as chosen; expected a list of three texts"),
+    ("rm-bench", {"prompt": "q", "chosen": ["a", "b"], "rejected": ["a", "b", "c"], "domain": "chat"}, "as chosen; expected a list of three texts"),
+    ("rewardbench2", {"id": 1, "prompt": "q", "chosen": "abc", "rejected": ["a"], "subset": "Math"}, "'abc' as chosen; expected a list of texts"),
+    ("rewardbench2", {"id": 1, "prompt": "q", "chosen": ["a"], "rejected": [], "subset": "Ties"}, r"\[\] as rejected; expected a list of texts"),
+    ("rewardbench", {"prompt": "q", "chosen": "a", "rejected": ["b"], "subset": "hep-go"}, "as rejected; expected a text"),
+    ("llmbar", {"input": "q", "output_1": "a", "output_2": 5, "label": 1}, "5 as output_2; expected a text"),
+    ("helpsteer2", {"prompt": "q", "response": "a", "helpfulness": "4"}, "'4' as helpfulness; expected a number"),
+    ("hh-rlhf", {"chosen": 5, "rejected": "b"}, "5 as chosen; expected a text")])
 def test_values_of_another_kind(name, row, wrong, tmp_path):
     with pytest.raises(ValueError, match=f"Row 1 for {name} has {wrong}" if not wrong.startswith("as") else f"Row 1 for {name} has .* {wrong}"):
         load_benchmark(name, write([row], tmp_path))
@@ -238,7 +238,7 @@ def test_ties_at_the_edge(tmp_path):
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_rows_of_another_schema(name, tmp_path):
-    with pytest.raises(ValueError, match=f"Row 1 for {name} has no .*; it has \\['answer', 'question_'\\]. Wanted rows of that benchmark"):
+    with pytest.raises(ValueError, match=f"Row 1 for {name} has no .*; it has \\['answer', 'question_'\\]. Expected rows of that benchmark"):
         scores(name, [{"question_": "q", "answer": "a"}], tmp_path)
 
 

@@ -57,13 +57,13 @@ def test_recipe_gives_way_to_what_is_said(tmp_path):
     ("lr_scheduler_type: foo", [], "argument --lr_scheduler_type"),
     ("dtype: int8", [], "argument --dtype"),
     ("load_best_model_at_end: true\neval_strategy: steps", [], "load_best_model_at_end"),
-    ("- 1", [], "wanted a mapping"),
+    ("- 1", [], "expected a mapping"),
     (None, ["missing.yaml"], "'missing.yaml' is not there"),
     (None, ["--learning_rat", "1"], "unknown argument '--learning_rat' on the command line (a YAML file comes first); did you mean 'learning_rate'?"),
     (None, ["--dataset", "rows.jsonl"], "--model and --dataset go together"),
     (None, ["--model", "gpt2"], "--model and --dataset go together"),
     (None, ["--columns", "prompt"], "--columns prompt is not a map"),
-    (None, ["--columns", "chosen=a,rejected=a"], "--columns chosen=a,rejected=a is not a map; wanted names of this library and of the data, each once"),
+    (None, ["--columns", "chosen=a,rejected=a"], "--columns chosen=a,rejected=a is not a map; expected names of this library and of the data, each once"),
     (None, ["--columns", "prompt=a,prompt=b"], "is not a map"),
     (None, ["--resume_from_checkpoint", "runs/none"], "runs/none is not there"),
 ])
@@ -162,7 +162,7 @@ def test_messages_get_a_chat_template_by_name(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "one").chat_template == template
     train([*command, "--chat_template", str(tmp_path / "one"), "--output_dir", str(tmp_path / "two")])
     assert AutoTokenizer.from_pretrained(tmp_path / "two").chat_template == template
-    with pytest.raises(SystemExit, match="has no chat template; wanted one that has, or a file"):
+    with pytest.raises(SystemExit, match="has no chat template; expected one that has, or a file"):
         train([*command, "--chat_template", base, "--output_dir", str(tmp_path / "three")])
 
 

@@ -118,10 +118,10 @@ ARENA = {"prompt": "p", "response_a": "a", "response_b": "b"}
 
 
 @pytest.mark.parametrize("row, message", [
-    ({"prompt": "p", "chosen": "c"}, r"it has the columns \['chosen', 'prompt'\]; wanted one of: .*chosen, rejected;.*--columns"),
-    ({**PAIR, "chosen": None, "rejected": None}, r"columns \['prompt'\]; wanted"),
-    ({**PAIR, "rejected": None}, "None stands where a text is wanted, as rejected:"),
-    ({**PAIR, "prompt": None}, "None stands where a text is wanted"),
+    ({"prompt": "p", "chosen": "c"}, r"it has the columns \['chosen', 'prompt'\]; expected one of: .*chosen, rejected;.*--columns"),
+    ({**PAIR, "chosen": None, "rejected": None}, r"columns \['prompt'\]; expected"),
+    ({**PAIR, "rejected": None}, "None stands where a text is expected, as rejected:"),
+    ({**PAIR, "prompt": None}, "None stands where a text is expected"),
     ({**PAIR, "prompt": 3}, "3 stands where a text"),
     ({**PAIR, "chosen": {"text": "a"}}, "{'text': 'a'} stands where a text"),
     ({**PAIR, "chosen": ["a"]}, r"\['a'\] stands where a text"),
@@ -130,34 +130,34 @@ ARENA = {"prompt": "p", "response_a": "a", "response_b": "b"}
     ({**PAIR, "prompt": [{"content": "a"}]}, "the message {'content': 'a'} has no role"),
     ({**PAIR, "prompt": [{"role": "user", "content": ["a"]}]}, r"\['a'\] stands where a text"),
     ({**PAIR, "chosen": FOUR}, "some responses are strings and some are messages"),
-    ({**PAIR, "margin": "much"}, "'much' stands as margin; wanted a finite number"),
+    ({**PAIR, "margin": "much"}, "'much' stands as margin; expected a finite number"),
     ({**PAIR, "margin": [1]}, r"\[1\] stands as margin"),
     ({**PAIR, "margin": float("nan")}, "nan stands as margin"),
-    ({**PAIR, "weight": -1}, "the weight is -1.0; wanted a number that is not negative"),
-    ({**PAIR, "score_chosen": 1, "score_rejected": None}, "wanted a number for each"),
+    ({**PAIR, "weight": -1}, "the weight is -1.0; expected a number that is not negative"),
+    ({**PAIR, "score_chosen": 1, "score_rejected": None}, "expected a number for each"),
     ({**PAIR, "tools": "[", }, "the tools are not JSON"),
-    ({**PAIR, "tools": {"name": "f"}}, "the tools are .*; wanted a list"),
-    ({**PAIR, "chat_template_kwargs": [1]}, "the chat_template_kwargs are .*; wanted a dict"),
-    ({"prompt": "p", "responses": ["a"], "scores": [1]}, r"the responses are \['a'\]; wanted a list of at least 2"),
+    ({**PAIR, "tools": {"name": "f"}}, "the tools are .*; expected a list"),
+    ({**PAIR, "chat_template_kwargs": [1]}, "the chat_template_kwargs are .*; expected a dict"),
+    ({"prompt": "p", "responses": ["a"], "scores": [1]}, r"the responses are \['a'\]; expected a list of at least 2"),
     ({**K2, "responses": None, "scores": [1, 2]}, "the responses are None"),
     ({**K2, "responses": "ab", "scores": [1, 2]}, "the responses are not JSON"),
     ({**K2, "responses": ["a", None], "scores": [1, 2]}, "None stands where a text"),
-    ({**K2, "scores": [1]}, r"the scores are \[1\] for 2 responses; wanted one number for each"),
+    ({**K2, "scores": [1]}, r"the scores are \[1\] for 2 responses; expected one number for each"),
     ({**K2, "scores": [1, None]}, "a number for each"),
-    ({**K2, "scores": [1, float("nan")]}, "nan stands as scores; wanted a finite number"),
+    ({**K2, "scores": [1, float("nan")]}, "nan stands as scores; expected a finite number"),
     ({**K2, "scores": ["high", "2"]}, "'high' stands as scores"),
     ({**K2, "scores": [[1], [2]]}, "stands as scores"),
     ({**K2, "scores": 3}, "the scores are 3"),
     ({**K2, "ranks": [1, None]}, "the ranks .*a number for each"),
     ({**K2, "ranks": [1]}, "the ranks are .1. for 2 responses"),
     ({"prompt": "p", "responses": ["a", "b", "c"], "ranks": [1, 2, 3], "margin": 1}, "one margin for 3 responses"),
-    ({**ARENA, "winner": "left"}, "the winner is 'left'; wanted one of a, 1, model_a"),
+    ({**ARENA, "winner": "left"}, "the winner is 'left'; expected one of a, 1, model_a"),
     ({**ARENA, "preference": 0}, "the preference is 0"),
     ({"chosen": "a", "rejected": None}, "None stands where a text"),
-    ({"chosen_ids": [1, 2], "rejected_ids": []}, r"the rejected_ids are \[\]; wanted a list of token ids"),
+    ({"chosen_ids": [1, 2], "rejected_ids": []}, r"the rejected_ids are \[\]; expected a list of token ids"),
     ({"chosen_ids": [1, -2], "rejected_ids": [1]}, "the chosen_ids are"),
     ({"chosen_ids": [1, 2.0], "rejected_ids": [1]}, "the chosen_ids are"),
-    ({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}, "prompt_ids beside .*wanted whole texts"),
+    ({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}, "prompt_ids beside .*expected whole texts"),
 ])
 def test_bad_rows_are_named(row, message):
     with pytest.raises(ValueError, match=message):
@@ -168,7 +168,7 @@ def test_bad_rows_are_named(row, message):
 
 
 def test_lone_surrogates_are_named():
-    with pytest.raises(ValueError, match=r"has a lone surrogate at character 1, half of a character; wanted valid Unicode"):
+    with pytest.raises(ValueError, match=r"has a lone surrogate at character 1, half of a character; expected valid Unicode"):
         to_comparison({**PAIR, "prompt": "a\ud800"})
 
 

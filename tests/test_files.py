@@ -107,13 +107,13 @@ def test_rows_that_cannot_be_scored(scorer, tmp_path):
     with pytest.raises(ValueError, match="line 7 is not JSON"):
         score_file(scorer, data, str(tmp_path / "out.jsonl"))
     Path(data).write_text(Path(data).read_text().replace("{not json\n", ""))
-    with pytest.raises(ValueError, match=r"Row 3 of .*rows.jsonl cannot be used: 7 stands where a text is wanted.*on_bad_row='skip'"):
+    with pytest.raises(ValueError, match=r"Row 3 of .*rows.jsonl cannot be used: 7 stands where a text is expected.*on_bad_row='skip'"):
         score_file(scorer, data, str(tmp_path / "out.jsonl"))
     counts = score_file(scorer, data, str(tmp_path / "out.jsonl"), on_bad_row="skip")
     lines = read(tmp_path / "out.jsonl")
     assert counts == {"rows": 6, "responses": 3, "without_reward": 3, "before": 0} and len(lines) == 6
     assert [line["reward"] is None for line in lines] == [False, False, True, True, True, False]
-    assert "7 stands where" in lines[2]["error"] and "wanted one of: prompt with response" in lines[3]["error"] and "it has 101 tokens; wanted at most 64" in lines[4]["error"]
+    assert "7 stands where" in lines[2]["error"] and "expected one of: prompt with response" in lines[3]["error"] and "it has 101 tokens; expected at most 64" in lines[4]["error"]
     assert [{name: value for name, value in line.items() if name not in ("reward", "error")} for line in lines] == rows
     write(tmp_path / "long.jsonl", rows[4:5])
     with pytest.raises(ValueError, match="Row 1 of .*long.jsonl: The response .* it has 101 tokens"):
@@ -122,12 +122,12 @@ def test_rows_that_cannot_be_scored(scorer, tmp_path):
     assert score_file(cutting, str(tmp_path / "long.jsonl"), str(tmp_path / "long_out.jsonl"))["without_reward"] == 0
 
 
-@pytest.mark.parametrize("row, wanted", [
-    ({"instruction": "w3", "response": "w4"}, "it has response, but no prompt; wanted both, or whole texts in the column text"),
-    ({"prompt": "w3", "text": "w3 w4"}, "a prompt beside whole texts"), ({"prompt": "w3", "response": "w4", "responses": ["w5"]}, "wanted one of: prompt with response"),
+@pytest.mark.parametrize("row, expected", [
+    ({"instruction": "w3", "response": "w4"}, "it has response, but no prompt; expected both, or whole texts in the column text"),
+    ({"prompt": "w3", "text": "w3 w4"}, "a prompt beside whole texts"), ({"prompt": "w3", "response": "w4", "responses": ["w5"]}, "expected one of: prompt with response"),
     ({"prompt": ASKED, "response": "w4", "chat_template_kwargs": {"chat_template": "{{ 7 }}"}}, "'chat_template', which is no variable of a chat template")])
-def test_rows_that_would_be_misread(row, wanted, scorer, tmp_path):
-    with pytest.raises(ValueError, match=wanted):
+def test_rows_that_would_be_misread(row, expected, scorer, tmp_path):
+    with pytest.raises(ValueError, match=expected):
         score_file(scorer, write(tmp_path / "rows.jsonl", [row]), str(tmp_path / "out.jsonl"))
 
 
@@ -208,10 +208,10 @@ def test_no_two_runs_are_mixed(scorer, model, tmp_path, small_chunks):
     changed = pairs(57)
     changed[30]["response"] = " w9"
     longer = Scorer(scorer.model, scorer.tokenizer, max_length=24)
-    for using, rows, wanted in ((other, pairs(57), "begun with weights "), (longer, pairs(57), "begun with max_length 64, now 24"), (scorer, changed, "Line 31 of .* is not row 31 of the data"),
+    for using, rows, expected in ((other, pairs(57), "begun with weights "), (longer, pairs(57), "begun with max_length 64, now 24"), (scorer, changed, "Line 31 of .* is not row 31 of the data"),
                                 (scorer, pairs(30), "Line 31 of .* is not row 31 of the data")):
         left_behind(tmp_path / "out.jsonl", begun, scorer)
-        with pytest.raises(ValueError, match=wanted):
+        with pytest.raises(ValueError, match=expected):
             score_file(using, write(tmp_path / "other.jsonl", rows), str(tmp_path / "out.jsonl"))
         assert begun.startswith(part.read_bytes()) and len(part.read_bytes()) > 0 # what was done is still there
     lines = begun.splitlines()
@@ -228,7 +228,7 @@ def test_no_two_runs_are_mixed(scorer, model, tmp_path, small_chunks):
 
 @pytest.mark.parametrize("output", ["out/", "out.jsonl.gz", "out"])
 def test_the_output_is_a_jsonl_file(output, scorer, tmp_path):
-    with pytest.raises(ValueError, match="wanted the name of a .jsonl file"):
+    with pytest.raises(ValueError, match="expected the name of a .jsonl file"):
         score_file(scorer, write(tmp_path / "rows.jsonl", pairs(3)), f"{tmp_path}/{output}")
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
@@ -250,7 +250,7 @@ def test_a_reward_that_is_not_finite(scorer, tmp_path, monkeypatch):
     assert score_file(scorer, data, str(tmp_path / "out.jsonl"), on_bad_row="skip")["without_reward"] == 1
     fine, bad = read(tmp_path / "out.jsonl")
     assert math.isfinite(fine["reward"]) and bad["reward"] is None and "Row 2 of" in bad["error"] and "inf" in bad["error"]
-    with pytest.raises(ValueError, match="on_bad_row is 'drop'; wanted 'error' or 'skip'"):
+    with pytest.raises(ValueError, match="on_bad_row is 'drop'; expected 'error' or 'skip'"):
         score_file(scorer, data, str(tmp_path / "no.jsonl"), on_bad_row="drop")
 
 
@@ -292,19 +292,19 @@ def test_processes_share_the_work_also_where_one_has_less_memory(model, tmp_path
     assert [line["reward"] for line in scarce] == pytest.approx([line["reward"] for line in ample], abs=1e-5)
 
 
-@pytest.mark.parametrize("change, wanted", [
+@pytest.mark.parametrize("change, expected", [
     ({"--model": "nowhere/at/all"}, "rlhf_reward score: .*nowhere/at/all.* is not there"),
     ({"--data": "no.jsonl"}, "rlhf_reward score: 'no.jsonl' is not there"),
     ({"--columns": "prompt"}, "--columns prompt is not a map"),
-    ({"--max_length": "0"}, "max_length 0; wanted 1 or more"),
+    ({"--max_length": "0"}, "max_length 0; expected 1 or more"),
 ])
-def test_the_command_says_what_is_wrong(change, wanted, model, tmp_path):
+def test_the_command_says_what_is_wrong(change, expected, model, tmp_path):
     data = write(tmp_path / "rows.jsonl", pairs(2))
     arguments = {"--model": model, "--data": data, "--output": str(tmp_path / "out.jsonl"), "--device": "cpu", **change}
     with pytest.raises(SystemExit) as exit:
         main(["score", *[part for pair in arguments.items() for part in pair]])
     import re
-    assert re.search(wanted, str(exit.value.code)), exit.value.code
+    assert re.search(expected, str(exit.value.code)), exit.value.code
 
 
 def test_the_command_counts_rows_without_a_reward(model, tmp_path, capsys):

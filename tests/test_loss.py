@@ -73,13 +73,13 @@ def test_k_ranked_responses_count_as_one_element():
 
 
 @pytest.mark.parametrize("chosen, rejected, options, message", [
-    ((4, 1), (4,), {}, r"chosen_rewards has shape \(4, 1\) and rejected_rewards \(4,\); wanted the same shape"),
-    ((4,), (3,), {}, "wanted the same shape"),
+    ((4, 1), (4,), {}, r"chosen_rewards has shape \(4, 1\) and rejected_rewards \(4,\); expected the same shape"),
+    ((4,), (3,), {}, "expected the same shape"),
     ((0, 1), (0, 1), {}, "holds no pair"),
     ((), (), {}, "holds no pair"),
-    ((4, 2), (4, 2), {}, r"chosen_rewards has shape \(4, 2\); wanted one number a pair"),
+    ((4, 2), (4, 2), {}, r"chosen_rewards has shape \(4, 2\); expected one number a pair"),
     ((4,), (4,), {"margin": torch.ones(4, 4)}, r"margin has shape \(4, 4\)"),
-    ((4,), (4,), {"weight": torch.ones(1)}, r"weight has shape \(1,\); wanted one number a pair: \(4, 1\) or \(4,\)"),
+    ((4,), (4,), {"weight": torch.ones(1)}, r"weight has shape \(1,\); expected one number a pair: \(4, 1\) or \(4,\)"),
 ])
 def test_nothing_is_broadcast(chosen, rejected, options, message):
     with pytest.raises(ValueError, match=message):

@@ -152,14 +152,14 @@ def test_the_mean_over_pairs_is_the_pairwise_loss_of_instruct_gpt():
 
 
 def test_many_responses():
-    "K = 12 has 4096 sets; more are refused with the number wanted."
+    "K = 12 has 4096 sets; more are refused with the number expected."
     rewards = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
     strict = PlackettLuce()(rewards, torch.arange(1, 13).expand(3, 12))
     expected = sum(rewards[:, i:].logsumexp(dim=1) - rewards[:, i] for i in range(12))
     torch.testing.assert_close(strict, expected)
     strict.sum().backward()
     assert rewards.grad.isfinite().all()
-    with pytest.raises(ValueError, match="has 13 responses; wanted at most 12"):
+    with pytest.raises(ValueError, match="has 13 responses; expected at most 12"):
         PlackettLuce()(torch.zeros(1, 13), torch.ones(1, 13).long())
     assert BradleyTerry()(torch.zeros(1, 40), torch.arange(1, 41)[None]).item() == pytest.approx(math.log(2))
 
@@ -167,12 +167,12 @@ def test_many_responses():
 @pytest.mark.parametrize("wrong, told", [
     (lambda: BradleyTerry()(torch.zeros(2), torch.ones(2).long()), r"rewards has shape \(2,\)"),
     (lambda: BradleyTerry()(torch.zeros(2, 2), torch.ones(2, 3).long()), r"ranks \(2, 3\)"),
-    (lambda: BradleyTerry()(torch.zeros(2, 2), torch.ones(2, 2).long(), torch.zeros(2, 2)), r"margins \(2, 2\); wanted .*\(num_comparisons, K, K\)"),
-    (lambda: MarginScaled()(torch.zeros(2, 2), torch.ones(2, 2).long()), "margins is None; wanted the margin of each pair"),
-    (lambda: Regression()(torch.zeros(2, 2), torch.ones(2, 2).long()), "ratings is None; wanted the rating"),
-    (lambda: BradleyTerry(0.5), "label_smoothing is 0.5; wanted"),
-    (lambda: BradleyTerry(center_rewards_coefficient=-1), "center_rewards_coefficient is -1; wanted"),
-    (lambda: make_loss("hinge"), "loss is 'hinge'; wanted one of bradley_terry, "),
+    (lambda: BradleyTerry()(torch.zeros(2, 2), torch.ones(2, 2).long(), torch.zeros(2, 2)), r"margins \(2, 2\); expected .*\(num_comparisons, K, K\)"),
+    (lambda: MarginScaled()(torch.zeros(2, 2), torch.ones(2, 2).long()), "margins is None; expected the margin of each pair"),
+    (lambda: Regression()(torch.zeros(2, 2), torch.ones(2, 2).long()), "ratings is None; expected the rating"),
+    (lambda: BradleyTerry(0.5), "label_smoothing is 0.5; expected"),
+    (lambda: BradleyTerry(center_rewards_coefficient=-1), "center_rewards_coefficient is -1; expected"),
+    (lambda: make_loss("hinge"), "loss is 'hinge'; expected one of bradley_terry, "),
     (lambda: make_loss("davidson", 0.1), "label smoothing or centering is on with the loss davidson"),
 ])
 def test_errors_say_what_is_wanted(wrong, told):

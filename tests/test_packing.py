@@ -278,7 +278,7 @@ def test_auto_packs_what_can_be_packed_and_says_once_what_cannot(tmp_path, caplo
     assert len(told) == 1 and told[0].startswith("The padded layout is used for this bloom, in order of length: packed rows are refused")
     assert trainers["bloom"].args.train_sampling_strategy == "group_by_length" and trainers["llama"].args.train_sampling_strategy == "random"
     args = RewardConfig(str(tmp_path / "forced"), layout="packed", use_cpu=True, report_to="none", max_steps=2)
-    with pytest.raises(ValueError, match="layout is 'packed', but for this bloom packed rows are refused .*; wanted layout='auto' or 'padded'"):
+    with pytest.raises(ValueError, match="layout is 'packed', but for this bloom packed rows are refused .*; expected layout='auto' or 'padded'"):
         RewardTrainer(trainers["bloom"].model, args, rows, processing_class=word_tokenizer()).train()
 
 

@@ -283,21 +283,21 @@ def test_chat_template_lies_beside_the_weights(base, tmp_path):
 
 
 @pytest.mark.parametrize("inputs, message", [
-    (lambda ids, mask: (ids[0],), r"shape \(4,\).*wanted token ids \(batch_size, seq_len\)"),
-    (lambda ids, mask: (ids.float(),), r"torch.float32.*wanted token ids"),
-    (lambda ids, mask: (ids, mask[:, :2]), r"shape \(2, 2\).*wanted \(2, 4\)"),
-    (lambda ids, mask: (ids, mask[:, None, None]), r"shape \(2, 1, 1, 4\).*wanted \(2, 4\)"),
+    (lambda ids, mask: (ids[0],), r"shape \(4,\).*expected token ids \(batch_size, seq_len\)"),
+    (lambda ids, mask: (ids.float(),), r"torch.float32.*expected token ids"),
+    (lambda ids, mask: (ids, mask[:, :2]), r"shape \(2, 2\).*expected \(2, 4\)"),
+    (lambda ids, mask: (ids, mask[:, None, None]), r"shape \(2, 1, 1, 4\).*expected \(2, 4\)"),
     (lambda ids, mask: (ids, torch.ones(2, 1, 4, 4).bool(), None, torch.zeros(1, 2).long()), r"torch.bool.*a float mask"),
     (lambda ids, mask: (ids, torch.zeros(2, 1, 4, 4)), "pass end_positions"),
     (lambda ids, mask: (ids, mask * torch.tensor([[1], [0]])), "Row 1 .* all 0"),
     (lambda ids, mask: (ids + VOCAB, mask), rf"id {VOCAB + 5} at \(row, position\) \(0, 0\).*0 to {VOCAB - 1}"),
     (lambda ids, mask: (ids - 6, mask), r"id -1 at"),
-    (lambda ids, mask: (ids, mask, torch.arange(4)), r"position_ids has shape \(4,\); wanted \(2, 4\)"),
+    (lambda ids, mask: (ids, mask, torch.arange(4)), r"position_ids has shape \(4,\); expected \(2, 4\)"),
     (lambda ids, mask: (ids, {"full_attention": mask}), "pass end_positions"),
     (lambda ids, mask: (ids, torch.zeros(3, 1, 4, 4), None, torch.zeros(1, 2).long()), r"shape \(3, 1, 4, 4\)"),
-    (lambda ids, mask: (ids, mask, None, torch.tensor([[0, 3], [1, -1]])), r"end_positions has \[1, -1\]; wanted .* inside \(2, 4\)"),
+    (lambda ids, mask: (ids, mask, None, torch.tensor([[0, 3], [1, -1]])), r"end_positions has \[1, -1\]; expected .* inside \(2, 4\)"),
     (lambda ids, mask: (ids, mask, None, torch.tensor([[2, 0]])), r"end_positions has \[2, 0\]"),
-    (lambda ids, mask: (ids, mask, None, torch.tensor([3])), r"end_positions has shape \(1,\); wanted \(num_responses, 2\)"),
+    (lambda ids, mask: (ids, mask, None, torch.tensor([3])), r"end_positions has shape \(1,\); expected \(num_responses, 2\)"),
 ])
 def test_bad_inputs_are_named(base, inputs, message):
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
@@ -332,12 +332,12 @@ def test_path_without_config_is_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no config.json.*holds \['notes.txt'\]"):
         RewardModel(str(tmp_path), device="cpu")
     for missing in (str(tmp_path / "missing"), "./missing", "runs/demo/missing", Path("missing"), "~/missing"):
-        with pytest.raises(FileNotFoundError, match="is not there; wanted the name"):
+        with pytest.raises(FileNotFoundError, match="is not there; expected the name"):
             RewardModel(missing, device="cpu")
-    with pytest.raises(FileNotFoundError, match="is a file; wanted the name"):
+    with pytest.raises(FileNotFoundError, match="is a file; expected the name"):
         RewardModel(str(tmp_path / "notes.txt"), device="cpu")
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no such repository")))
-    with pytest.raises(OSError, match=r"'runs/x' is no folder in .* could not be opened on the hub; wanted .*no such repository"):
+    with pytest.raises(OSError, match=r"'runs/x' is no folder in .* could not be opened on the hub; expected .*no such repository"):
         RewardModel("runs/x", device="cpu")
 
 
@@ -357,7 +357,7 @@ def test_code_of_a_checkpoint_is_not_run(tmp_path):
 
 
 def test_wrong_pooling_is_named(base):
-    with pytest.raises(ValueError, match="'mean'; wanted 'last' or 'first'"):
+    with pytest.raises(ValueError, match="'mean'; expected 'last' or 'first'"):
         reward_model(base, "llama", pooling="mean")
 
 
@@ -365,7 +365,7 @@ def test_from_pretrained_wants_one_reward_head(base, tmp_path):
     with pytest.raises(ValueError, match=r"reward head of .* is not there.*RewardModel\(model_name\)"):
         RewardModel.from_pretrained(base("llama"), device="cpu")
     AutoModelForSequenceClassification.from_config(with_labels("llama", 3)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"\(3, 32\).*wanted one bias-free.*\(1, 32\)"):
+    with pytest.raises(ValueError, match=r"\(3, 32\).*expected one bias-free.*\(1, 32\)"):
         RewardModel.from_pretrained(tmp_path, device="cpu")
 
 

@@ -215,9 +215,9 @@ def test_several_sets_early_stopping_and_tensorboard(base, tmp_path):
     assert trainer.state.global_step == 6 # the first evaluation is the best, and two more are no better
     events = EventAccumulator(str(next(tmp_path.rglob("events.out*")).parent))
     events.Reload()
-    wanted = {f"train/{name}" for name in ("loss", "accuracy", "tied_rewards", "margin", "margin_q25", "margin_median", "margin_q75", "chosen_reward", "chosen_reward_std",
+    expected = {f"train/{name}" for name in ("loss", "accuracy", "tied_rewards", "margin", "margin_q25", "margin_median", "margin_q75", "chosen_reward", "chosen_reward_std",
                                            "rejected_reward", "rejected_reward_std", "grad_norm", "pairs_per_second", "tokens_per_second", "tokens_saved")}
-    assert wanted | {"eval/one_loss", "eval/two_accuracy"} <= set(events.Tags()["scalars"])
+    assert expected | {"eval/one_loss", "eval/two_accuracy"} <= set(events.Tags()["scalars"])
 
 
 @pytest.mark.parametrize("options", [{"torch_compile": True, "torch_compile_backend": "eager"}, {"torch_compile": True, "torch_compile_backend": "aot_eager", "layout": "padded"}], ids=str)
@@ -280,7 +280,7 @@ def test_a_mixture_of_experts_trains_with_an_adapter(tmp_path):
 
 def test_the_scale_of_rewards_is_saved_and_used_on_request(base, tmp_path):
     trainer = make(base, tmp_path, max_steps=2)
-    with pytest.raises(ValueError, match="does not know the mean and deviation of its rewards; wanted"):
+    with pytest.raises(ValueError, match="does not know the mean and deviation of its rewards; expected"):
         trainer.model.normalize(torch.zeros(1, 1))
     trainer.train()
     trainer.save_model()
@@ -391,8 +391,8 @@ def test_a_second_run_and_the_time_before_are_not_counted(base, tmp_path):
 
 
 @pytest.mark.parametrize("change, told", [
-    (dict(rows=[{"prompt": "x"}]), "train_dataset is a list; wanted a datasets.Dataset"),
-    (dict(model=torch.nn.Linear(1, 1)), "model is a Linear; wanted a RewardModel"),
+    (dict(rows=[{"prompt": "x"}]), "train_dataset is a list; expected a datasets.Dataset"),
+    (dict(model=torch.nn.Linear(1, 1)), "model is a Linear; expected a RewardModel"),
     (dict(eval_do_concat_batches=False), "eval_do_concat_batches is False"),
     (dict(include_for_metrics=["loss"]), "include_for_metrics is"),
 ])
@@ -403,7 +403,7 @@ def test_what_the_trainer_cannot_use_is_refused_by_name(base, tmp_path, change, 
 
 def test_too_many_responses_for_plackett_luce_are_named_before_training(base, tmp_path):
     rows = Dataset.from_list([{"prompt": "x", "responses": [f" {n}" for n in range(k)], "ranks": list(range(1, k + 1))} for k in (2, 13)])
-    with pytest.raises(ValueError, match="Row 2 of the training set has 13 responses; wanted at most 12"):
+    with pytest.raises(ValueError, match="Row 2 of the training set has 13 responses; expected at most 12"):
         make(base, tmp_path, rows, loss="plackett_luce")
 
 
@@ -442,7 +442,7 @@ def test_torn_checkpoints_are_known_and_the_one_before_is_taken(base, tmp_path, 
     assert resumed.state.log_history[-1]["step"] == 6 and all(torch.equal(tensor, whole.model.state_dict()[name]) for name, tensor in resumed.model.state_dict().items())
     assert unfinished(last) is None and unfinished(middle) is None # written anew
     (last / "optimizer.pt").unlink()
-    with pytest.raises(ValueError, match="checkpoint-6' cannot be resumed from: optimizer.pt is not there; wanted one"):
+    with pytest.raises(ValueError, match="checkpoint-6' cannot be resumed from: optimizer.pt is not there; expected one"):
         make(base, tmp_path, **options).train(resume_from_checkpoint=str(last))
     with pytest.raises(ValueError, match="There is no checkpoint in .* written to its end, of 0"):
         newest_checkpoint(tmp_path / "none")
@@ -545,7 +545,7 @@ def test_sharded_checkpoints_are_refused(base, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "use_cpu": True, "num_processes": 2}))
     run = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "config.yaml"), "--main_process_port", "0",
                           str(Path(__file__).with_name("fsdp_on_cpu.py")), *command(base, tmp_path / "rows.jsonl", tmp_path / "out")], capture_output=True, text=True, env=ONE_THREAD)
-    assert run.returncode != 0 and "wanted FULL_STATE_DICT" in run.stderr
+    assert run.returncode != 0 and "expected FULL_STATE_DICT" in run.stderr
 
 
 def seen_rows(path):

@@ -158,7 +158,7 @@ def test_rewards_that_are_not_finite_are_refused(reward_models):
     scorer = Scorer.from_pretrained(reward_models(), device="cpu")
     with torch.no_grad():
         scorer.model.score.weight[0, 0] = math.nan
-    with pytest.raises(ValueError, match="of comparison 1, is nan.*; wanted a finite number"):
+    with pytest.raises(ValueError, match="of comparison 1, is nan.*; expected a finite number"):
         scorer.score([" w3"], [" w4"])
 
 
@@ -260,7 +260,7 @@ def test_rank_best_of_n_and_compare(reward_models):
 def test_what_is_too_long(reward_models, caplog):
     long = Scorer.from_pretrained(reward_models(), device="cpu")
     assert long.max_length == 64
-    with pytest.raises(ValueError, match="it has 81 tokens; wanted at most 64"):
+    with pytest.raises(ValueError, match="it has 81 tokens; expected at most 64"):
         long.score([text(40, 0)], [text(40, 1)])
     cutting = Scorer.from_pretrained(reward_models(), device="cpu", max_length=20, on_overlong="truncate_prompt")
     prompts, responses = [text(30, 0), text(4, 1), text(30, 0)], [text(8, 2), text(5, 3), text(3, 4)]
@@ -278,7 +278,7 @@ def test_what_is_too_long(reward_models, caplog):
         close([one.reward for one in ranked if one.index == 1], [cutting.model(torch.tensor([ids[excess:]])).item()])
     with pytest.raises(ValueError, match="too few of them are the prompt's to be cut"):
         cutting.score([text(3, 0)], [text(30, 1)])
-    with pytest.raises(ValueError, match="The text .* is a whole text, of which nothing says where the prompt ends"):
+    with pytest.raises(ValueError, match="The text .* is a whole text that does not say where its prompt ends"):
         cutting.score([None], [text(30, 1)])
     human = "\n\nHuman: " + text(30, 1) + "\n\nAssistant:" # says it
     assert len(cutting.score([None], [human + " w4"])) == 1
@@ -349,7 +349,7 @@ def test_pairs_of_encoders_lose_their_oldest_prompt_tokens(tmp_path, caplog):
     assert "Cut the prompt of 1 of 1 to 16 tokens" in caplog.text
     with pytest.raises(ValueError, match="of which the prompt has 2"):
         scorer.score([text(2, 0)], [text(20, 1)])
-    with pytest.raises(ValueError, match="it has 28 tokens; wanted at most 16"):
+    with pytest.raises(ValueError, match="it has 28 tokens; expected at most 16"):
         Scorer(scorer.model, scorer.tokenizer, max_length=16).score([prompt], [response])
 
 
@@ -368,16 +368,16 @@ def test_decoders_made_elsewhere_open_packed(tmp_path):
     assert scorer.packs and isinstance(scorer.model, RewardModel) and not scorer.model.ends_with_eos
 
 
-@pytest.mark.parametrize("make, wanted", [
+@pytest.mark.parametrize("make, expected", [
     (lambda folder: T.AutoModelForSequenceClassification.from_config(T.BertConfig(**SIZE, num_labels=3)), "has 3 labels"),
     (lambda folder: T.AutoModelForSequenceClassification.from_config(T.LlamaConfig(**SIZE, num_labels=2)), "has 2 labels"),
     (lambda folder: T.LlamaForCausalLM(T.LlamaConfig(**SIZE)), "The reward head of .* is not there"),
     (lambda folder: T.BertModel(T.BertConfig(**SIZE)), "The reward head of .* is not there"),
     (lambda folder: T.AutoModelForSequenceClassification.from_config(T.T5Config(vocab_size=64, d_model=8, d_ff=8, d_kv=8, num_layers=1, num_heads=1, num_labels=1)), "encoder-decoder"),
 ])
-def test_other_models_are_refused(make, wanted, tmp_path):
+def test_other_models_are_refused(make, expected, tmp_path):
     make(tmp_path).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=wanted):
+    with pytest.raises(ValueError, match=expected):
         Scorer.from_pretrained(tmp_path, device="cpu")
 
 
@@ -408,7 +408,7 @@ def test_adapters_open_as_scorers(reward_models, tmp_path):
 
 # ----- what is given wrongly
 
-@pytest.mark.parametrize("call, wanted", [
+@pytest.mark.parametrize("call, expected", [
     (lambda scorer: scorer.score("w3", ["w4"]), "prompts is str"),
     (lambda scorer: scorer.score([{"role": "user", "content": "w3"}], ["w4"]), "prompts is messages"),
     (lambda scorer: scorer.score(["w3"], "w4"), "responses is str"),
@@ -416,12 +416,12 @@ def test_adapters_open_as_scorers(reward_models, tmp_path):
     (lambda scorer: scorer.score(["w3"], [7]), "Response 1 cannot be scored: 7 stands where a text"),
     (lambda scorer: scorer.score([["w3"]], ["w4"]), r"Response 1 cannot be scored: \['w3'\] stands where a text"),
     (lambda scorer: scorer.score([[{"content": "w3"}]], ["w4"]), "has no role"),
-    (lambda scorer: scorer.rank("w3", []), "wanted a list of at least 1"),
+    (lambda scorer: scorer.rank("w3", []), "expected a list of at least 1"),
     (lambda scorer: scorer.rank("w3", "w4"), "responses is str"),
     (lambda scorer: scorer.best_of_n("w3", ["w4"], n=0), "n is 0"),
 ])
-def test_wrong_calls(call, wanted, reward_models):
-    with pytest.raises(ValueError, match=wanted):
+def test_wrong_calls(call, expected, reward_models):
+    with pytest.raises(ValueError, match=expected):
         call(Scorer.from_pretrained(reward_models(), device="cpu"))
 
 
@@ -451,7 +451,7 @@ def test_reward_function(reward_models):
     close(function(prompts=messages, completions=completions), scorer.score(messages, responses))
     with pytest.raises(ValueError):
         function(prompts=prompts, completions=responses[:2])
-    with pytest.raises(ValueError, match="wanted options with a name only"):
+    with pytest.raises(ValueError, match="expected options with a name only"):
         RewardFunction(scorer, device="cpu")
 
 
@@ -518,7 +518,7 @@ def test_tokens_that_the_model_has_not(reward_models):
     tokenizer = word_tokenizer()
     tokenizer.add_tokens(["<tool>"])
     scorer = Scorer(RewardModel.from_pretrained(reward_models(), 0.0, "cpu"), tokenizer)
-    with pytest.raises(ValueError, match="has the token id 64; the model has the ids 0 to 63. Wanted the tokenizer of the model"):
+    with pytest.raises(ValueError, match="has the token id 64; the model has the ids 0 to 63. Expected the tokenizer of the model"):
         scorer.score(["w3"], [" w4 <tool>"])
 
 

@@ -295,7 +295,7 @@ def test_what_is_too_large(scorer):
         answer = client.post("/score", content=chunks())
         assert answer.status_code == 413 and "more than 10000 bytes" in answer.json()["detail"]
         answer = client.post("/score", json={"prompts": ["w3", "w3"], "responses": ["w4", text(70, 0)]})
-        assert answer.status_code == 413 and answer.json()["detail"][0]["loc"] == ["body", "responses", 1] and "wanted at most 64" in answer.text
+        assert answer.status_code == 413 and answer.json()["detail"][0]["loc"] == ["body", "responses", 1] and "expected at most 64" in answer.text
         assert client.post("/rank", json={"prompt": "w3", "responses": ["w4", text(70, 0)]}).json()["detail"][0]["loc"] == ["body", "responses"]
         assert client.post("/classify", json={"input": text(70, 0)}).status_code == client.post("/get_reward", json={"query": text(70, 0)}).status_code == 413
         healthy(client, scorer)
@@ -315,7 +315,7 @@ def test_small_bodies_with_much_in_them(scorer, monkeypatch):
     with serving(scorer, max_body=2_000_000, timeout=20) as client:
         started = time.perf_counter()
         answer = client.post("/rank", json={"prompt": "w3 w4 " * 20_000, "responses": list(map(str, range(5000)))})
-        assert answer.status_code == 413 and "600018890 characters; wanted at most 2000000" in answer.text
+        assert answer.status_code == 413 and "600018890 characters; expected at most 2000000" in answer.text
         assert client.post("/classify", json={"input": end * (1_900_000 // len(end))}).status_code in (200, 413, 422)
         assert client.post("/get_reward", json={"query": scorer.tokenizer.pad_token * (1_900_000 // len(scorer.tokenizer.pad_token))}).status_code in (200, 413, 422)
         same = [{"role": "user", "content": "w3"}] * 25_000
@@ -324,15 +324,15 @@ def test_small_bodies_with_much_in_them(scorer, monkeypatch):
         assert time.perf_counter() - started < 40 # some seconds; minutes where one by one is a copy each
 
 
-@pytest.mark.parametrize("options, wanted", [
+@pytest.mark.parametrize("options, expected", [
     (["--host", "0.0.0.0"], "which others can reach"), (["--host", "::"], "which others can reach"), (["--host", "no such host"], "no address of this machine"),
     (["--token", ""], "The token is empty"), (["--token", "sécret"], "other than printable ASCII"), (["--model", "nowhere/at/all"], "is not there"), (["--token", "a b"], "without spaces"),
-    (["--port", "99999"], "wanted a port from 1 to 65535"), (["--timeout", "inf"], "wanted a port"), (["--device", "cuda"], "no CUDA device")])
-def test_the_command_refuses(options, wanted, folder, monkeypatch):
+    (["--port", "99999"], "expected a port from 1 to 65535"), (["--timeout", "inf"], "expected a port"), (["--device", "cuda"], "no CUDA device")])
+def test_the_command_refuses(options, expected, folder, monkeypatch):
     monkeypatch.delenv("RLHF_REWARD_TOKEN", raising=False)
     with pytest.raises(SystemExit) as exit:
         main(["serve", "--model", folder, "--device", "cpu", *options])
-    assert wanted in exit.value.code
+    assert expected in exit.value.code
 
 
 # ----- under load, and when something fails
@@ -416,7 +416,7 @@ def test_what_nobody_waits_for_is_not_computed_to_the_end(folder, monkeypatch):
 
 def test_limits_below_one(scorer):
     for options in ({"max_body": 0}, {"max_waiting": 0}):
-        with pytest.raises(ValueError, match="wanted 1 or more"):
+        with pytest.raises(ValueError, match="expected 1 or more"):
             make_app(scorer, **options)
 
 
@@ -605,6 +605,6 @@ def test_the_page_in_a_browser(server, scorer, tmp_path):
         page.screenshot(path=os.environ.get("SCREENSHOT") or tmp_path / "page.png", full_page=True)
         page.get_by_label("Response", exact=True).first.fill("w3 " * 99)
         page.get_by_role("button", name="Rank", exact=True).click()
-        page.get_by_text("wanted at most 64").wait_for()
+        page.get_by_text("expected at most 64").wait_for()
         assert not errors and all(url.startswith((server.url, "data:")) for url in asked) # nothing from elsewhere
         browser.close()

@@ -162,7 +162,7 @@ REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('System role 
 
 def test_messages_that_cannot_be_templated_are_bad_rows(caplog):
     chat = {**PAIR, "prompt": [{"role": "user", "content": "w5"}]}
-    with pytest.raises(ValueError, match=r"^Row 1 of chat.jsonl cannot be used: it holds messages, but the tokenizer has no chat template; wanted"):
+    with pytest.raises(ValueError, match=r"^Row 1 of chat.jsonl cannot be used: it holds messages, but the tokenizer has no chat template; expected"):
         tokenize([chat], name="chat.jsonl")
     rows = [chat, {**PAIR, "prompt": [{"role": "system", "content": "w4"}, {"role": "user", "content": "w5"}]}]
     with pytest.raises(ValueError, match=r"^Row 2 of the data cannot be used: the chat template refuses its messages: System role not supported"):
@@ -252,7 +252,7 @@ def test_the_oldest_of_the_prompt_goes_first(caplog):
     assert caplog.messages[0] == "Cut the prompt of 1 of 1 comparisons of the data."
     with pytest.raises(ValueError, match=r"longer than 6 tokens without the prompt \(1\)"):
         tokenize(rows[2:], tokenizer, 6, on_overlong="truncate_prompt")
-    with pytest.raises(ValueError, match="Row 1 of the data has 8 tokens; wanted at most 6. Allow more"):
+    with pytest.raises(ValueError, match="Row 1 of the data has 8 tokens; expected at most 6. Allow more"):
         tokenize(rows[:1], tokenizer, 6, on_overlong="error")
 
 
@@ -281,7 +281,7 @@ def test_responses_stay_whole_when_prompts_are_cut(family, prompt_and_responses,
 
 def test_options_are_checked():
     for option in ("on_overlong", "on_bad_row"):
-        with pytest.raises(ValueError, match=f"{option} is 'cut'; wanted one of"):
+        with pytest.raises(ValueError, match=f"{option} is 'cut'; expected one of"):
             tokenize([PAIR], **{option: "cut"})
 
 

@@ -87,7 +87,7 @@ def test_arguments_for_the_data_are_used(base, tmp_path):
     assert tokenized["margins"] == [3.0] and tokenized["length"] == 6
     with pytest.raises(ValueError, match=r"Row 2 of the training set cannot be used"):
         make_trainer(base, tmp_path, rows)
-    with pytest.raises(ValueError, match=r"Row 1 of the training set has .* tokens; wanted at most 6"):
+    with pytest.raises(ValueError, match=r"Row 1 of the training set has .* tokens; expected at most 6"):
         make_trainer(base, tmp_path, rows.select([0]), max_length=6, on_overlong="error")
 
 
@@ -260,7 +260,7 @@ def test_a_stream_trains_as_its_table_does(base, tmp_path):
 
 
 def test_plain_training_arguments_are_refused(base, tmp_path):
-    with pytest.raises(ValueError, match="args is a TrainingArguments; wanted a RewardConfig"):
+    with pytest.raises(ValueError, match="args is a TrainingArguments; expected a RewardConfig"):
         RewardTrainer(RewardModel(base, device="cpu"), TrainingArguments(str(tmp_path), use_cpu=True), synthetic_comparisons(3))
 
 
@@ -285,7 +285,7 @@ def test_two_processes_measure_what_one_does(base, tmp_path):
 
 
 def test_missing_tokenizer_is_named(base, tmp_path):
-    with pytest.raises(ValueError, match="processing_class is None; wanted the tokenizer"):
+    with pytest.raises(ValueError, match="processing_class is None; expected the tokenizer"):
         RewardTrainer(RewardModel(base, device="cpu"), RewardConfig(str(tmp_path), use_cpu=True), synthetic_comparisons(3))
 
 

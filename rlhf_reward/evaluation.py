@@ -18,6 +18,7 @@ from scipy.special import expit
 from tqdm.auto import tqdm
 
 from .data import Comparison, Text, is_ids, shared_length, to_comparison, whole_texts
+from .engine import NotFinite
 from rlhf_reward.intervals import (
     Interval,
     JackknifeInterval,
@@ -26,7 +27,7 @@ from rlhf_reward.intervals import (
     jackknife_p_value,
     sign_flip_p_value,
 )
-from .scoring import NotFinite, Scorer
+from .scoring import BaseScorer
 from .statistics import Statistics, best_of_n, calibration, length_bias, ranking, statistics
 from .tables import correctness, pair_table, response_table
 from .tokens import reason_dropped
@@ -37,7 +38,7 @@ __all__ = ['evaluate', 'LeftOut', 'EvaluationReport', 'MistakenResponse', 'Mista
 
 # %% ../nbs/07_evaluation.ipynb #8bdee116
 def evaluate(
-    scorer: Scorer, # the model, or a `Rule`
+    scorer: BaseScorer, # a `Scorer`, or a `Rule`
     # rows as `rows.to_comparison` reads them, or comparisons
     data: Iterable[Union[dict[str, Any], Comparison]],
     # 'skip' leaves out rows that cannot be used or are too long, and counts them
@@ -192,7 +193,7 @@ def compare(
     return ModelComparison(comparisons=len(common), agreement=_agreement(margins), pairs=model_pairs)
 
 # %% ../nbs/07_evaluation.ipynb #4873b8b4
-class Rule(Scorer):
+class Rule(BaseScorer):
     "A rule of thumb in the place of a model: any function of prompt and response. Its tokens are characters."
     def __init__(
         self,
@@ -305,7 +306,7 @@ def _rewards_or_error(scorer, sequences, prompts, processes, rows, name):
     try:
         return scorer.rewards(sequences, prompts, processes)
     except NotFinite as error:
-        raise ValueError(f"Row {rows[error.place]} of {name}: {error}") from None
+        raise ValueError(f"Row {rows[error.index]} of {name}: {error}") from None
 
 # %% ../nbs/07_evaluation.ipynb #c1eb5fbb
 def _sequences_without_prompt(scorer, comparisons):

@@ -373,6 +373,7 @@ def test_a_real_file_without_texts_is_refused():
     assert report["comparisons"] == 0 and report["bad_rows"] == 2312 and "element 1 is not" in report["problems"][0]
 
 
+@pytest.mark.process
 def test_lengths_for_the_benchmark(tmp_path):
     "Of prompt and responses, in tokens of a tokenizer of the texts."
     rows = [{name: f"\n\nHuman: say it\n\nAssistant: {' hello' * count}" for name, count in (("chosen", 3), ("rejected", 9))}] * 30

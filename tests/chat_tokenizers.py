@@ -6,30 +6,34 @@ from transformers import PreTrainedTokenizerFast
 HEADER = "{% for m in messages %}<|start|>{{ m.role }}<|end_header|>\n\n{{ m.content | trim }}<|eot|>{% endfor %}"
 FAMILIES = {  # template, bos, eos, whether the tokenizer itself writes bos and eos
     "llama 3": ("{{ bos_token }}" + HEADER, "<|begin|>", "<|eot|>", "<|begin|> $A"),  # bos by both
+    # eos, then a line break
     "qwen": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
         None,
         "<|im_end|>",
         "$A",
-    ),  # eos, then a line break
+    ),
+    # turns end otherwise than texts
     "gemma": (
         "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}",
         "<bos>",
         "<eos>",
         "<bos> $A",
-    ),  # turns end otherwise than texts
+    ),
+    # bos by the tokenizer only
     "zephyr": (
         "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content + eos_token }}\n{% endfor %}",
         "<s>",
         "</s>",
         "<s> $A",
-    ),  # bos by the tokenizer only
+    ),
+    # eos by both
     "phi 3": (
         "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}{{ eos_token }}",
         None,
         "<|endoftext|>",
         "$A <|endoftext|>",
-    ),  # eos by both
+    ),
 }
 
 

@@ -38,9 +38,10 @@ def test_sound_rows_have_no_problems():
         "y": 100,
     }
     assert report["overall"]["comparisons"] == 200
+    # 10 of 5, 90 of 6, 100 of 7
     assert report["lengths"]["chosen"] == pytest.approx(
         {"min": 5, "5%": 5.95, "median": 6.5, "95%": 7, "max": 7}
-    )  # 10 of 5, 90 of 6, 100 of 7
+    )
     assert "No problems found." in audit_table(report)
 
 

@@ -28,15 +28,14 @@ PAIR = {"prompt": "w5 ", "chosen": "w6", "rejected": "w7"}
 )
 def test_ranks_follow_from_scores(scores, ranks):
     responses = ("a", "b", "c")[: len(scores)]
-    assert to_comparison(
-        {"prompt": "p", "responses": list(responses), "scores": list(scores), "extra": None}
-    ) == Comparison("p", responses, ranks, tuple(map(float, scores)))
+    row = {"prompt": "p", "responses": list(responses), "scores": list(scores), "extra": None}
+    ratings = tuple(map(float, scores))
+    assert to_comparison(row) == Comparison("p", responses, ranks, ratings)
 
 
 def test_given_ranks_are_kept_in_their_order():
-    assert to_comparison(
-        {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [5, 2, 2]}
-    ).ranks == (3, 1, 1)
+    row = {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [5, 2, 2]}
+    assert to_comparison(row).ranks == (3, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -109,19 +108,21 @@ SYSTEM = messages(("system", "Be brief."))
         ({"prompt": ASKED, "chosen": FOUR, "rejected": FIVE}, ASKED),
         ({"prompt": ASKED, "chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED),
         ({"prompt": "2+2?", "chosen": FOUR, "rejected": FIVE}, ASKED),
+        # UltraFeedback
         (
             {"prompt": "2+2?", "chosen": ASKED + FOUR, "rejected": ASKED + FIVE},
             ASKED,
-        ),  # UltraFeedback
+        ),
         ({"prompt": "2+2? ", "chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED),
         (
             {"prompt": ASKED, "chosen": SYSTEM + ASKED + FOUR, "rejected": SYSTEM + ASKED + FIVE},
             SYSTEM + ASKED,
         ),
+        # a table that has the column for other rows
         (
             {"prompt": None, "chosen": ASKED + FOUR, "rejected": ASKED + FIVE},
             ASKED,
-        ),  # a table that has the column for other rows
+        ),
         (
             {"prompt": "2+2?", "chosen": SYSTEM + ASKED + FOUR, "rejected": SYSTEM + ASKED + FIVE},
             SYSTEM + ASKED,
@@ -129,21 +130,20 @@ SYSTEM = messages(("system", "Be brief."))
         ({"prompt": SYSTEM + ASKED, "chosen": "4", "rejected": "5"}, SYSTEM + ASKED),
         ({"prompt": ASKED, "responses": ["4", "5"], "scores": [1, 0]}, ASKED),
         ({"responses": [ASKED + FOUR, ASKED + FIVE], "ranks": [1, 2]}, ASKED),
+        # arena conversations
         (
             {"response_a": ASKED + FOUR, "response_b": ASKED + FIVE, "winner": "model_a"},
             ASKED,
-        ),  # arena conversations
+        ),
     ],
 )
 def test_messages_become_prompt_and_responses(row, prompt):
     table = Dataset.from_list([row])[0]  # as it comes from a file
     for form in (row, table):
         comparison = to_comparison(form)
-        assert (comparison.prompt, comparison.responses, comparison.ranks) == (
-            prompt,
-            (FOUR, FIVE),
-            (1, 2),
-        )
+        assert comparison.prompt == prompt
+        assert comparison.responses == (FOUR, FIVE)
+        assert comparison.ranks == (1, 2)
 
 
 def test_conversations_part_where_they_differ_and_end_in_a_response():
@@ -171,45 +171,27 @@ def test_ratings_margin_weight_and_source_are_read():
         {**PAIR, "score_chosen": None, "score_rejected": None, "margin": None, "source": None}
     )
     assert (absent.ratings, absent.margin, absent.weight, absent.source) == (None, None, 1.0, None)
-    assert to_comparison(
-        {**PAIR, "weight": None, "margin": "", "score_chosen": "", "score_rejected": ""}
-    ) == to_comparison(
-        PAIR
-    )  # empty cells
-    assert to_comparison(
-        {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2], "scores": [1, 3]}
-    ).ratings == (1.0, 3.0)
-    assert to_comparison({"prompt": "p", "responses": ["a", "b"], "scores": [2, 3]}).ratings == (
-        2.0,
-        3.0,
-    )
-    assert to_comparison({"prompt": "p", "responses": ["a", "b"], "ranks": [2, 3]}).ratings is None
+    empty_cells = {"weight": None, "margin": "", "score_chosen": "", "score_rejected": ""}
+    assert to_comparison({**PAIR, **empty_cells}) == to_comparison(PAIR)
+    two = {"prompt": "p", "responses": ["a", "b"]}
+    assert to_comparison({**two, "ranks": [1, 2], "scores": [1, 3]}).ratings == (1.0, 3.0)
+    assert to_comparison({**two, "scores": [2, 3]}).ratings == (2.0, 3.0)
+    assert to_comparison({**two, "ranks": [2, 3]}).ratings is None
 
 
 def test_forms_may_be_mixed_in_one_file(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text(
-        "\n".join(
-            map(
-                json.dumps,
-                [
-                    PAIR,
-                    {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]},
-                    {"prompt": ASKED, "chosen": FOUR, "rejected": FIVE},
-                    {"chosen_ids": [1, 2], "rejected_ids": [1, 3]},
-                    {"prompt": "p", "response_a": "a", "response_b": "b", "winner": 2},
-                ],
-            )
-        )
-    )
-    comparisons = [to_comparison(row) for row in load_rows(str(path))]
-    assert [comparison.ranks for comparison in comparisons] == [
-        (1, 2),
-        (2, 1),
-        (1, 2),
-        (1, 2),
-        (2, 1),
+    rows = [
+        PAIR,
+        {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]},
+        {"prompt": ASKED, "chosen": FOUR, "rejected": FIVE},
+        {"chosen_ids": [1, 2], "rejected_ids": [1, 3]},
+        {"prompt": "p", "response_a": "a", "response_b": "b", "winner": 2},
     ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    comparisons = [to_comparison(row) for row in load_rows(str(path))]
+    ranks = [comparison.ranks for comparison in comparisons]
+    assert ranks == [(1, 2), (2, 1), (1, 2), (1, 2), (2, 1)]
     assert [comparison.prompt for comparison in comparisons] == ["w5 ", "p", ASKED, [1], "p"]
 
 
@@ -306,16 +288,11 @@ def test_lone_surrogates_are_named():
 
 
 def test_held_out_prompts_are_in_one_part_only():
-    rows = Dataset.from_list(
-        [
-            {
-                **PAIR,
-                "prompt": f"Ｎr. {n % 30}" if n // 30 else f"nr.  {n % 30} ",
-                "chosen": f"{n} w8",
-            }
-            for n in range(90)
-        ]
-    )
+    rows = []
+    for n in range(90):
+        prompt = f"Ｎr. {n % 30}" if n // 30 else f"nr.  {n % 30} "
+        rows.append({**PAIR, "prompt": prompt, "chosen": f"{n} w8"})
+    rows = Dataset.from_list(rows)
     train, held = hold_out(rows, 0.1, seed=3)
     keys = [set(map(text_key, part["prompt"])) for part in (train, held)]
     # Prompts that differ in case, spaces and width are the same.
@@ -324,9 +301,8 @@ def test_held_out_prompts_are_in_one_part_only():
     assert not keys[0] & keys[1]
     assert sorted([*train["chosen"], *held["chosen"]]) == sorted(rows["chosen"])
     assert hold_out(rows, 0.1, seed=3)[1][:] == held[:] != hold_out(rows, 0.1, seed=4)[1][:]
-    tokenized = hold_out(
-        tokenize_rows(rows, word_tokenizer(), 99, on_bad_row="skip"), 0.1, seed=3
-    )  # the same ones
+    tokenized_rows = tokenize_rows(rows, word_tokenizer(), 99, on_bad_row="skip")
+    tokenized = hold_out(tokenized_rows, 0.1, seed=3)  # the same prompts
     assert [len(part) for part in tokenized] == [81, 9]
     assert {*tokenized[1]["prompt_key"]} == keys[1]
     with pytest.raises(ValueError, match=r"1 different prompt\(s\)"):
@@ -336,12 +312,10 @@ def test_held_out_prompts_are_in_one_part_only():
 
 
 def test_prompts_in_messages_are_held_out_too():
-    rows = Dataset.from_list(
-        [
-            {"prompt": messages((U, str(n % 10))), "chosen": FOUR, "rejected": FIVE}
-            for n in range(20)
-        ]
-    )
+    rows = []
+    for n in range(20):
+        rows.append({"prompt": messages((U, str(n % 10))), "chosen": FOUR, "rejected": FIVE})
+    rows = Dataset.from_list(rows)
     train, held = hold_out(rows, 0.1)
     assert [len(train), len(held)] == [18, 2]
     assert held[0]["prompt"] == held[1]["prompt"]

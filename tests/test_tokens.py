@@ -471,10 +471,11 @@ def test_a_stream_gives_what_a_table_gives(tmp_path, caplog):
     assert isinstance(stream, IterableDataset)
     assert list(stream) == tokenize(rows, max_length=4)
     logged = [message for message in caplog.messages if "so far" in message]
+    # at 1, at 10, and next at 100
     assert logged == [
         f"Dropped {count} of {seen} comparisons of rows.jsonl so far: longer than 4 tokens ({count})."
         for count, seen in ((1, 3), (10, 20))
-    ]  # at 1, at 10, and next at 100
+    ]
     renamed = load_rows(str(path), columns={"chosen": "rejected"}, streaming=True)
     assert next(iter(renamed)) == {"prompt": "w5 ", "chosen": "w7"}
 

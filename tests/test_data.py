@@ -3,6 +3,7 @@ import gzip
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,19 @@ from datasets import Dataset
 
 from architectures import word_tokenizer
 from chat_tokenizers import chat_tokenizer
-from rlhf_reward import Comparison, load_rows, tokenize_rows
+from rlhf_reward import Comparison, data, load_rows, tokenize_rows
 from rlhf_reward.audit import audit
 from rlhf_reward.data import hold_out, ranked_pairs, text_key, to_comparison
 
 PAIR = {"prompt": "w5 ", "chosen": "w6", "rejected": "w7"}
+
+
+@pytest.mark.parametrize("module", ["comparison", "rows", "loading"])
+def test_the_earlier_module_has_the_public_names(module):
+    defined = import_module(f"rlhf_reward.{module}")
+    for name in set(defined.__all__) - {"CACHE_VERSION"}:
+        assert name in data.__all__
+        assert getattr(data, name) is getattr(defined, name)
 
 
 @pytest.mark.parametrize(
@@ -336,18 +345,18 @@ def test_prompts_in_messages_are_held_out_too():
 def test_rows_are_read_from_files(tmp_path, name):
     rows = [PAIR, {**PAIR, "chosen": "w8"}]
     path = tmp_path / name
-    data = Dataset.from_list(rows)
+    table = Dataset.from_list(rows)
     if name == "folder":
         path.mkdir()
-        data.to_json(path / "train.jsonl")
+        table.to_json(path / "train.jsonl")
     elif ".parquet" in name:
-        data.to_parquet(path)
+        table.to_parquet(path)
     else:
         plain = tmp_path / "plain"
         if ".csv" in name:
-            data.to_csv(plain)
+            table.to_csv(plain)
         else:
-            data.to_json(plain, lines=name != "rows.json")
+            table.to_json(plain, lines=name != "rows.json")
         text = plain.read_bytes()
         path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
     assert load_rows(str(path)).to_list() == rows
@@ -591,10 +600,10 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
     ],
 )
 def test_real_files_are_read_tokenized_and_audited(name, rows, pairs, longer, repeated):
-    data = load_rows(str(SHARED / name))
-    tokenized = tokenize_rows(data, chat_tokenizer("qwen"), 100_000, name=name)
-    report = audit(data, name=name)
-    assert len(data) == len(tokenized) == report["comparisons"] == rows
+    table = load_rows(str(SHARED / name))
+    tokenized = tokenize_rows(table, chat_tokenizer("qwen"), 100_000, name=name)
+    report = audit(table, name=name)
+    assert len(table) == len(tokenized) == report["comparisons"] == rows
     assert report["bad_rows"] == 0
     assert not report["problems"]
     assert report["pairs"] == sum(len(ranked_pairs(row["ranks"])) for row in tokenized) == pairs

@@ -472,6 +472,7 @@ def finished(run):
     return run
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("moment", [0.3, 0.6, 0.9])
 def test_killed_at_any_moment_and_resumed_is_the_same_run(base, tmp_path, moment):
     "SIGKILL after a share of the run's log lines; dropout on, so that the state of the random numbers counts."
@@ -496,6 +497,7 @@ def test_killed_at_any_moment_and_resumed_is_the_same_run(base, tmp_path, moment
 # Several processes
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("how", ["ddp", "fsdp2", "deepspeed_zero3"])
 def test_two_processes_are_one(base, tmp_path, how):
     "21 comparisons, 8 a step: the last step has 5, and the second process of it one. K and weights differ. With the configs that ship."
@@ -537,6 +539,7 @@ def test_two_processes_are_one(base, tmp_path, how):
     assert all(torch.equal(resumed[name], other[name]) for name in other)
 
 
+@pytest.mark.process
 def test_sharded_checkpoints_are_refused(base, tmp_path):
     "They would hold nothing that opens elsewhere."
     ragged(8).to_json(tmp_path / "rows.jsonl")
@@ -553,6 +556,7 @@ def seen_rows(path):
     return {int(step): sorted(row for file in path.glob(f"{step}-*") for row in json.loads(file.read_text())) for step in {file.name.split("-")[0] for file in path.glob("[0-9]*-*")}}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("data", ["grouped", "stream"])
 def test_two_processes_see_each_comparison_once_an_epoch(base, tmp_path, data):
     "With dropout, whose random numbers differ between the processes; 21 comparisons, 8 a step, two epochs; then resumed in the second."

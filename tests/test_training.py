@@ -266,6 +266,7 @@ def test_plain_training_arguments_are_refused(base, tmp_path):
         RewardTrainer(RewardModel(base, device="cpu"), TrainingArguments(str(tmp_path), use_cpu=True), synthetic_comparisons(3))
 
 
+@pytest.mark.process
 def test_two_processes_measure_what_one_does(base, tmp_path):
     "An evaluation set that does not divide by two, with K = 4 and K = 2."
     rows = Dataset.from_list([row for pair in zip(synthetic_comparisons(6), synthetic_comparisons(5, num_responses=2)) for row in pair][:9])

@@ -11,7 +11,7 @@ from datasets import Dataset
 from architectures import LLAMA, PACKABLE, VOCAB, save_language_model, word_tokenizer
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.losses import BradleyTerry
-from rlhf_reward.packing import BY_SEGMENT, attention_mask, best_fit, by_comparison, choose_collator, model_inputs, pack_comparisons, packing_difference, pad_comparisons
+from rlhf_reward.packing import BY_SEGMENT, attention_mask, best_fit, by_comparison, choose_collator, choose_layout, model_inputs, pack_comparisons, packing_difference, pad_comparisons
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 
 
@@ -286,7 +286,7 @@ def test_the_longest_comparison_is_among_those_compared(base, tmp_path, monkeypa
     import rlhf_reward.training
 
     compared = []
-    monkeypatch.setattr(rlhf_reward.training, "choose_collator", lambda model, examples: (compared.extend(examples), choose_collator(model, examples))[1])
+    monkeypatch.setattr(rlhf_reward.training, "choose_layout", lambda model, examples: (compared.extend(examples), choose_layout(model, examples))[1])
     rows = synthetic_comparisons(40)
     short_first = rows.select(sorted(range(40), key=lambda n: max(len(response.split()) for response in rows[n]["responses"])))
     trainer = trained(base, tmp_path, "auto", short_first, max_steps=1)

@@ -21,7 +21,7 @@ import rlhf_reward.training
 from architectures import save_language_model, word_tokenizer
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.losses import LOSSES
-from rlhf_reward.packing import pack_comparisons, pad_comparisons
+from rlhf_reward.packing import Layout, pack_comparisons, pad_comparisons
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.training import SIZES, newest_checkpoint, pair_metrics, unfinished
 
@@ -143,7 +143,7 @@ def test_the_host_waits_for_nothing_but_logs(base, tmp_path, monkeypatch):
     import rlhf_reward.reward
     import rlhf_reward.training
 
-    monkeypatch.setattr(rlhf_reward.training, "choose_collator", lambda model, examples: (pack_comparisons, None))
+    monkeypatch.setattr(rlhf_reward.training, "choose_layout", lambda model, examples: Layout(pack_comparisons, "sdpa"))
     monkeypatch.setattr(rlhf_reward.reward, "_require", lambda *args: None) # on a GPU it asserts by itself
     trainer, waits, inside = make(base, tmp_path, max_steps=4, logging_steps=100), [], []
     for name in ("item", "tolist", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__"):

@@ -18,13 +18,13 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import TrainOutput
 
 from .arguments import RewardConfig, check_arguments, check_for_loss, check_inputs, check_state_dict_type
-from .arguments import close_process_group
+from .arguments import close_process_group # for scripts
 from .card import ModelCardMixin
 from .losses import LOSSES, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
 from .packing import choose_layout, pad_comparisons
-from .resuming import SIZES, CheckpointMixin, checkpoint_problem, newest_checkpoint
-from .resuming import unfinished
+from .resuming import CheckpointMixin, checkpoint_problem, newest_checkpoint
+from .resuming import SIZES, unfinished # importable from here too
 from .reward import RewardModel
 from .sampling import SameStepsMixin
 from .steps import StepLoggingMixin, StepLossMixin, StepRecords
@@ -98,11 +98,11 @@ class RewardTrainer(
 
         Raises `ValueError` for a named checkpoint that is incomplete, or where there is none.
         """
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if self.args.use_liger_kernel:
             apply_liger_kernel(self.model.backbone, self.args.liger_kernel_config)
             # the Trainer looks for a model of transformers, and warns
             logging.getLogger("transformers.integrations.liger").setLevel(logging.ERROR)
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         forget_reward_scale(self.model.config)
         self.step_records = StepRecords()
         output = super().train(checkpoint, **kwargs)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'EncoderClassifier', 'open_model']
 
-# %% ../nbs/06e_encoders.ipynb #0d5b9163
+# %% ../nbs/06e_encoders.ipynb #e50802ef
 import inspect
 import logging
 from pathlib import Path
@@ -16,21 +16,15 @@ from torch import nn
 from torchtyping import TensorType
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
 
-from .data import Comparison
-from rlhf_reward.reward import (
-    RewardModel,
-    check_device,
-    check_values,
-    default_pooling,
-    is_adapter,
-    load_config,
-    unsharded,
-)
-from .tokens import TooLong, encode, fit_length, render_comparison
+from .comparison import Comparison
+from .encoding import TooLong, encode, fit_length, render_comparison
+from .reward import RewardModel, check_device, check_values, default_pooling
+from .reward import is_adapter, load_config, unsharded
+from .tokens import TokenizedComparison
 
 logger = logging.getLogger(__name__)
 
-# %% ../nbs/06e_encoders.ipynb #3ec6e7a6
+# %% ../nbs/06e_encoders.ipynb #4135cd34
 class EncoderClassifier(nn.Module):
     """
     A one-label sequence classifier on an encoder, with its own head, that scores like a `RewardModel`.
@@ -107,7 +101,7 @@ class EncoderClassifier(nn.Module):
 
     def collate(
         self,
-        examples: list[dict], # with `rests`, lists of (token id, token type)
+        examples: list[TokenizedComparison], # with `rests`, lists of (token id, token type)
     ) -> dict[str, torch.Tensor]: # arguments of `forward`
         "Return one row for each sequence, padded on the right."
         rows = []

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'Piece', 'plan_batches', 'RewardEngine', 'NotFinite', 'Cancelled', 'ComparisonScorer']
 
-# %% ../nbs/06d_engine.ipynb #f7b7d255
+# %% ../nbs/06d_engine.ipynb #ff0d3e87
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -18,8 +18,10 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 from tqdm.auto import tqdm
 
-from .data import Comparison, read_row, shared_length, to_comparison
-from .sequences import choose_reader, example_of
+from .comparison import Comparison, shared_length
+from .rows import read_row, to_comparison
+from .sequences import choose_reader
+from .tokens import tokenized_comparison
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ def _split_group(group, max_tokens):
         left -= needed
     return pieces
 
-# %% ../nbs/06d_engine.ipynb #6393d33c
+# %% ../nbs/06d_engine.ipynb #03c9a28f
 class RewardEngine:
     "Computes the rewards of token sequences with a model, in batches of at most so many tokens."
 
@@ -174,7 +176,7 @@ class RewardEngine:
         sequences = []
         for prefix, piece_sequences in batch:
             rests = [list(sequence[len(prefix):]) for sequence in piece_sequences]
-            examples.append(example_of(list(prefix), rests))
+            examples.append(tokenized_comparison(list(prefix), rests))
             sequences += piece_sequences
         rewards = self.model(**self.reader.model_inputs(examples))
         return dict(zip(sequences, rewards.squeeze(1).tolist()))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'check_output', 'score_file']
 
-# %% ../nbs/06a_files.ipynb #d2f0fd1f
+# %% ../nbs/06a_files.ipynb #5a24bd18
 import hashlib
 import itertools
 import json
@@ -22,8 +22,9 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from .data import load_rows, to_responses
 from .engine import NotFinite
+from .loading import load_rows
+from .rows import to_responses
 from .scoring import Scorer
 
 logger = logging.getLogger(__name__)

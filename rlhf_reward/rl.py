@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['TEMPLATE_COLUMNS', 'RewardFunction']
 
-# %% ../nbs/06b_rl.ipynb #beab5c1f
+# %% ../nbs/06b_rl.ipynb #09f3a39a
 from pathlib import Path
 from typing import Any, Union
 
-from .data import Text, to_responses
+from .comparison import Text
+from .rows import to_responses
 from .scoring import BaseScorer, Scorer
 
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'Fitted', 'TextReader', 'ClassifierReader', 'choose_reader']
 
-# %% ../nbs/06c_sequences.ipynb #347bb1e4
+# %% ../nbs/06c_sequences.ipynb #cd1268ca
 import logging
 from typing import Any, NamedTuple, Union
 
@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .data import Comparison, whole_texts
-from .packing import choose_collator, model_inputs
+from .comparison import Comparison, whole_texts
+from .encoding import TooLong, encode, fit_length, render_comparison
+from .packing import choose_layout, model_inputs
 from .reward import RewardModel, default_pooling
-from .tokens import TooLong, encode, fit_length, render_comparison
+from .tokens import TokenizedComparison, tokenized_comparison
 
 logger = logging.getLogger(__name__)
 
@@ -26,19 +27,21 @@ class Fitted(NamedTuple):
     sequences: list[list] # K, of token ids, or of (token id, token type) for a classifier on an encoder
     was_cut: bool # the prompt lost its oldest tokens
 
-# %% ../nbs/06c_sequences.ipynb #155313cd
+# %% ../nbs/06c_sequences.ipynb #fd572484
 class TextReader:
     "Reads comparisons for a `RewardModel`: each response with its prompt is one text, and a shared prefix is packed."
 
     def __init__(
         self,
-        model: RewardModel, # tried once with packed batches
+        model: RewardModel, # gets the attention implementation of its layout
     ):
         self.model = model
-        self.collator, difference = choose_collator(model, _dummy_comparisons(model.num_embeddings))
-        self.packs = difference is None
-        if difference and default_pooling(model.config) == "last":
-            logger.warning("This %s is scored with padded batches: %s.", model.config.model_type, difference)
+        layout = choose_layout(model, _dummy_comparisons(model.num_embeddings))
+        layout.apply_to(model)
+        self.collator = layout.collator
+        self.packs = layout.difference is None
+        if layout.difference and default_pooling(model.config) == "last":
+            logger.warning("This %s is scored with padded batches: %s.", model.config.model_type, layout.difference)
 
     def tokenize_each(
         self,
@@ -90,12 +93,12 @@ class TextReader:
 
     def model_inputs(
         self,
-        examples: list[dict], # tokenized comparisons
+        examples: list[TokenizedComparison], # with prefix and rests
     ) -> dict[str, Any]: # arguments of the model's `forward`
         "Return one batch, packed or padded, on the device of the model."
         return model_inputs(_to_device(self.collator(examples), self.model), self.model)
 
-# %% ../nbs/06c_sequences.ipynb #c102752f
+# %% ../nbs/06c_sequences.ipynb #d479eb34
 class ClassifierReader:
     "Reads comparisons for a model that has `sequences` and `collate` of its own, such as `EncoderClassifier`."
     packs = False
@@ -124,7 +127,7 @@ class ClassifierReader:
 
     def model_inputs(
         self,
-        examples: list[dict], # tokenized comparisons, with all tokens in `rests`
+        examples: list[TokenizedComparison], # with all tokens in `rests`
     ) -> dict[str, Any]: # arguments of the model's `forward`
         "Return one padded batch on the device of the model."
         return _to_device(self.model.collate(examples), self.model)
@@ -136,7 +139,7 @@ def choose_reader(
     "Return what turns comparisons into the inputs of a model."
     return ClassifierReader(model) if hasattr(model, "sequences") else TextReader(model)
 
-# %% ../nbs/06c_sequences.ipynb #21d77437
+# %% ../nbs/06c_sequences.ipynb #b41d345d
 def call_or_error(function, comparison, *arguments):
     "Return what the function returns for the comparison, or an error that shows its text."
     try:
@@ -158,19 +161,6 @@ def _with_text(error, comparison):
     return ValueError(f"The {shown} cannot be scored: {subject}{error}")
 
 
-def example_of(shared_prefix, rests):
-    "Return a tokenized comparison for the collators, of which only the tokens are known."
-    return {
-        "shared_prefix": shared_prefix,
-        "rests": rests,
-        "ranks": [1] * len(rests),
-        "margins": [],
-        "ratings": None,
-        "weight": 1.0,
-        "row": 0,
-    }
-
-
 def _dummy_comparisons(num_ids):
     "Return comparisons of random ids to try layouts on: with and without a prefix, of one response and of several."
     generator = torch.Generator().manual_seed(0)
@@ -182,7 +172,7 @@ def _dummy_comparisons(num_ids):
     for prefix_length, rest_lengths in ((20, (6, 9, 3)), (0, (12,)), (0, (7, 15))):
         shared_prefix = random_ids(prefix_length)
         rests = [random_ids(length) for length in rest_lengths]
-        comparisons.append(example_of(shared_prefix, rests))
+        comparisons.append(tokenized_comparison(shared_prefix, rests))
     return comparisons
 
 

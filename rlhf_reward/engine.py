@@ -77,7 +77,7 @@ def _split_group(group, max_tokens):
         left -= needed
     return pieces
 
-# %% ../nbs/06d_engine.ipynb #03c9a28f
+# %% ../nbs/06d_engine.ipynb #7ac4d70a
 class RewardEngine:
     "Computes the rewards of token sequences with a model, in batches of at most so many tokens."
 
@@ -130,8 +130,8 @@ class RewardEngine:
         if num_processes > 1:
             reward_of = self._gather(reward_of)
         rewards = []
-        for own_sequences in sequences:
-            rewards.append([reward_of[tuple(sequence)] for sequence in own_sequences])
+        for comparison_sequences in sequences:
+            rewards.append([reward_of[tuple(sequence)] for sequence in comparison_sequences])
         return rewards
 
     def _gather(self, reward_of):
@@ -291,12 +291,12 @@ class ComparisonScorer(ABC):
                 results.append((comparison, sequences))
         return results
 
-# %% ../nbs/06d_engine.ipynb #581ed286
+# %% ../nbs/06d_engine.ipynb #8082d1ba
 def _group_by_prompt(sequences, prompts):
     "Return the distinct sequences to each prompt; one that occurs with several prompts belongs to the last of them."
     prompt_of = {}
-    for own_sequences, prompt in zip(sequences, prompts):
-        for sequence in own_sequences:
+    for comparison_sequences, prompt in zip(sequences, prompts):
+        for sequence in comparison_sequences:
             prompt_of[tuple(sequence)] = prompt
     groups = {}
     for sequence, prompt in prompt_of.items():
@@ -337,8 +337,8 @@ def _check_finite(reward_of, sequences):
 
 def _index_of(sequence, sequences):
     "Return the index of the first comparison that has the sequence."
-    for index, own_sequences in enumerate(sequences):
-        if sequence in map(tuple, own_sequences):
+    for index, comparison_sequences in enumerate(sequences):
+        if sequence in map(tuple, comparison_sequences):
             return index
 
 

@@ -226,7 +226,8 @@ def _to_comparison(prompt, responses, description):
     except ValueError as error:
         raise ValueError(f"{description} cannot be scored: {error}") from None
 
-# %% ../nbs/06_scoring.ipynb #6d437900
+# %% ../nbs/06_scoring.ipynb #d4939a93
+# Former names of this module.
 GivenUp = Cancelled
 
 

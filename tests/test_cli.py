@@ -12,6 +12,7 @@ from rlhf_reward.synthetic import tiny_decoder
 QUICK = ["--max_steps", "2", "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"]
 
 
+@pytest.mark.process
 def test_help_imports_nothing_heavy():
     "This is what lets it answer at once."
     code = "import sys, rlhf_reward.cli\ntry: rlhf_reward.cli.main(['--help'])\nexcept SystemExit: print('heavy:', {'torch', 'transformers', 'datasets'} & set(sys.modules))"

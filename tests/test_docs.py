@@ -286,6 +286,7 @@ def test_code_is_of_a_kind_that_is_run():
         assert set(fences[::2]) <= {"sh", "python", "text"} and set(fences[1::2]) <= {""}, path
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("block", [block for block in markdown_blocks("sh") if "curl" not in block.values[0]])
 def test_commands_on_the_pages_run(block, desk):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
@@ -344,6 +345,7 @@ def free_port():
 PORT = free_port()
 
 
+@pytest.mark.process
 def test_requests_on_the_pages_are_answered(desk):
     blocks = [block.values[0] for block in markdown_blocks("sh") if "curl" in block.values[0]]
     assert len(blocks) >= 5
@@ -356,6 +358,7 @@ def test_requests_on_the_pages_are_answered(desk):
             assert done.returncode == 0 and done.stdout, block + done.stdout + done.stderr
 
 
+@pytest.mark.process
 def test_python_on_the_pages_is_in_cells(desk):
     "What is in cells is run by `nbdev_test`; README has those of the index. A block in Markdown would be run by nobody."
     blocks = [block for block in markdown_blocks("python") if not block.id.startswith("README")]

@@ -542,6 +542,7 @@ def test_what_has_no_reward_without_its_prompt_is_evaluated_with_it(model):
     assert found.report["baselines"]["prompt-blind"]["value"] in (0, 1) and found.report["pairs"] == 2
 
 
+@pytest.mark.process
 def test_the_command_with_two_models_and_two_processes(model, tmp_path, capfd):
     pytest.importorskip("matplotlib", reason="the extra plots is not installed")
     for name in ("one", "two"):

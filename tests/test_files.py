@@ -254,6 +254,7 @@ def test_a_reward_that_is_not_finite(scorer, tmp_path, monkeypatch):
         score_file(scorer, data, str(tmp_path / "no.jsonl"), on_bad_row="drop")
 
 
+@pytest.mark.process
 def test_killed_twenty_times(model, tmp_path):
     data = write(tmp_path / "rows.jsonl", pairs(1500))
     run = subprocess.run([sys.executable, Path(__file__).with_name("score_killed.py"), model, data, tmp_path, "0"], capture_output=True, text=True, env=ALONE)
@@ -271,6 +272,7 @@ def shared(*arguments):
     return run.stdout
 
 
+@pytest.mark.process
 def test_two_processes_write_the_file_of_one(model, tmp_path):
     rows = [row for copy in range(60) for row in ({**row, "id": copy} for row, *_ in FORMS)] # more than one chunk
     data = write(tmp_path / "rows.jsonl", rows)
@@ -282,6 +284,7 @@ def test_two_processes_write_the_file_of_one(model, tmp_path):
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
 
+@pytest.mark.process
 def test_processes_share_the_work_also_where_one_has_less_memory(model, tmp_path):
     data = write(tmp_path / "rows.jsonl", pairs(1200))
     printed = {room: shared(Path(__file__).with_name("score_shared.py"), model, data, tmp_path / f"{room}.jsonl", room) for room in (10_000, 90)}

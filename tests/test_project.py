@@ -36,16 +36,19 @@ def changed(copy, folder):
     return different + missing + sorted(added)
 
 
+@pytest.mark.process
 def test_export_changes_nothing(copy):
     run(BIN / "nbdev_export", cwd=copy)
     assert changed(copy, "rlhf_reward") == [], "run `make export` and commit"
 
 
+@pytest.mark.process
 def test_notebooks_are_clean(copy):
     run(BIN / "nbdev_clean", cwd=copy)
     assert changed(copy, "nbs") == [], "run `nbdev_clean` and commit"
 
 
+@pytest.mark.process
 def test_readme_is_current(copy):
     run(BIN / "python", "tools/docs.py", "readme", cwd=copy)
     assert (copy / "README.md").read_text() == (ROOT / "README.md").read_text(), "run `make readme` and commit"
@@ -72,6 +75,7 @@ def test_version_and_requirements_come_from_settings():
     assert [requirement for requirement in runtime if requirement.startswith(("nbdev", "fastcore", "execnb"))] == []
 
 
+@pytest.mark.process
 def test_library_imports_neither_nbdev_nor_fastcore():
     modules = [f"rlhf_reward.{path.stem}" for path in (ROOT / "rlhf_reward").glob("*.py") if path.stem != "__init__"]
     code = f"import sys, importlib\nfor name in {modules}: importlib.import_module(name)\nprint({{'nbdev', 'fastcore', 'execnb'}} & set(sys.modules))"
@@ -79,6 +83,7 @@ def test_library_imports_neither_nbdev_nor_fastcore():
     assert len(modules) >= 7
 
 
+@pytest.mark.process
 def test_public_names_load_when_used():
     code = "import sys, rlhf_reward\nassert 'torch' not in sys.modules\nfor name in rlhf_reward.__all__: getattr(rlhf_reward, name)\nassert set(rlhf_reward.__all__) <= set(dir(rlhf_reward))"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -88,6 +93,7 @@ def test_public_names_load_when_used():
         rlhf_reward.Nothing
 
 
+@pytest.mark.process
 def test_make_installs_only_once(tmp_path):
     "`make -n` prints what it would run: nothing of pip once the installation is there."
     commands = lambda installed: subprocess.run(["make", "-n", "demo", f"INSTALLED={installed}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

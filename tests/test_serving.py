@@ -490,6 +490,7 @@ def request(body, length=None):
 ONE = {"prompts": ["w3"], "responses": [" w4 w5"]}
 
 
+@pytest.mark.process
 def test_clients_that_go(server, scorer):
     for sent in (b"POST /score", request(ONE)[:-5], request(ONE), request(ONE, length=10 ** 6), b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", request(ONE) * 5):
         with server.connect() as connection:
@@ -499,6 +500,7 @@ def test_clients_that_go(server, scorer):
             healthy(client, scorer)
 
 
+@pytest.mark.process
 def test_bodies_that_never_end(folder, scorer):
     "Are waited for as long as an answer, and are not read beyond what is taken."
     server = Server(folder, "--timeout", "2", "--max_body", "100000")
@@ -525,6 +527,7 @@ def test_bodies_that_never_end(folder, scorer):
         assert server.process.wait(60) in ENDED and time.perf_counter() - started < 6
 
 
+@pytest.mark.process
 def test_a_huge_body_is_not_read(server, scorer):
     with server.connect() as connection:
         connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n{")
@@ -533,6 +536,7 @@ def test_a_huge_body_is_not_read(server, scorer):
         healthy(client, scorer)
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("path", ["/score", "/rank", "/classify", "/get_reward"])
 def test_random_requests(path, server, scorer):
     "250 requests each, made from the server's own OpenAPI, as it wants them and not: no error of the server's, all documented and of the documented shape."
@@ -555,6 +559,7 @@ def test_random_requests(path, server, scorer):
         healthy(client, scorer)
 
 
+@pytest.mark.process
 def test_what_was_accepted_is_answered_before_the_end(folder, scorer):
     server = Server(folder)
     rows = [([text(20, 50 * number + row) for row in range(40)], [text(20, 9000 + 50 * number + row) for row in range(40)]) for number in range(24)]
@@ -581,6 +586,7 @@ def test_what_was_accepted_is_answered_before_the_end(folder, scorer):
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 def test_the_page_in_a_browser(server, scorer, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -43,6 +43,7 @@ def run(environment, *command):
     return result.stdout
 
 
+@pytest.mark.wheel
 def test_wheel_trains_imports_and_scores(environment):
     printed = run(environment, "rlhf_reward", "train", "--max_steps", "5", "--output_dir", "out", "--use_cpu", "--eval_strategy", "no")
     assert "Held-out accuracy" in printed

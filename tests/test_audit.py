@@ -31,7 +31,7 @@ def changed(rows, places, **values):
 
 
 @pytest.mark.parametrize("rows, count, value, kind, text", [
-    (changed(MANY, {3, 4}, chosen=None), "bad_rows", 2, "problems", "2 row(s) cannot be used. Row 4 of the data cannot be used: None stands"),
+    (changed(MANY, {3, 4}, chosen=None), "bad_rows", 2, "problems", "2 row(s) cannot be used. Row 4 of the data cannot be used: found None"),
     (changed(MANY, {3, 4}, rejected=""), "empty_responses", 2, "notes", "2 of 200 comparisons: an empty response (row 4, 5)."),
     (changed(MANY, {3, 4, 5}, rejected=""), "empty_responses", 3, "problems", "3 of 200 comparisons: an empty response"),
     (changed(MANY, {3, 4, 5}, chosen="same", rejected="same"), "identical", 3, "problems", "winner and loser are the same text (row 4, 5, 6)"),
@@ -150,7 +150,7 @@ def test_command_prints_a_table_or_json_and_exits_by_what_it_found(tmp_path, cap
     status, table = run([renamed, "--columns", "prompt=question", "--against", sound, "--against_columns", ""], capsys)
     assert status == 1 and "200 of 200 comparisons: a prompt of the other rows" in table
     status, _ = run([tmp_path / "none.jsonl"], capsys)
-    assert status.startswith("rlhf_reward audit: ") and "is not there" in status
+    assert status.startswith("rlhf_reward audit: ") and "does not exist" in status
     status, _ = run([sound, "--columns", "prompt"], capsys)
     assert "is not a map" in status
 

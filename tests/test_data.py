@@ -120,19 +120,19 @@ ARENA = {"prompt": "p", "response_a": "a", "response_b": "b"}
 @pytest.mark.parametrize("row, message", [
     ({"prompt": "p", "chosen": "c"}, r"it has the columns \['chosen', 'prompt'\]; expected one of: .*chosen, rejected;.*--columns"),
     ({**PAIR, "chosen": None, "rejected": None}, r"columns \['prompt'\]; expected"),
-    ({**PAIR, "rejected": None}, "None stands where a text is expected, as rejected:"),
-    ({**PAIR, "prompt": None}, "None stands where a text is expected"),
-    ({**PAIR, "prompt": 3}, "3 stands where a text"),
-    ({**PAIR, "chosen": {"text": "a"}}, "{'text': 'a'} stands where a text"),
-    ({**PAIR, "chosen": ["a"]}, r"\['a'\] stands where a text"),
-    ({**PAIR, "prompt": []}, r"\[\] stands where a text"),
-    ({**PAIR, "prompt": [{"role": "user"}]}, "None stands where a text"),
+    ({**PAIR, "rejected": None}, "found None as rejected; expected a text:"),
+    ({**PAIR, "prompt": None}, "found None; expected a text"),
+    ({**PAIR, "prompt": 3}, "found 3; expected a text"),
+    ({**PAIR, "chosen": {"text": "a"}}, "found {'text': 'a'}; expected a text"),
+    ({**PAIR, "chosen": ["a"]}, r"found \['a'\]; expected a text"),
+    ({**PAIR, "prompt": []}, r"found \[\]; expected a text"),
+    ({**PAIR, "prompt": [{"role": "user"}]}, "found None; expected a text"),
     ({**PAIR, "prompt": [{"content": "a"}]}, "the message {'content': 'a'} has no role"),
-    ({**PAIR, "prompt": [{"role": "user", "content": ["a"]}]}, r"\['a'\] stands where a text"),
+    ({**PAIR, "prompt": [{"role": "user", "content": ["a"]}]}, r"found \['a'\]; expected a text"),
     ({**PAIR, "chosen": FOUR}, "some responses are strings and some are messages"),
-    ({**PAIR, "margin": "much"}, "'much' stands as margin; expected a finite number"),
-    ({**PAIR, "margin": [1]}, r"\[1\] stands as margin"),
-    ({**PAIR, "margin": float("nan")}, "nan stands as margin"),
+    ({**PAIR, "margin": "much"}, "found 'much' as margin; expected a finite number"),
+    ({**PAIR, "margin": [1]}, r"found \[1\] as margin"),
+    ({**PAIR, "margin": float("nan")}, "found nan as margin"),
     ({**PAIR, "weight": -1}, "the weight is -1.0; expected a number that is not negative"),
     ({**PAIR, "score_chosen": 1, "score_rejected": None}, "expected a number for each"),
     ({**PAIR, "tools": "[", }, "the tools are not JSON"),
@@ -141,23 +141,23 @@ ARENA = {"prompt": "p", "response_a": "a", "response_b": "b"}
     ({"prompt": "p", "responses": ["a"], "scores": [1]}, r"the responses are \['a'\]; expected a list of at least 2"),
     ({**K2, "responses": None, "scores": [1, 2]}, "the responses are None"),
     ({**K2, "responses": "ab", "scores": [1, 2]}, "the responses are not JSON"),
-    ({**K2, "responses": ["a", None], "scores": [1, 2]}, "None stands where a text"),
+    ({**K2, "responses": ["a", None], "scores": [1, 2]}, "found None; expected a text"),
     ({**K2, "scores": [1]}, r"the scores are \[1\] for 2 responses; expected one number for each"),
     ({**K2, "scores": [1, None]}, "a number for each"),
-    ({**K2, "scores": [1, float("nan")]}, "nan stands as scores; expected a finite number"),
-    ({**K2, "scores": ["high", "2"]}, "'high' stands as scores"),
-    ({**K2, "scores": [[1], [2]]}, "stands as scores"),
+    ({**K2, "scores": [1, float("nan")]}, "found nan as scores; expected a finite number"),
+    ({**K2, "scores": ["high", "2"]}, "found 'high' as scores"),
+    ({**K2, "scores": [[1], [2]]}, r"found \[1\] as scores"),
     ({**K2, "scores": 3}, "the scores are 3"),
     ({**K2, "ranks": [1, None]}, "the ranks .*a number for each"),
     ({**K2, "ranks": [1]}, "the ranks are .1. for 2 responses"),
     ({"prompt": "p", "responses": ["a", "b", "c"], "ranks": [1, 2, 3], "margin": 1}, "one margin for 3 responses"),
     ({**ARENA, "winner": "left"}, "the winner is 'left'; expected one of a, 1, model_a"),
     ({**ARENA, "preference": 0}, "the preference is 0"),
-    ({"chosen": "a", "rejected": None}, "None stands where a text"),
+    ({"chosen": "a", "rejected": None}, "found None as rejected; expected a text"),
     ({"chosen_ids": [1, 2], "rejected_ids": []}, r"the rejected_ids are \[\]; expected a list of token ids"),
     ({"chosen_ids": [1, -2], "rejected_ids": [1]}, "the chosen_ids are"),
     ({"chosen_ids": [1, 2.0], "rejected_ids": [1]}, "the chosen_ids are"),
-    ({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}, "prompt_ids beside .*expected whole texts"),
+    ({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}, "prompt_ids with .*expected whole texts"),
 ])
 def test_bad_rows_are_named(row, message):
     with pytest.raises(ValueError, match=message):
@@ -229,7 +229,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "lists.jsonl").write_text('[1]\n[2]\n')
     (tmp_path / "array.json").write_bytes('[{"prompt": "a"}, {"prompt": "\xe9"}]'.encode("latin-1"))
     (tmp_path / "open.json").write_text('[{"prompt": "a"},')
-    with pytest.raises(FileNotFoundError, match="missing.jsonl' is not there"):
+    with pytest.raises(FileNotFoundError, match="missing.jsonl' does not exist"):
         load_rows(str(tmp_path / "missing.jsonl"))
     for name, message in (("empty.jsonl", "it has no rows"), ("header.csv", "it has no rows"), ("none.json", "it has no rows"), ("rows.txt", "another kind"),
                           ("broken.jsonl", "broken.jsonl' cannot be read: line 3 is not JSON"),
@@ -274,7 +274,7 @@ def test_values_stay_as_they_are_written_wherever_they_stand(tmp_path):
     rows = load_rows(str(path))
     assert [{name: value for name, value in rows[18_000 + place].items() if value is not None} for place in range(5)] == late
     assert list(load_rows(str(path), streaming=True))[-5:] == late
-    with pytest.raises(ValueError, match=r"^Row 18002 of the data cannot be used: 3 stands where a text"):
+    with pytest.raises(ValueError, match=r"^Row 18002 of the data cannot be used: found 3; expected a text"):
         tokenize_rows(rows.select_columns(rows.column_names), word_tokenizer(chat_template="{{ messages[0].content }}"), 999)
 
 
@@ -286,7 +286,7 @@ def test_marks_and_line_ends_of_other_systems_are_no_content(tmp_path, name, tex
     for streaming in (False, True):
         row, = load_rows(str(tmp_path / name), streaming=streaming)
         assert row["prompt"] == "é"
-        with pytest.raises(ValueError, match="(?i)nan'? stands as scores"):
+        with pytest.raises(ValueError, match="(?i)found '?nan'? as scores"):
             to_comparison(row)
 
 

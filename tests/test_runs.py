@@ -456,18 +456,18 @@ def test_torn_checkpoints_are_known_and_the_one_before_is_taken(base, tmp_path, 
     assert unfinished(last) is None and newest_checkpoint(tmp_path) == str(last)
     weights = (last / "model.safetensors").read_bytes()
     (last / "model.safetensors").write_bytes(weights[:-5])
-    assert unfinished(last) == f"model.safetensors has {len(weights) - 5} bytes of {len(weights)}"
+    assert unfinished(last) == f"model.safetensors has {len(weights) - 5} bytes; expected {len(weights)}"
     (middle / SIZES).write_text((middle / SIZES).read_text()[:-4])
-    assert unfinished(middle) == "a list in it is cut off"
+    assert unfinished(middle) == f"{SIZES} is truncated"
     resumed = make(base, tmp_path, **options)
     resumed.train(resume_from_checkpoint=True)
-    assert [message.split(" was not")[0] for message in caplog.messages if "written to its end" in message] == [f"The checkpoint {last}", f"The checkpoint {middle}"]
+    assert [message.split(" is incomplete")[0] for message in caplog.messages if "is incomplete" in message] == [f"The checkpoint {last}", f"The checkpoint {middle}"]
     assert resumed.state.log_history[-1]["step"] == 6 and all(torch.equal(tensor, whole.model.state_dict()[name]) for name, tensor in resumed.model.state_dict().items())
     assert unfinished(last) is None and unfinished(middle) is None # written anew
     (last / "optimizer.pt").unlink()
-    with pytest.raises(ValueError, match="checkpoint-6' cannot be resumed from: optimizer.pt is not there; expected one"):
+    with pytest.raises(ValueError, match="checkpoint-6' cannot be resumed from: optimizer.pt does not exist; expected a complete one"):
         make(base, tmp_path, **options).train(resume_from_checkpoint=str(last))
-    with pytest.raises(ValueError, match="There is no checkpoint in .* written to its end, of 0"):
+    with pytest.raises(ValueError, match="none' has no complete checkpoint, of 0; expected one to resume from"):
         newest_checkpoint(tmp_path / "none")
 
 
@@ -478,7 +478,7 @@ def test_a_checkpoint_written_over_another_is_not_whole_until_its_end(base, tmp_
     monkeypatch.setattr(RewardTrainer, "_save_optimizer_and_scheduler", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         make(base, tmp_path, **options).train()
-    assert unfinished(tmp_path / "checkpoint-2") == f"{SIZES} is not there"
+    assert unfinished(tmp_path / "checkpoint-2") == f"{SIZES} does not exist"
 
 
 CLI = ["-m", "rlhf_reward"]

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from architectures import save_language_model, word_tokenizer
 from chat_tokenizers import FAMILIES, chat_tokenizer
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, load_rows, tokenize_rows
+from rlhf_reward.comparison import CACHE_VERSION
 from rlhf_reward.data import ranked_pairs, to_comparison, whole_texts
 from rlhf_reward.tokens import encode, longer_wins, render, truncate_prompt, whole_sequences
 
@@ -182,8 +183,8 @@ def test_tokenized_rows_are_taken_as_they_are():
 
 def test_tokenized_rows_that_do_not_end_are_said(caplog):
     tokenize([{"chosen_ids": [1, 5, 6, 2], "rejected_ids": [1, 5, 7]}, {"chosen_ids": [1, 5, 6, 2], "rejected_ids": [1, 5, 7, 2]}])
-    assert caplog.messages == ["1 of 2 comparisons of the data have token ids that do not end with <eos> (2), as texts do here; rewards "
-                               "are read at their last token all the same."]
+    assert caplog.messages == ["1 of 2 comparisons of the data have token ids that do not end with <eos> (2) as texts do; rewards are "
+                               "still read at their last token."]
 
 
 @pytest.mark.parametrize("row, from_scores, margins", [
@@ -225,7 +226,7 @@ def test_what_is_dropped_is_counted_and_said(caplog):
     assert told == ("Dropped 3 of 4 comparisons of the data: longer than 8 tokens (1), winner and loser are the same tokens (1), "
                     "all responses tie (1).")
     assert [example.split(" of ")[0] for example in examples] == ["Row 2", "Row 3", "Row 4"] and examples[0].endswith("11 tokens")
-    with pytest.raises(ValueError, match=r"No comparison of rows is left of 4: longer than 2 tokens \(4\)"):
+    with pytest.raises(ValueError, match=r"None of 4 comparisons of rows is left: longer than 2 tokens \(4\)"):
         tokenize(rows, max_length=2, name="rows")
 
 
@@ -287,12 +288,12 @@ def test_options_are_checked():
 
 def test_bad_rows_stop_or_are_skipped_and_counted(caplog):
     rows = [PAIR, {**PAIR, "chosen": None}, {**PAIR, "rejected": None}]
-    with pytest.raises(ValueError, match=r"^Row 2 of rows.jsonl cannot be used: None stands where .*on_bad_row='skip'"):
+    with pytest.raises(ValueError, match=r"^Row 2 of rows.jsonl cannot be used: found None as chosen; .*on_bad_row='skip'"):
         tokenize(rows, name="rows.jsonl")
     with caplog.at_level(logging.DEBUG, "rlhf_reward"):
         assert len(tokenize(rows, on_bad_row="skip", name="rows.jsonl")) == 1
     assert caplog.messages[-1] == "Dropped 2 of 3 comparisons of rows.jsonl: bad row (2)."
-    assert any("Row 3 of rows.jsonl: bad row; Row 3 of rows.jsonl cannot be used: None stands" in message for message in caplog.messages)
+    assert any("Row 3 of rows.jsonl: bad row; Row 3 of rows.jsonl cannot be used: found None" in message for message in caplog.messages)
 
 
 def test_a_stream_gives_what_a_table_gives(tmp_path, caplog):
@@ -337,11 +338,7 @@ def test_changed_code_is_not_answered_from_the_cache(tmp_path, monkeypatch):
     (tmp_path / "rows.jsonl").write_text(json.dumps(PAIR))
     rows, tokenizer = load_rows(str(tmp_path / "rows.jsonl")), word_tokenizer()
     first, again = (tokenize_rows(rows, tokenizer, 9) for _ in range(2))
-    changed = tmp_path / "package"
-    changed.mkdir()
-    for name, text in (("data.py", "# edited"), ("tokens.py", "")):
-        (changed / name).write_text(text)
-    monkeypatch.setattr("rlhf_reward.tokens.data.__file__", str(changed / "data.py"))
+    monkeypatch.setattr("rlhf_reward.tokens.CACHE_VERSION", CACHE_VERSION + 1)
     after = tokenize_rows(rows, tokenizer, 9)
     assert first._fingerprint == again._fingerprint != after._fingerprint
 

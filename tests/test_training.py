@@ -1,3 +1,4 @@
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -5,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction, TrainingArguments
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction, Trainer, TrainingArguments
 
 from architectures import save_language_model, word_tokenizer
 from programs import run
@@ -168,7 +170,7 @@ def test_only_the_process_that_should_writes(base, tmp_path, monkeypatch):
 
 
 def test_missing_checkpoint_is_named(base, tmp_path):
-    with pytest.raises(FileNotFoundError, match="none' is not there"):
+    with pytest.raises(FileNotFoundError, match="none' does not exist"):
         make_trainer(base, tmp_path)._load_from_checkpoint(str(tmp_path / "none"))
 
 
@@ -238,7 +240,7 @@ def test_other_rows_and_several_sets_are_evaluated_as_they_stand(base, tmp_path)
 
 @pytest.mark.parametrize("option", [{"logging_nan_inf_filter": True}, {"batch_eval_metrics": True}, {"remove_unused_columns": True}], ids=str)
 def test_arguments_without_a_meaning_are_refused(base, tmp_path, option):
-    with pytest.raises(ValueError, match=f"{list(option)[0]} is .*it means nothing for comparisons"):
+    with pytest.raises(ValueError, match=f"{list(option)[0]} is .*RewardTrainer does not support this option"):
         make_trainer(base, tmp_path, **option)
 
 
@@ -293,3 +295,51 @@ def test_several_gpus_in_one_process_are_refused(base, tmp_path):
     args._n_gpu = 2
     with pytest.raises(ValueError, match="2 GPUs.*accelerate launch"):
         RewardTrainer(RewardModel(base, device="cpu"), args, synthetic_comparisons(3), processing_class=AutoTokenizer.from_pretrained(base))
+
+
+# The hooks of transformers.Trainer
+
+
+# hooks that RewardTrainer overrides or calls, with the first parameters that it relies on
+HOOKS = {
+    "_get_num_items_in_batch": ("batch_samples", "device"),
+    "_get_output_dir": ("trial",),
+    "_get_train_sampler": ("train_dataset",),
+    "_load_best_model": (),
+    "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
+    "_maybe_log_save_evaluate": (),
+    "_prepare_inputs": ("inputs",),
+    "_save": ("output_dir", "state_dict"),
+    "_save_checkpoint": ("model", "trial"),
+    "_save_rng_state": ("output_dir",),
+    "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
+    "compute_loss_context_manager": (),
+    "create_model_card": (),
+    "create_optimizer": ("model",),
+    "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
+    "get_eval_dataloader": ("eval_dataset",),
+    "get_test_dataloader": ("test_dataset",),
+    "get_train_dataloader": (),
+    "log": ("logs", "start_time"),
+    "predict": ("test_dataset", "ignore_keys", "metric_key_prefix"),
+    "prediction_step": ("model", "inputs", "prediction_loss_only", "ignore_keys"),
+    "train": ("resume_from_checkpoint",),
+    "training_step": ("model", "inputs", "num_items_in_batch"),
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hooks_of_the_trainer_exist_with_their_parameters(name):
+    remedy = f"Find its successor in transformers {transformers.__version__} and change RewardTrainer."
+    hook = getattr(Trainer, name, None)
+    assert hook is not None, f"transformers.Trainer has no {name}. {remedy}"
+    parameters = tuple(inspect.signature(hook).parameters)[1:]
+    expected = HOOKS[name]
+    assert parameters[:len(expected)] == expected, f"Trainer.{name} has the parameters {parameters}; expected {expected}. {remedy}"
+
+
+def test_every_overridden_hook_is_listed():
+    overridden = set()
+    for part in RewardTrainer.__mro__[:RewardTrainer.__mro__.index(Trainer)]:
+        overridden |= {name for name in vars(part) if callable(getattr(Trainer, name, None)) and not name.startswith("__")}
+    assert overridden <= set(HOOKS)

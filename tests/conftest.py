@@ -1,5 +1,5 @@
 """
-What all tests share: one thread a process, the order of the files, markers, programs that start fast, loggers.
+Shared by all tests: one thread a process, the order of the files, marks, programs that start fast, loggers.
 
 A test that starts a Python program asks for the fixture `python`, which marks it as `process`; the fixtures `site` and
 `browser` mark tests in the same way. Other programs need the mark on the test: without it, starting Python fails.
@@ -61,7 +61,8 @@ def refuse_unmarked_programs(event, arguments):
         program = os.path.basename(os.fspath(arguments[0] or arguments[1][0]))
         marks = {mark.name for mark in running.iter_markers()}
         if program.startswith(("python", "rlhf_reward", "nbdev")) and not marks & PROGRAM_MARKS:
-            raise RuntimeError(f"{running.nodeid} starts {program}; expected the fixture `python` or the mark `process`.")
+            expected = "expected the fixture `python` or the mark `process`"
+            raise RuntimeError(f"{running.nodeid} starts {program}; {expected}.")
 
 
 sys.addaudithook(refuse_unmarked_programs)
@@ -79,7 +80,7 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(scope="session")
 def python(tmp_path_factory):
-    "A Python that has imported the library already, the same for all workers. Next to it: `rlhf_reward`, `accelerate`."
+    "The path of a Python that has imported the library already. `rlhf_reward` and `accelerate` are in its folder."
     if not sys.platform.startswith("linux"):
         return sys.executable
     folder = tmp_path_factory.getbasetemp()

@@ -1,4 +1,4 @@
-"Run programs to their end, each in a process group of its own of which nothing is left, with all it printed if it fails."
+"Run programs, each in a process group that is destroyed afterwards, and show everything that a failed one printed."
 import os
 import signal
 import subprocess
@@ -18,11 +18,11 @@ def kill_group(process):
 
 def run(*command, status=0, timeout=300, environment=None, **options):
     """
-    Run a program. Return its result with `stdout` and `stderr`; fail unless it ends with the status (None: any).
+    Run a program. Return its result with `stdout` and `stderr`; fail unless it ends with `status` (None: any).
 
     What it starts by name comes from the folder of the program itself, then from the folder of this interpreter.
     """
-    command = [os.fspath(part) for part in command]
+    command = [str(part) for part in command]
     path = os.pathsep.join([os.path.dirname(command[0]) or str(BIN), str(BIN), os.environ["PATH"]])
     process = subprocess.Popen(
         command,

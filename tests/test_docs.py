@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 from pathlib import Path
@@ -17,6 +18,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import nbformat
 import pytest
+import yaml
+from programs import kill_group, run
 
 ROOT = Path(__file__).parents[1]
 pytest.importorskip("mkdocs", reason="mkdocs-material is not installed")
@@ -34,26 +37,39 @@ def docs():
     os.chdir(before)
 
 
+IGNORED = (".git", ".venv", "runs", "_proc", "_docs", "__pycache__", ".ipynb_checkpoints")
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     "The folder of the built site, made as `make docs` makes it, on a copy."
     copy = tmp_path_factory.mktemp("project") / "copy"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "_proc", "_docs", "__pycache__", ".ipynb_checkpoints"))
-    for command in ([sys.executable, "tools/docs.py", "site"], [sys.executable, "-m", "mkdocs", "build"]):
-        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
-        assert done.returncode == 0, done.stdout + done.stderr
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*IGNORED))
+    run(sys.executable, "tools/docs.py", "site", cwd=copy)
+    run(sys.executable, "-m", "mkdocs", "build", cwd=copy, environment={"NO_MKDOCS_2_WARNING": "1"})
     return copy / "_docs"
 
 
 # ----- pages
 
 def test_a_page_that_leads_nowhere_is_refused(site, tmp_path):
-    "Strict: what mkdocs warns of stops the build."
-    copy = tmp_path / "copy"
-    shutil.copytree(site.parent, copy, ignore=shutil.ignore_patterns("_docs"))
-    page = copy / "_proc/scoring.md"
-    page.write_text(page.read_text() + "\n[nowhere](nowhere.md) [no such place](reward.md#no-such-place)\n")
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build"], cwd=copy, capture_output=True, text=True)
+    "Strict: a warning of mkdocs stops the build. Three pages are enough to see it, with the settings of the site."
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    (pages / "index.md").write_text("# Start\n\n[scoring](scoring.md), [reward](reward.md#RewardModel)\n")
+    for name in ("scoring.md", "reward.md"):
+        shutil.copy(site.parent / "_proc" / name, pages)
+    shutil.copytree(site.parent / "_proc/assets", pages / "assets")
+    settings = {
+        "INHERIT": str(site.parent / "mkdocs.yml"),
+        "docs_dir": str(pages),
+        "nav": ["index.md", "scoring.md", "reward.md"],
+    }
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(settings))
+    page = pages / "scoring.md"
+    text = page.read_text()
+    page.write_text(text + "\n[nowhere](nowhere.md) [no such place](reward.md#no-such-place)\n")
+    done = run(sys.executable, "-m", "mkdocs", "build", cwd=tmp_path, status=None)
     assert done.returncode != 0 and "nowhere.md" in done.stderr and "no-such-place" in done.stderr
 
 
@@ -286,55 +302,92 @@ def test_code_is_of_a_kind_that_is_run():
         assert set(fences[::2]) <= {"sh", "python", "text"} and set(fences[1::2]) <= {""}, path
 
 
-@pytest.mark.process
-@pytest.mark.parametrize("block", [block for block in markdown_blocks("sh") if "curl" not in block.values[0]])
-def test_commands_on_the_pages_run(block, desk):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
+SHELL_BLOCKS = markdown_blocks("sh")
+COMMAND_BLOCKS = [block for block in SHELL_BLOCKS if "curl" not in block.values[0]]
+REQUEST_BLOCKS = [block for block in SHELL_BLOCKS if "curl" in block.values[0]]
+ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
+
+
+@pytest.mark.parametrize("block", COMMAND_BLOCKS)
+def test_commands_on_the_pages_run(block, desk, python):
     for command in commands(block):
         words = shlex.split(command.split("<<")[0], comments=True)
-        if words[0] == "make": # tests that call the tests would have no end
-            done = subprocess.run(["make", "--dry-run", "--always-make", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        if words[0] == "make":  # tests that call the tests would have no end
+            run("make", "--dry-run", "--always-make", *words[1:], cwd=ROOT)
         elif words[0] == "pip":
-            extras = re.search(r"\[(.*)\]", words[-1])[1].split(",")
-            assert words[1] == "install" and not [extra for extra in extras if f"{extra}_requirements" not in (ROOT / "settings.ini").read_text()]
-            continue
-        elif words[0] == "python" and words[1].startswith("benchmarks/"): # takes an hour, and data that is not here: its arguments are looked at
-            known = subprocess.run([sys.executable, ROOT / words[1], "--help"], capture_output=True, text=True, env=environment).stdout
-            assert known and {word for word in words if word.startswith("--")} <= set(re.findall(r"--\w+", known))
-            continue
+            check_extras(words)
+        elif words[0] == "python" and words[1].startswith("benchmarks/"):
+            check_options(python, words)  # it takes an hour, and data that is not here
         elif words[:2] == ["rlhf_reward", "serve"]:
-            with Server(command, desk, environment):
-                continue
+            with Server(python, words, desk):
+                pass
         else:
             shutil.rmtree(desk / "report", ignore_errors=True)
             (desk / "scored.jsonl").unlink(missing_ok=True)
             trained = desk / "my-reward-model"
             kept = shutil.copytree(trained, desk / "kept", dirs_exist_ok=True)
-            done = subprocess.run(["bash", "-ec", command], cwd=desk, capture_output=True, text=True, env=environment, timeout=300)
+            run_in_shell(python, command, desk, ENVIRONMENT)
             shutil.rmtree(trained)
             kept.rename(trained)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def run_in_shell(python, command, folder, environment):
+    "Run a command as a reader would, with `rlhf_reward` and `python` from the folder of the interpreter."
+    path = os.pathsep.join([str(Path(python).parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+    return run("bash", "-ec", command, cwd=folder, environment={**environment, "PATH": path})
+
+
+def check_extras(words):
+    "`pip install 'rlhf_reward[…]'` names extras that there are."
+    settings = (ROOT / "settings.ini").read_text()
+    extras = re.search(r"\[(.*)\]", words[-1])[1].split(",")
+    assert words[1] == "install"
+    assert [extra for extra in extras if f"{extra}_requirements" not in settings] == []
+
+
+def check_options(python, words):
+    "A script knows the options that it is called with."
+    printed = run(python, ROOT / words[1], "--help", environment=ENVIRONMENT).stdout
+    assert printed and {word for word in words if word.startswith("--")} <= set(re.findall(r"--\w+", printed))
 
 
 class Server:
-    "A command that serves on port 8000, from its first answer to the end of the block."
-    def __init__(self, command, folder, environment):
-        self.process = subprocess.Popen(shlex.split(command.replace("--port 8000", f"--port {PORT}")), cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    "`rlhf_reward serve …`, on a port that is free instead of 8000, from its first answer to the end of the block."
+    def __init__(self, python, words, folder):
+        self.port = free_port()
+        words = [*words, "--port", str(self.port)]  # the last one counts
+        environment = {name: value for name, value in os.environ.items() if name != "RLHF_REWARD_TOKEN"}
+        self.log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            [python, "-m", *words],
+            cwd=folder,
+            env={**environment, **ENVIRONMENT},
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+        )
 
     def __enter__(self):
         for _ in range(240):
-            if self.process.poll() is not None:
-                raise AssertionError(self.process.stderr.read())
+            assert self.process.poll() is None, self.printed()
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=1)
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1)
                 return self
             except OSError:
                 threading.Event().wait(0.25)
-        raise AssertionError("The server did not answer for a minute.")
+        kill_group(self.process)
+        raise AssertionError(f"The server did not answer for a minute:\n{self.printed()}")
 
     def __exit__(self, *_):
         self.process.terminate()
-        self.process.wait(30)
+        try:
+            self.process.wait(30)
+        finally:
+            kill_group(self.process)
+
+    def printed(self):
+        self.log.seek(0)
+        return self.log.read()
 
 
 def free_port():
@@ -342,30 +395,24 @@ def free_port():
         return server.server_port
 
 
-PORT = free_port()
-
-
-@pytest.mark.process
-def test_requests_on_the_pages_are_answered(desk):
-    blocks = [block.values[0] for block in markdown_blocks("sh") if "curl" in block.values[0]]
+def test_requests_on_the_pages_are_answered(desk, python):
+    blocks = [block.values[0] for block in REQUEST_BLOCKS]
     assert len(blocks) >= 5
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    environment.pop("RLHF_REWARD_TOKEN", None)
-    with Server("rlhf_reward serve --model my-reward-model --port 8000 --device cpu", desk, environment):
+    serve = ["rlhf_reward", "serve", "--model", "my-reward-model", "--port", "8000", "--device", "cpu"]
+    with Server(python, serve, desk) as server:
         for block in blocks:
-            asked = block.replace("curl -sS", "curl -sS --fail-with-body").replace("127.0.0.1:8000", f"127.0.0.1:{PORT}")
-            done = subprocess.run(["bash", "-ec", asked], capture_output=True, text=True, env=environment)
-            assert done.returncode == 0 and done.stdout, block + done.stdout + done.stderr
+            request = block.replace("curl -sS", "curl -sS --fail-with-body")
+            request = request.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}")
+            assert run_in_shell(python, request, desk, {}).stdout, block
 
 
-@pytest.mark.process
-def test_python_on_the_pages_is_in_cells(desk):
+def test_python_on_the_pages_is_in_cells(desk, python):
     "What is in cells is run by `nbdev_test`; README has those of the index. A block in Markdown would be run by nobody."
     blocks = [block for block in markdown_blocks("python") if not block.id.startswith("README")]
     assert blocks == []
     code = "\n\n".join(block.values[0] for block in markdown_blocks("python"))
-    done = subprocess.run([sys.executable, "-c", code], cwd=desk, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0 and "RewardTrainer" in code, done.stderr
+    assert "RewardTrainer" in code
+    run(python, "-c", code, cwd=desk)
 
 
 # ----- in a browser

@@ -3,8 +3,6 @@ import itertools
 import json
 import math
 import random
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +12,7 @@ import scipy.stats
 import sklearn.metrics
 from architectures import save_language_model, word_tokenizer
 from datasets import Dataset
+from programs import run
 from scipy.stats import binomtest
 
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
@@ -542,20 +541,17 @@ def test_what_has_no_reward_without_its_prompt_is_evaluated_with_it(model):
     assert found.report["baselines"]["prompt-blind"]["value"] in (0, 1) and found.report["pairs"] == 2
 
 
-@pytest.mark.process
-def test_the_command_with_two_models_and_two_processes(model, tmp_path, capfd):
+def test_the_command_with_two_models_and_two_processes(model, tmp_path, python):
     pytest.importorskip("matplotlib", reason="the extra plots is not installed")
     for name in ("one", "two"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(30 if name == "one" else 20)))
     RewardModel(model, 0.0, "cpu").save_pretrained(tmp_path / "other", word_tokenizer())
     arguments = ["-m", "rlhf_reward", "evaluate", "--model", f"{model},{tmp_path / 'other'}", "--device", "cpu", "--tokens_per_batch", "50",
                  "--data", f"{tmp_path / 'one.jsonl'},{tmp_path / 'two.jsonl'}", "--output"]
-    alone = {**__import__("os").environ, "OMP_NUM_THREADS": "1"}
-    one = subprocess.run([sys.executable, *arguments, str(tmp_path / "alone")], capture_output=True, text=True, env=alone)
-    assert one.returncode == 0 and "longer wins" in one.stdout and "without the prompt" in one.stdout, one.stdout + one.stderr
-    two = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments, str(tmp_path / "together")],
-                         capture_output=True, text=True, env=alone, timeout=200)
-    assert two.returncode == 0, two.stdout + two.stderr
+    printed = run(python, *arguments, tmp_path / "alone").stdout
+    assert "longer wins" in printed and "without the prompt" in printed
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    run(python, *launcher, *arguments, tmp_path / "together", timeout=200)
     for name in ("report.json", "report.md", "report.html"):
         assert (tmp_path / "together" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
     report = json.loads((tmp_path / "alone/report.json").read_text())["data"][str(tmp_path / "one.jsonl")]

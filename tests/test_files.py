@@ -2,15 +2,13 @@
 import gzip
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from architectures import save_language_model, word_tokenizer
+from programs import run
 
 from rlhf_reward import RewardModel, files
 from rlhf_reward.cli import main
@@ -18,7 +16,6 @@ from rlhf_reward.data import to_responses
 from rlhf_reward.files import _run, score_file
 from rlhf_reward.scoring import Scorer
 
-ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def text(length, seed):
@@ -254,40 +251,50 @@ def test_a_reward_that_is_not_finite(scorer, tmp_path, monkeypatch):
         score_file(scorer, data, str(tmp_path / "no.jsonl"), on_bad_row="drop")
 
 
-@pytest.mark.process
-def test_killed_twenty_times(model, tmp_path):
+def test_killed_twenty_times(model, tmp_path, python):
     data = write(tmp_path / "rows.jsonl", pairs(1500))
-    run = subprocess.run([sys.executable, Path(__file__).with_name("score_killed.py"), model, data, tmp_path, "0"], capture_output=True, text=True, env=ALONE)
-    assert run.returncode == 0 and "20 kills" in run.stdout, run.stdout + run.stderr
-    print(run.stdout)
-    assert "whole lines" in run.stdout or "a torn line" in run.stdout
+    printed = run(python, Path(__file__).with_name("score_killed.py"), model, data, tmp_path, "0").stdout
+    print(printed)
+    assert "20 kills" in printed
+    assert "whole lines" in printed or "a torn line" in printed
 
 
 # ----- the command
 
-def shared(*arguments):
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, arguments)], capture_output=True, text=True,
-                         env=ALONE, timeout=200)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
+
+def shared(python, *arguments):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return run(python, *launcher, *arguments, timeout=200).stdout
 
 
-@pytest.mark.process
-def test_two_processes_write_the_file_of_one(model, tmp_path):
-    rows = [row for copy in range(60) for row in ({**row, "id": copy} for row, *_ in FORMS)] # more than one chunk
+def test_two_processes_write_the_file_of_one(model, tmp_path, python):
+    rows = []
+    for copy in range(60):  # more than one chunk
+        rows += [{**row, "id": copy} for row, *_ in FORMS]
     data = write(tmp_path / "rows.jsonl", rows)
-    arguments = ["-m", "rlhf_reward", "score", "--model", model, "--data", data, "--device", "cpu", "--tokens_per_batch", "200", "--output"]
-    one = subprocess.run([sys.executable, *arguments, tmp_path / "one.jsonl"], capture_output=True, text=True, env=ALONE)
-    assert one.returncode == 0 and "960 rows: " in one.stdout, one.stdout + one.stderr
-    left_behind(tmp_path / "two.jsonl", b"".join((tmp_path / "one.jsonl").read_bytes().splitlines(keepends=True)[:510]), Scorer.from_pretrained(model, device="cpu")) # and go on
-    assert shared(*arguments, tmp_path / "two.jsonl").count("960 rows (500 were there before)") == 1
-    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    arguments = [
+        *("-m", "rlhf_reward", "score"),
+        *("--model", model),
+        *("--data", data),
+        *("--device", "cpu"),
+        *("--tokens_per_batch", "200"),
+        "--output",
+    ]
+    one = tmp_path / "one.jsonl"
+    two = tmp_path / "two.jsonl"
+    assert "960 rows: " in run(python, *arguments, one).stdout
+    begun = one.read_bytes().splitlines(keepends=True)[:510]  # to be resumed
+    left_behind(two, b"".join(begun), Scorer.from_pretrained(model, device="cpu"))
+    assert shared(python, *arguments, two).count("960 rows (500 were there before)") == 1
+    assert two.read_bytes() == one.read_bytes()
 
 
-@pytest.mark.process
-def test_processes_share_the_work_also_where_one_has_less_memory(model, tmp_path):
+def test_processes_share_the_work_also_where_one_has_less_memory(model, tmp_path, python):
     data = write(tmp_path / "rows.jsonl", pairs(1200))
-    printed = {room: shared(Path(__file__).with_name("score_shared.py"), model, data, tmp_path / f"{room}.jsonl", room) for room in (10_000, 90)}
+    script = Path(__file__).with_name("score_shared.py")
+    printed = {}
+    for room in (10_000, 90):
+        printed[room] = shared(python, script, model, data, tmp_path / f"{room}.jsonl", room)
     counts = [int(line.split(": ")[1].split()[0]) for line in printed[10_000].splitlines() if " of 2: " in line]
     assert len(counts) == 2 and min(counts) > 0.4 * max(counts), printed
     ample, scarce = (read(tmp_path / f"{room}.jsonl") for room in (10_000, 90))

@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Earl
 
 import rlhf_reward.training
 from architectures import save_language_model, word_tokenizer
+from programs import run
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.losses import LOSSES
 from rlhf_reward.packing import pack_comparisons, pad_comparisons
@@ -102,11 +103,31 @@ def test_logged_metrics_are_those_of_all_pairs_since_the_last_log(base, tmp_path
     assert len(logs(trainer)) == 2
 
 
-def test_evaluating_is_not_counted_as_training(base, tmp_path):
-    trainer = make(base, tmp_path, max_steps=4, logging_steps=2, eval_strategy="steps", eval_steps=1, compute_metrics=lambda prediction: time.sleep(1.5) or {})
+@pytest.fixture
+def clock(monkeypatch):
+    "Let time pass: `clock(seconds)` moves the counter that rates are measured with."
+    real, passed = time.perf_counter, []
+    monkeypatch.setattr(time, "perf_counter", lambda: real() + sum(passed))
+    return passed.append
+
+
+def test_evaluating_is_not_counted_as_training(base, tmp_path, clock):
+    def slow_metrics(prediction):
+        clock(60)
+        return {}
+
+    trainer = make(
+        base,
+        tmp_path,
+        max_steps=4,
+        logging_steps=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        compute_metrics=slow_metrics,
+    )
     trainer.train()
     seconds = [entry["pairs"] / entry["pairs_per_second"] for entry in logs(trainer)]
-    assert len(seconds) == 2 and max(seconds) < 1.5
+    assert len(seconds) == 2 and max(seconds) < 60
 
 
 def test_own_metrics_get_rewards_and_ranks_alone(base, tmp_path):
@@ -383,11 +404,13 @@ def test_comparisons_without_weight_or_without_anything_to_learn_do_not_count(ba
     assert "eval_loss" not in none and none["eval_without_loss"] == 1 and none["eval_pairs"] == 1 and "eval_without_loss" not in whole
 
 
-def test_a_second_run_and_the_time_before_are_not_counted(base, tmp_path):
+def test_a_second_run_and_the_time_before_are_not_counted(base, tmp_path, clock):
     trainer = make(base, tmp_path, max_steps=2, logging_steps=2)
-    time.sleep(1.5)
-    trainer.train(), trainer.train()
-    assert [entry["pairs"] for entry in logs(trainer)] == [96] and logs(trainer)[0]["pairs"] / logs(trainer)[0]["pairs_per_second"] < 1.5
+    clock(60)
+    trainer.train()
+    trainer.train()
+    (entry,) = logs(trainer)
+    assert entry["pairs"] == 96 and entry["pairs"] / entry["pairs_per_second"] < 60
 
 
 @pytest.mark.parametrize("change, told", [
@@ -458,142 +481,219 @@ def test_a_checkpoint_written_over_another_is_not_whole_until_its_end(base, tmp_
     assert unfinished(tmp_path / "checkpoint-2") == f"{SIZES} does not exist"
 
 
+CLI = ["-m", "rlhf_reward"]
+FSDP_ON_CPU = Path(__file__).with_name("fsdp_on_cpu.py")
+
+
 def command(base, rows, folder, *options):
-    return ["train", "--model", str(base), "--dataset", str(rows), "--eval_dataset", str(rows), "--output_dir", str(folder), "--use_cpu", "--report_to", "none",
-            "--disable_tqdm", "true", "--dropout", "0", "--learning_rate", "1e-3", "--logging_steps", "1", "--max_length", "64", *options]
+    return [
+        "train",
+        *("--model", base),
+        *("--dataset", rows),
+        *("--eval_dataset", rows),
+        *("--output_dir", folder),
+        "--use_cpu",
+        *("--report_to", "none"),
+        *("--disable_tqdm", "true"),
+        *("--dropout", "0"),
+        *("--learning_rate", "1e-3"),
+        *("--logging_steps", "1"),
+        *("--max_length", "64"),
+        *options,
+    ]
 
 
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-CLI = [sys.executable, "-m", "rlhf_reward"]
+def distributed(python, script, *arguments):
+    "Run a program in two processes, with torch's own launcher."
+    return run(python, "-m", "torch.distributed.run", "--nproc_per_node", "2", *script, *arguments)
 
 
-def finished(run):
-    assert run.returncode == 0, run.stderr[-3000:]
-    return run
+def saved_weights(folder):
+    return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.process
+def assert_same_tensors(one, other):
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+INTERRUPTED = [
+    *("--dropout", "0.1"),  # so that the state of the random numbers counts
+    *("--per_device_train_batch_size", "4"),
+    *("--num_train_epochs", "2"),
+    *("--save_strategy", "steps"),
+    *("--save_steps", "3"),
+    *("--eval_strategy", "no"),
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base, python, tmp_path_factory):
+    "The run that the killed ones are compared with: its data, and its weights."
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ragged(50).to_json(folder / "rows.jsonl")
+    run(python, *CLI, *command(base, folder / "rows.jsonl", folder / "whole", *INTERRUPTED))
+    return folder / "rows.jsonl", saved_weights(folder / "whole")
+
+
 @pytest.mark.parametrize("moment", [0.3, 0.6, 0.9])
-def test_killed_at_any_moment_and_resumed_is_the_same_run(base, tmp_path, moment):
-    "SIGKILL after a share of the run's log lines; dropout on, so that the state of the random numbers counts."
-    ragged(50).to_json(tmp_path / "rows.jsonl")
-    options = ("--dropout", "0.1", "--per_device_train_batch_size", "4", "--num_train_epochs", "2", "--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "no")
-    arguments = lambda folder, *more: [*CLI, *command(base, tmp_path / "rows.jsonl", folder, *options, *more)]
-    finished(subprocess.run(arguments(tmp_path / "whole"), capture_output=True, text=True, env=ONE_THREAD))
-    run = subprocess.Popen(arguments(tmp_path / "killed"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**ONE_THREAD, "PYTHONUNBUFFERED": "1"})
-    seen = 0
-    for line in run.stdout: # 26 steps
-        seen += "grad_norm" in line
-        if seen >= 26 * moment:
+def test_killed_at_any_moment_and_resumed_is_the_same_run(base, tmp_path, python, undisturbed, moment):
+    "SIGKILL after a share of the run's log lines."
+    rows, weights = undisturbed
+    arguments = [*CLI, *command(base, rows, tmp_path / "killed", *INTERRUPTED)]
+    process = subprocess.Popen(
+        [python, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    logged = 0
+    for line in process.stdout:  # 26 steps
+        logged += "grad_norm" in line
+        if logged >= 26 * moment:
             time.sleep(0.02 * moment)
-            run.send_signal(signal.SIGKILL)
+            process.send_signal(signal.SIGKILL)
             break
-    assert run.wait() == -signal.SIGKILL
-    finished(subprocess.run(arguments(tmp_path / "killed", "--resume_from_checkpoint", "true"), capture_output=True, text=True, env=ONE_THREAD))
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    rest = process.stdout.read()  # ends when the process that writes it is gone
+    assert process.wait() == -signal.SIGKILL and "train_runtime" not in rest
+    run(python, *arguments, "--resume_from_checkpoint", "true")
+    assert_same_tensors(saved_weights(tmp_path / "killed"), weights)
 
 
 # Several processes
 
+EPOCHS = ["--num_train_epochs", "2", "--eval_strategy", "epoch", "--save_strategy", "epoch"]
 
-@pytest.mark.process
+
+@pytest.fixture(scope="module")
+def one_process(base, python, tmp_path_factory):
+    "What the runs of two processes are compared with: 21 comparisons, 8 a step."
+    folder = tmp_path_factory.mktemp("one_process")
+    ragged(21).to_json(folder / "rows.jsonl")
+    options = [*EPOCHS, "--per_device_train_batch_size", "8"]
+    run(python, *CLI, *command(base, folder / "rows.jsonl", folder / "one", *options))
+    return folder
+
+
+def config_of_two_processes(name, path, **more):
+    "Write a config that ships with the package, for two CPU processes."
+    config = yaml.safe_load((Path(rlhf_reward.__file__).parent / f"configs/{name}.yaml").read_text())
+    path.write_text(yaml.safe_dump({**config, "use_cpu": True, "num_processes": 2, **more}))
+    return path
+
+
+def accelerate(python, config, program, *arguments, **options):
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", "0"]
+    return run(python, *launcher, *program, *arguments, environment={"DS_ACCELERATOR": "cpu"}, **options)
+
+
+def history(folder):
+    return json.loads((folder / "checkpoint-6/trainer_state.json").read_text())["log_history"]
+
+
 @pytest.mark.parametrize("how", ["ddp", "fsdp2", "deepspeed_zero3"])
-def test_two_processes_are_one(base, tmp_path, how):
-    "21 comparisons, 8 a step: the last step has 5, and the second process of it one. K and weights differ. With the configs that ship."
+def test_two_processes_are_one(base, tmp_path, python, one_process, how):
+    "The last step has 5 comparisons, and the second process of it one. K and weights differ. With the configs that ship."
     if how == "deepspeed_zero3":
-        pytest.importorskip("deepspeed", reason="deepspeed is not installed; it is no requirement of the tests, since it is built from source")
-    ragged(21).to_json(tmp_path / "rows.jsonl")
-    launch = ["torch.distributed.run", "--nproc_per_node", "2"]
-    if how != "ddp":
-        config = yaml.safe_load((Path(rlhf_reward.__file__).parent / f"configs/{how}.yaml").read_text())
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "use_cpu": True, "num_processes": 2, "mixed_precision": "no"}))
-        launch = ["accelerate.commands.launch", "--config_file", str(tmp_path / "config.yaml"), "--main_process_port", "0"]
-    options = ("--num_train_epochs", "2", "--eval_strategy", "epoch", "--save_strategy", "epoch")
-    runs = {"one": [*CLI, *command(base, tmp_path / "rows.jsonl", tmp_path / "one", *options, "--per_device_train_batch_size", "8")],
-            "two": [sys.executable, "-m", *launch, *([str(Path(__file__).with_name("fsdp_on_cpu.py"))] if how == "fsdp2" else ["-m", "rlhf_reward"]),
-                    *command(base, tmp_path / "rows.jsonl", tmp_path / "two", *options, "--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "4")]}
-    for name, arguments in runs.items():
-        run = finished(subprocess.run(arguments, capture_output=True, text=True, env={**ONE_THREAD, "DS_ACCELERATOR": "cpu"}))
-    assert how != "fsdp2" or run.stdout.count("sharded: True") == 2
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in runs)
-    start = RewardModel(base, device="cpu").state_dict()
-    moved = max((one[name] - start[name.replace("model.", "backbone.", 1) if name.startswith("model.") else name]).abs().max() for name in one if "embed" not in name and name != "score.weight")
-    assert moved > 1e-3
+        pytest.importorskip(
+            "deepspeed",
+            reason="deepspeed is not installed; it is no requirement of the tests, since it is built from source",
+        )
+    if how == "ddp":
+        def launch(*arguments):
+            return distributed(python, CLI, *arguments)
+    else:
+        config = config_of_two_processes(how, tmp_path / "config.yaml", mixed_precision="no")
+        program = [FSDP_ON_CPU] if how == "fsdp2" else CLI
+
+        def launch(*arguments):
+            return accelerate(python, config, program, *arguments)
+
+    options = [*EPOCHS, "--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "4"]
+    arguments = command(base, one_process / "rows.jsonl", tmp_path / "two", *options)
+    printed = launch(*arguments).stdout
+    assert how != "fsdp2" or printed.count("sharded: True") == 2
+    one = saved_weights(one_process / "one")
+    two = saved_weights(tmp_path / "two")
+    assert largest_change(one, RewardModel(base, device="cpu").state_dict()) > 1e-3
     for name in one:
-        torch.testing.assert_close(other[name], one[name], atol=1e-5, rtol=1e-5, msg=name)
-    histories = [json.loads((tmp_path / name / "checkpoint-6/trainer_state.json").read_text())["log_history"] for name in runs]
-    assert [entry["step"] for entry in histories[0]] == [entry["step"] for entry in histories[1]] == [1, 2, 3, 3, 4, 5, 6, 6]
+        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-5, msg=name)
+    histories = [history(one_process / "one"), history(tmp_path / "two")]
+    for entries in histories:
+        assert [entry["step"] for entry in entries] == [1, 2, 3, 3, 4, 5, 6, 6]
     for mine, theirs in zip(*histories):
-        for key in mine:
-            bare = key.removeprefix("eval_")
-            if bare in EXACT:
-                assert mine[key] == theirs[key], key
-            elif bare in ("loss", "grad_norm") or "margin" in bare or bare.endswith("_reward"):
-                assert mine[key] == pytest.approx(theirs[key], abs=2e-5), key
-    assert sorted(path.name for path in (tmp_path / "two").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
+        assert_same_metrics(mine, theirs)
+    checkpoints = sorted(path.name for path in (tmp_path / "two").glob("checkpoint-*"))
+    assert checkpoints == ["checkpoint-3", "checkpoint-6"]
     assert unfinished(tmp_path / "two/checkpoint-6") is None
-    resume = [*runs["two"], "--resume_from_checkpoint", str(tmp_path / "two/checkpoint-3"), "--output_dir", str(tmp_path / "resumed")]
-    finished(subprocess.run(resume, capture_output=True, text=True, env={**ONE_THREAD, "DS_ACCELERATOR": "cpu"}))
-    resumed = load_file(tmp_path / "resumed/model.safetensors")
-    assert all(torch.equal(resumed[name], other[name]) for name in other)
+    resume = ["--resume_from_checkpoint", tmp_path / "two/checkpoint-3", "--output_dir", tmp_path / "resumed"]
+    launch(*arguments, *resume)
+    assert_same_tensors(saved_weights(tmp_path / "resumed"), two)
 
 
-@pytest.mark.process
-def test_sharded_checkpoints_are_refused(base, tmp_path):
+def largest_change(trained, start):
+    "How far the weights moved that have gradients in every step."
+    changes = []
+    for name, tensor in trained.items():
+        if "embed" not in name and name != "score.weight":
+            before = start[name.replace("model.", "backbone.", 1) if name.startswith("model.") else name]
+            changes.append((tensor - before).abs().max())
+    return max(changes)
+
+
+def assert_same_metrics(mine, theirs):
+    for key in mine:
+        bare = key.removeprefix("eval_")
+        if bare in EXACT:
+            assert mine[key] == theirs[key], key
+        elif bare in ("loss", "grad_norm") or "margin" in bare or bare.endswith("_reward"):
+            assert mine[key] == pytest.approx(theirs[key], abs=2e-5), key
+
+
+def test_sharded_checkpoints_are_refused(base, tmp_path, python):
     "They would hold nothing that opens elsewhere."
     ragged(8).to_json(tmp_path / "rows.jsonl")
-    config = yaml.safe_load((Path(rlhf_reward.__file__).parent / "configs/fsdp2.yaml").read_text())
-    config["fsdp_config"]["fsdp_state_dict_type"] = "SHARDED_STATE_DICT"
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "use_cpu": True, "num_processes": 2}))
-    run = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "config.yaml"), "--main_process_port", "0",
-                          str(Path(__file__).with_name("fsdp_on_cpu.py")), *command(base, tmp_path / "rows.jsonl", tmp_path / "out")], capture_output=True, text=True, env=ONE_THREAD)
-    assert run.returncode != 0 and "expected FULL_STATE_DICT" in run.stderr
+    config = config_of_two_processes("fsdp2", tmp_path / "config.yaml")
+    settings = yaml.safe_load(config.read_text())
+    settings["fsdp_config"]["fsdp_state_dict_type"] = "SHARDED_STATE_DICT"
+    config.write_text(yaml.safe_dump(settings))
+    arguments = command(base, tmp_path / "rows.jsonl", tmp_path / "out")
+    result = accelerate(python, config, [FSDP_ON_CPU], *arguments, status=None)
+    assert result.returncode != 0 and "expected FULL_STATE_DICT" in result.stderr
 
 
 def seen_rows(path):
     "Rows of each step, over all processes."
-    return {int(step): sorted(row for file in path.glob(f"{step}-*") for row in json.loads(file.read_text())) for step in {file.name.split("-")[0] for file in path.glob("[0-9]*-*")}}
+    steps = {}
+    for file in path.glob("[0-9]*-*"):
+        step = int(file.name.split("-")[0])
+        steps.setdefault(step, []).extend(json.loads(file.read_text()))
+    return {step: sorted(rows) for step, rows in steps.items()}
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("data", ["grouped", "stream"])
-def test_two_processes_see_each_comparison_once_an_epoch(base, tmp_path, data):
-    "With dropout, whose random numbers differ between the processes; 21 comparisons, 8 a step, two epochs; then resumed in the second."
-    script = tmp_path / "script.py"
-    script.write_text(f"""
-import json, os, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_runs import *
-out, resume = Path(sys.argv[1]), (sys.argv[2:] or [None])[0]
-rows = ragged(21)
-trainer = make({base!r}, out, rows.to_iterable_dataset() if {data == "stream"} else rows, model=RewardModel({base!r}, 0.3, "cpu"), per_device_train_batch_size=4,
-               max_steps=6, save_strategy="steps", save_steps=2 if {data == "stream"} else 4, **({{}} if {data == "stream"} else {{"train_sampling_strategy": "group_by_length"}}))
-compute, calls = trainer.compute_loss, [0]
-def noted(model, inputs, **more):
-    (out / f"{{trainer.state.global_step}}-{{os.environ['RANK']}}").write_text(json.dumps([row for row, rank in zip(inputs["rows"].tolist(), inputs["ranks"][:, 0].tolist()) if rank]))
-    return compute(model, inputs, **more)
-trainer.compute_loss = noted
-trainer.train(resume_from_checkpoint=resume)
-trainer.save_model(str(out / "end"))
-""")
-    def run(*arguments):
-        finished(subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), *map(str, arguments)], capture_output=True, text=True, env=ONE_THREAD))
-
-    run(tmp_path / "whole")
+def test_two_processes_see_each_comparison_once_an_epoch(base, tmp_path, python, data):
+    """
+    21 comparisons, 8 a step, two epochs, with dropout, whose random numbers differ between the processes; then resumed
+    in the second.
+    """
+    script = [Path(__file__).with_name("note_rows.py"), base, data]
+    distributed(python, script, tmp_path / "whole")
     steps = seen_rows(tmp_path / "whole")
     assert [len(steps[step]) for step in range(6)] == [8, 8, 5, 8, 8, 5]
     for epoch in (0, 3):
         assert sorted(steps[epoch] + steps[epoch + 1] + steps[epoch + 2]) == list(range(1, 22))
     assert data == "stream" or steps[0] != steps[3]
-    last = 2 if data == "stream" else 4 # of a stream only the first pass can be resumed to the same rows
-    run(tmp_path / "resumed", tmp_path / f"whole/checkpoint-{last}")
+    last = 2 if data == "stream" else 4  # of a stream only the first pass can be resumed to the same rows
+    distributed(python, script, tmp_path / "resumed", tmp_path / f"whole/checkpoint-{last}")
     resumed = seen_rows(tmp_path / "resumed")
     assert resumed[last] == steps[last]
     if data == "grouped":
         assert resumed == {step: rows for step, rows in steps.items() if step >= last}
-        one, other = (load_file(tmp_path / name / "end/model.safetensors") for name in ("whole", "resumed"))
-        assert all(torch.equal(one[name], other[name]) for name in one)
+        one, other = (saved_weights(tmp_path / name / "end") for name in ("whole", "resumed"))
+        assert_same_tensors(one, other)
 
 
 @pytest.mark.parametrize("family", ["bert", "bloom"])

@@ -9,13 +9,14 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
+import tempfile
 import threading
 import time
 
 import httpx
 import pytest
 from architectures import save_language_model, word_tokenizer
+from programs import kill_group
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from fastapi import FastAPI
@@ -453,20 +454,51 @@ ENDED = (0, -signal.SIGTERM) # uvicorn ends, once it has shut down, by the signa
 
 
 class Server:
-    def __init__(self, folder, *options):
+    "The command `rlhf_reward serve` in a process of its own, from its first answer to the end of the `with`."
+    def __init__(self, python, folder, *options):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.process = subprocess.Popen([sys.executable, "-m", "rlhf_reward", "serve", "--model", folder, "--device", "cpu", "--port", str(self.port), *options],
-                                        env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+        self.log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            [
+                *(python, "-m", "rlhf_reward", "serve"),
+                *("--model", folder),
+                *("--device", "cpu"),
+                *("--port", str(self.port)),
+                *options,
+            ],
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+        )
+
+    def __enter__(self):
         for _ in range(240):
             with contextlib.suppress(httpx.TransportError):
                 httpx.get(f"{self.url}/health")
-                return
-            assert self.process.poll() is None, self.process.stderr.read()
+                return self
+            assert self.process.poll() is None, self.printed()
             time.sleep(0.25)
-        raise AssertionError("the server did not start in a minute")
+        self.close()
+        raise AssertionError(f"The server did not start in a minute:\n{self.printed()}")
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        kill_group(self.process)
+        self.process.wait()
+
+    def end(self):
+        "Ask the server to end, and see that it does."
+        self.process.terminate()
+        assert self.process.wait(60) in ENDED, self.printed()
+
+    def printed(self):
+        self.log.seek(0)
+        return self.log.read()
 
     def connect(self):
         connection = socket.create_connection(("127.0.0.1", self.port))
@@ -475,22 +507,29 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(folder):
-    server = Server(folder, "--name", "tiny")
-    yield server
-    server.process.terminate()
-    assert server.process.wait(60) in ENDED
+def server(folder, python):
+    with Server(python, folder, "--name", "tiny") as server:
+        yield server
+        server.end()
 
 
 def request(body, length=None):
     body = json.dumps(body).encode()
-    return b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (len(body) if length is None else length) + body
+    length = len(body) if length is None else length
+    lines = [
+        b"POST /score HTTP/1.1",
+        b"Host: x",
+        b"Content-Type: application/json",
+        b"Content-Length: %d" % length,
+        b"",
+        body,
+    ]
+    return b"\r\n".join(lines)
 
 
 ONE = {"prompts": ["w3"], "responses": [" w4 w5"]}
 
 
-@pytest.mark.process
 def test_clients_that_go(server, scorer):
     for sent in (b"POST /score", request(ONE)[:-5], request(ONE), request(ONE, length=10 ** 6), b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", request(ONE) * 5):
         with server.connect() as connection:
@@ -500,34 +539,33 @@ def test_clients_that_go(server, scorer):
             healthy(client, scorer)
 
 
-@pytest.mark.process
-def test_bodies_that_never_end(folder, scorer):
-    "Are waited for as long as an answer, and are not read beyond what is taken."
-    server = Server(folder, "--timeout", "2", "--max_body", "100000")
-    with server.connect() as connection:
-        connection.sendall(request(ONE)[:-5])
-        assert connection.recv(100).startswith(b"HTTP/1.1 408") and (connection.recv(1000) or True)
-        while connection.recv(1000):
-            pass # it is closed
-    with server.connect() as connection:
-        connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
-        sent = 0
-        with contextlib.suppress(ConnectionError):
-            while sent < 50_000_000:
-                connection.sendall(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
-                sent += 0x10000
-        assert sent < 50_000_000
-    with httpx.Client(base_url=server.url) as client:
-        healthy(client, scorer)
-    with server.connect() as connection:
-        connection.sendall(request(ONE)[:-5])
-        time.sleep(0.3)
-        started = time.perf_counter()
-        server.process.terminate()
-        assert server.process.wait(60) in ENDED and time.perf_counter() - started < 6
+def test_bodies_that_never_end(folder, scorer, python):
+    "The server waits for them as long as for an answer, and does not read beyond the limit."
+    with Server(python, folder, "--timeout", "2", "--max_body", "100000") as server:
+        with server.connect() as connection:
+            connection.sendall(request(ONE)[:-5])
+            assert connection.recv(100).startswith(b"HTTP/1.1 408")
+            while connection.recv(1000):
+                pass  # until the server closes it
+        with server.connect() as connection:
+            head = [b"POST /score HTTP/1.1", b"Host: x", b"Content-Type: application/json", b"Transfer-Encoding: chunked"]
+            connection.sendall(b"\r\n".join([*head, b"", b""]))
+            sent = 0
+            with contextlib.suppress(ConnectionError):
+                while sent < 50_000_000:
+                    connection.sendall(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+                    sent += 0x10000
+            assert sent < 50_000_000
+        with httpx.Client(base_url=server.url) as client:
+            healthy(client, scorer)
+        with server.connect() as connection:
+            connection.sendall(request(ONE)[:-5])
+            time.sleep(0.3)
+            started = time.perf_counter()
+            server.end()
+            assert time.perf_counter() - started < 6
 
 
-@pytest.mark.process
 def test_a_huge_body_is_not_read(server, scorer):
     with server.connect() as connection:
         connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n{")
@@ -538,49 +576,77 @@ def test_a_huge_body_is_not_read(server, scorer):
 
 @pytest.mark.fuzz
 @pytest.mark.parametrize("path", ["/score", "/rank", "/classify", "/get_reward"])
-def test_random_requests(path, server, scorer):
-    "250 requests each, made from the server's own OpenAPI, as it wants them and not: no error of the server's, all documented and of the documented shape."
+def test_random_requests(path, server, scorer, pytestconfig):
+    """
+    Requests made from the server's own OpenAPI, some as it describes them and some not: no error of the server's, every
+    answer documented and of the documented shape. `--fuzz-cases` sets how many.
+    """
     schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     from schemathesis import GenerationMode
     from schemathesis.checks import not_a_server_error
-    from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
-    operation, seen = schemathesis.openapi.from_url(f"{server.url}/openapi.json")[path]["POST"], []
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
 
-    @given(case=operation.as_strategy(generation_mode=GenerationMode.POSITIVE) | operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
-    @settings(max_examples=250, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-    def run(case):
+    checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+    cases = pytestconfig.getoption("--fuzz-cases")
+    operation = schemathesis.openapi.from_url(f"{server.url}/openapi.json")[path]["POST"]
+    right = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
+    wrong = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+    seen = []
+
+    @given(case=right | wrong)
+    @settings(
+        max_examples=cases,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    def send(case):
         answer = case.call()
-        case.validate_response(answer, checks=[not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance])
+        case.validate_response(answer, checks=checks)
         seen.append(answer.status_code)
 
-    run()
-    assert len(seen) >= 250 and {200, 422} <= set(seen), (len(seen), set(seen))
+    send()
+    assert len(seen) >= cases and {200, 422} <= set(seen), (len(seen), set(seen))
     with httpx.Client(base_url=server.url) as client:
         healthy(client, scorer)
 
 
-@pytest.mark.process
-def test_what_was_accepted_is_answered_before_the_end(folder, scorer):
-    server = Server(folder)
-    rows = [([text(20, 50 * number + row) for row in range(40)], [text(20, 9000 + 50 * number + row) for row in range(40)]) for number in range(24)]
-    connections = [server.connect() for _ in rows]
-    for connection, (prompts, responses) in zip(connections, rows):
-        connection.sendall(request({"prompts": prompts, "responses": responses}))
-    while True: # until the server has read all of them
-        metrics = httpx.get(f"{server.url}/metrics").text
-        if sum(float(line.split()[-1]) for line in metrics.splitlines() if line.startswith(("rlhf_reward_waiting_tokens", "rlhf_reward_tokens_total"))) >= 24 * 40 * 41:
-            break
-    server.process.send_signal(signal.SIGTERM)
-    answered = 0
-    for connection, (prompts, responses) in zip(connections, rows):
-        with connection, connection.makefile("rb") as file:
-            assert file.readline().startswith(b"HTTP/1.1 200")
-            headers = dict(line.lower().strip().split(b": ", 1) for line in iter(file.readline, b"\r\n"))
-            close(json.loads(file.read(int(headers[b"content-length"])))["rewards"], scorer.score(prompts, responses))
-            answered += 1
-    assert answered == 24 and server.process.wait(60) in ENDED
-    with pytest.raises(OSError):
-        server.connect()
+def test_what_was_accepted_is_answered_before_the_end(folder, scorer, python):
+    rows = []
+    for number in range(24):
+        prompts = [text(20, 50 * number + row) for row in range(40)]
+        responses = [text(20, 9000 + 50 * number + row) for row in range(40)]
+        rows.append((prompts, responses))
+    with Server(python, folder) as server:
+        connections = [server.connect() for _ in rows]
+        for connection, (prompts, responses) in zip(connections, rows):
+            connection.sendall(request({"prompts": prompts, "responses": responses}))
+        while tokens_received(server) < 24 * 40 * 41:
+            pass
+        server.process.send_signal(signal.SIGTERM)
+        answered = 0
+        for connection, (prompts, responses) in zip(connections, rows):
+            with connection, connection.makefile("rb") as file:
+                assert file.readline().startswith(b"HTTP/1.1 200")
+                headers = dict(line.lower().strip().split(b": ", 1) for line in iter(file.readline, b"\r\n"))
+                rewards = json.loads(file.read(int(headers[b"content-length"])))["rewards"]
+                close(rewards, scorer.score(prompts, responses))
+                answered += 1
+        assert answered == 24 and server.process.wait(60) in ENDED
+        with pytest.raises(OSError):
+            server.connect()
+
+
+def tokens_received(server):
+    "Tokens that wait or were computed."
+    names = ("rlhf_reward_waiting_tokens", "rlhf_reward_tokens_total")
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -1,7 +1,5 @@
 import inspect
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction, Trainer, TrainingArguments
 
 from architectures import save_language_model, word_tokenizer
+from programs import run
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.cli import train
 from rlhf_reward.data import hold_out
@@ -268,19 +267,18 @@ def test_plain_training_arguments_are_refused(base, tmp_path):
 
 @pytest.mark.process
 def test_two_processes_measure_what_one_does(base, tmp_path):
-    "An evaluation set that does not divide by two, with K = 4 and K = 2."
+    "An evaluation set that does not divide by two, with K = 4 and K = 2. Each process imports for itself."
     rows = Dataset.from_list([row for pair in zip(synthetic_comparisons(6), synthetic_comparisons(5, num_responses=2)) for row in pair][:9])
     rows.to_json(tmp_path / "rows.jsonl")
     command = ["--model", base, "--dataset", str(tmp_path / "rows.jsonl"), "--eval_dataset", str(tmp_path / "rows.jsonl"), "--learning_rate", "0", "--max_steps", "1",
                "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true", "--per_device_eval_batch_size", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run"]
     results = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), Path(sys.executable).with_name("rlhf_reward"), "train",
-                              *command, "--output_dir", str(folder)], capture_output=True, text=True, env=environment)
-        assert run.returncode == 0, run.stderr
-        assert run.stdout.count("Held-out accuracy") == 1
+        program = [Path(sys.executable).with_name("rlhf_reward"), "train", *command, "--output_dir", folder]
+        printed = run(*launcher, "--nproc_per_node", processes, *program).stdout
+        assert printed.count("Held-out accuracy") == 1
         results.append(json.loads((folder / "eval_results.json").read_text()))
     assert results[0]["eval_pairs"] == results[1]["eval_pairs"] == 5 * 6 + 4
     for name in ("loss", "accuracy", "margin", "chosen_reward", "longer_wins"):

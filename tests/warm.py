@@ -4,7 +4,7 @@ A Python that has already imported the library: each program that it runs is a f
 Importing torch, transformers and datasets takes 6 to 9 seconds, and the tests start some seventy programs. This process
 imports once and then forks on request, so that a program starts in milliseconds. A fork has imported everything but has
 run nothing: no thread, no random number, no file. `start` writes a folder of executables (`python`, `rlhf_reward`,
-`accelerate`) that stand in for the real ones; `warm_client.py` is what they run.
+`accelerate`) that replace the real ones; `warm_client.py` is what they run.
 
 As a script: `python tests/warm.py FOLDER PID` serves until the process PID is gone.
 """

@@ -272,7 +272,7 @@ def test_two_processes_measure_what_one_does(base, tmp_path):
     rows.to_json(tmp_path / "rows.jsonl")
     command = ["--model", base, "--dataset", str(tmp_path / "rows.jsonl"), "--eval_dataset", str(tmp_path / "rows.jsonl"), "--learning_rate", "0", "--max_steps", "1",
                "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true", "--per_device_eval_batch_size", "2"]
-    launcher = [sys.executable, "-m", "torch.distributed.run"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     results = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)

@@ -161,11 +161,11 @@ def test_metrics_of_pairs_by_hand():
 
 def test_the_host_waits_for_nothing_but_logs(base, tmp_path, monkeypatch):
     "No tensor becomes a number in a step that logs nothing, in rows as a GPU gets them. The Trainer's own loop has no such place either."
-    import rlhf_reward.reward
+    import rlhf_reward.inputs
     import rlhf_reward.training
 
     monkeypatch.setattr(rlhf_reward.training, "choose_collator", lambda model, examples: (pack_comparisons, None))
-    monkeypatch.setattr(rlhf_reward.reward, "_require", lambda *args: None) # on a GPU it asserts by itself
+    monkeypatch.setattr(rlhf_reward.inputs, "require", lambda *args: None) # on a GPU it asserts by itself
     trainer, waits, inside = make(base, tmp_path, max_steps=4, logging_steps=100), [], []
     for name in ("item", "tolist", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__"):
         original = getattr(torch.Tensor, name)

@@ -766,7 +766,7 @@ def command(base, rows, folder, *options):
 
 def distributed(python, script, *arguments):
     "Run a program in two processes, with torch's own launcher."
-    return run(python, "-m", "torch.distributed.run", "--nproc_per_node", "2", *script, *arguments)
+    return run(python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *script, *arguments)
 
 
 def saved_weights(folder):

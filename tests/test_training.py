@@ -369,7 +369,7 @@ def test_two_processes_measure_what_one_does(base, tmp_path):
         *("--disable_tqdm", "true"),
         *("--per_device_eval_batch_size", "2"),
     ]
-    launcher = [sys.executable, "-m", "torch.distributed.run"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     program = Path(sys.executable).with_name("rlhf_reward")
     results = []
     for processes in (1, 2):

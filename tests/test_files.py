@@ -316,7 +316,7 @@ def test_a_reward_that_is_not_finite(scorer, tmp_path, output, monkeypatch):
 
 
 def test_killed_twenty_times(model, tmp_path, python):
-    data = write(tmp_path / "rows.jsonl", pairs(1500))
+    data = write(tmp_path / "rows.jsonl", pairs(600))
     printed = run(python, Path(__file__).with_name("score_killed.py"), model, data, tmp_path, "0").stdout
     print(printed)
     assert "20 kills" in printed

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'EncoderClassifier', 'open_model']
 
-# %% ../nbs/06e_encoders.ipynb #e50802ef
+# %% ../nbs/06e_encoders.ipynb #3693e1b0
 import inspect
 import logging
 from pathlib import Path
@@ -16,10 +16,11 @@ from torch import nn
 from torchtyping import TensorType
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
 
+from .checkpoints import check_device, default_pooling, is_adapter, load_config, unsharded
 from .comparison import Comparison
 from .encoding import TooLong, encode, fit_length, render_comparison
-from .reward import RewardModel, check_device, check_values, default_pooling
-from .reward import is_adapter, load_config, unsharded
+from .inputs import check_values
+from .reward import RewardModel
 from .tokens import TokenizedComparison
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'Ranked', 'Preference', 'ranked', 'BaseScorer', 'Scorer']
 
-# %% ../nbs/06_scoring.ipynb #a6591586
+# %% ../nbs/06_scoring.ipynb #0eafe0ec
 import logging
 import math
 from dataclasses import dataclass, replace
@@ -16,10 +16,11 @@ from typing import Any, Optional, Union
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .checkpoints import hub_options
 from .comparison import Comparison, Text
 from .encoders import EncoderClassifier, open_model
 from .engine import Cancelled, ComparisonScorer, NotFinite, RewardEngine
-from .reward import RewardModel, hub_options
+from .reward import RewardModel
 from .rows import to_responses
 
 logger = logging.getLogger(__name__)

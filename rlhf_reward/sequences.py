@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'TextReader', 'ClassifierReader', 'choose_reader']
 
-# %% ../nbs/06c_sequences.ipynb #cd1268ca
+# %% ../nbs/06c_sequences.ipynb #d1879676
 import logging
 from typing import Any, NamedTuple, Union
 
@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .checkpoints import default_pooling
 from .comparison import Comparison, whole_texts
 from .encoding import TooLong, encode, fit_length, render_comparison
 from .packing import choose_layout, model_inputs
-from .reward import RewardModel, default_pooling
+from .reward import RewardModel
 from .tokens import TokenizedComparison, tokenized_comparison
 
 logger = logging.getLogger(__name__)

@@ -286,7 +286,7 @@ def test_an_empty_response_is_one_response(scorer, tmp_path, output):
 
 
 def test_a_reward_that_is_not_finite(scorer, tmp_path, output, monkeypatch):
-    "The error names the row, or is written to it; a number that JSON does not have is null."
+    "The error names the row, or is written to it, on_bad_row='skip'."
     forward = scorer._forward
     (infinite,), = scorer.tokenize([to_responses({"prompt": "w3", "response": " w9"})])
 
@@ -309,7 +309,7 @@ def test_a_reward_that_is_not_finite(scorer, tmp_path, output, monkeypatch):
     Path(f"{output}.part").unlink(missing_ok=True)
     assert score_file(scorer, data, output, on_bad_row="skip")["without_reward"] == 1
     fine, bad = read(output)
-    assert math.isfinite(fine["reward"]) and fine["scores"] == {"own": [None, 1.0]}
+    assert math.isfinite(fine["reward"])
     assert bad["reward"] is None and "Row 2 of" in bad["error"] and "inf" in bad["error"]
     with pytest.raises(ValueError, match="on_bad_row is 'drop'; expected 'error' or 'skip'"):
         score_file(scorer, data, str(tmp_path / "no.jsonl"), on_bad_row="drop")
@@ -367,7 +367,7 @@ def test_processes_share_the_work_also_where_one_has_less_memory(model, tmp_path
 
 
 @pytest.mark.parametrize("change, expected", [
-    ({"--model": "nowhere/at/all"}, "rlhf_reward score: .*nowhere/at/all.* (is not there|does not exist)"),
+    ({"--model": "nowhere/at/all"}, "rlhf_reward score: .*nowhere/at/all.* does not exist"),
     ({"--data": "no.jsonl"}, "rlhf_reward score: 'no.jsonl' does not exist"),
     ({"--columns": "prompt"}, "--columns prompt is not a map"),
     ({"--max_length": "0"}, "max_length 0; expected 1 or more"),

@@ -396,7 +396,7 @@ def test_rank_best_of_n_and_compare(scorer):
         lambda: scorer.compare(prompt, "a", "b", normalize=True),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match="does not know the mean and (standard )?deviation"):
+        with pytest.raises(ValueError, match="does not know the mean and standard deviation"):
             call()
 
 
@@ -571,8 +571,8 @@ T5 = dict(vocab_size=64, d_model=8, d_ff=8, d_kv=8, num_layers=1, num_heads=1, n
 @pytest.mark.parametrize("make, expected", [
     (lambda: classifier_of(T.BertConfig(**SIZE, num_labels=3)), "has 3 labels"),
     (lambda: classifier_of(T.LlamaConfig(**SIZE, num_labels=2)), "has 2 labels"),
-    (lambda: T.LlamaForCausalLM(T.LlamaConfig(**SIZE)), "The reward head of .* (is not there|does not exist)"),
-    (lambda: T.BertModel(T.BertConfig(**SIZE)), "The reward head of .* (is not there|does not exist)"),
+    (lambda: T.LlamaForCausalLM(T.LlamaConfig(**SIZE)), "The reward head of .* does not exist"),
+    (lambda: T.BertModel(T.BertConfig(**SIZE)), "The reward head of .* does not exist"),
     (lambda: classifier_of(T.T5Config(**T5)), "encoder-decoder"),
 ])
 def test_other_models_are_refused(make, expected, tmp_path):
@@ -637,7 +637,7 @@ def test_nothing_to_score(scorer):
 
 
 def test_a_model_that_does_not_exist(tmp_path):
-    with pytest.raises(OSError, match="is not there|does not exist"):
+    with pytest.raises(OSError, match="does not exist"):
         Scorer.from_pretrained(tmp_path / "no", device="cpu")
 
 

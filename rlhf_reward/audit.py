@@ -245,7 +245,7 @@ def _rating_numbers(ratings, pairs):
         "like_ranks": len(ratings) > 2 and sorted(ratings) == one_to_k,
     }
 
-# %% ../nbs/03d_audit.ipynb #70887ae4
+# %% ../nbs/03d_audit.ipynb #daeb291c
 @dataclass
 class _Contents:
     "Everything that is kept of all rows."
@@ -313,11 +313,11 @@ def _statistics(table):
 
 def _part_statistics(part):
     "Return the numbers of some comparisons."
-    has_pairs = part["pairs"].any()
+    num_pairs = int(part["pairs"].sum())
     return {
         "comparisons": len(part),
-        "pairs": int(part["pairs"].sum()),
-        "longer_wins": part["longer_wins"].sum() / part["pairs"].sum() if has_pairs else None,
+        "pairs": num_pairs,
+        "longer_wins": float(part["longer_wins"].sum()) / num_pairs if num_pairs else None,
         "median_prompt": float(part["prompt"].median()),
         "median_chosen": float(part["chosen"].median()),
         "median_rejected": float(part["rejected"].median()),

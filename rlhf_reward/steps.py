@@ -38,7 +38,7 @@ class StepLossMixin:
 
     def _weights(self, batch):
         "Return the weights (num_comparisons,), 0 where the loss cannot learn anything."
-        informative = self.reward_loss.says_something(batch["ranks"], batch["margins"], batch["ratings"])
+        informative = self.reward_loss.is_informative(batch["ranks"], batch["margins"], batch["ratings"])
         return batch["weights"] * informative
 
     def create_optimizer(

@@ -176,7 +176,7 @@ def longer_wins(
             num_pairs += 1
     return wins / num_pairs
 
-# %% ../nbs/03c_tokens.ipynb #c9c149a3
+# %% ../nbs/03c_tokens.ipynb #d001c241
 REPORTED = {
     "dropped": Value("string"), # why, or empty
     "cut": Value("int32"), # tokens removed from the prompt
@@ -243,7 +243,7 @@ def _margins(comparison, from_scores):
         )
     return [ratings[winner] - ratings[loser] for winner, loser in pairs]
 
-
+# %% ../nbs/03c_tokens.ipynb #a03028e1
 def _tokenized_row(rendered, sequences, arguments):
     "Return a `TokenizedComparison` with the fields of REPORTED."
     comparison = rendered.comparison

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'RewardTrainer', 'tokenize_for_model', 'examples_to_compare', 'checkpoint_to_resume', 'forget_reward_scale']
 
-# %% ../nbs/05_training.ipynb #87c4ce08
+# %% ../nbs/05_training.ipynb #32f9fad5
 import logging
 from functools import partial
 from typing import Any, Callable, Optional, Union
@@ -18,13 +18,13 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import TrainOutput
 
 from .arguments import RewardConfig, check_arguments, check_for_loss, check_inputs, check_state_dict_type
-from .arguments import close_process_group
+from .arguments import close_process_group # for scripts
 from .card import ModelCardMixin
 from .losses import LOSSES, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
-from .packing import choose_collator, pad_comparisons
-from .resuming import SIZES, CheckpointMixin, checkpoint_problem, newest_checkpoint
-from .resuming import unfinished
+from .packing import choose_layout, pad_comparisons
+from .resuming import CheckpointMixin, checkpoint_problem, newest_checkpoint
+from .resuming import SIZES, unfinished # importable from here too
 from .reward import RewardModel
 from .sampling import SameStepsMixin
 from .steps import StepLoggingMixin, StepLossMixin, StepRecords
@@ -32,7 +32,7 @@ from .tokens import FEATURES, tokenize_rows
 
 logger = logging.getLogger(__name__)
 
-# %% ../nbs/05_training.ipynb #cb7251d8
+# %% ../nbs/05_training.ipynb #6ab39fee
 class RewardTrainer(
     SameStepsMixin,
     StepLossMixin,
@@ -98,11 +98,11 @@ class RewardTrainer(
 
         Raises `ValueError` for a named checkpoint that is incomplete, or where there is none.
         """
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if self.args.use_liger_kernel:
             apply_liger_kernel(self.model.backbone, self.args.liger_kernel_config)
             # the Trainer looks for a model of transformers, and warns
             logging.getLogger("transformers.integrations.liger").setLevel(logging.ERROR)
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         forget_reward_scale(self.model.config)
         self.step_records = StepRecords()
         output = super().train(checkpoint, **kwargs)
@@ -120,9 +120,11 @@ class RewardTrainer(
         self._layout_is_chosen = True
         if self.args.layout == "padded":
             return
-        self.data_collator, difference = choose_collator(self.model, examples_to_compare(dataset))
-        if difference is not None:
-            self._use_padding(difference)
+        layout = choose_layout(self.model, examples_to_compare(dataset))
+        layout.apply_to(self.model)
+        self.data_collator = layout.collator
+        if layout.difference is not None:
+            self._use_padding(layout.difference)
 
     def _use_padding(self, difference):
         "Warn about the padded layout, and group comparisons by length; otherwise most of a batch is padding."
@@ -135,7 +137,7 @@ class RewardTrainer(
         if self.args.train_sampling_strategy == "random":
             self.args.train_sampling_strategy = "group_by_length"
 
-# %% ../nbs/05_training.ipynb #d526f7a3
+# %% ../nbs/05_training.ipynb #f2bf27ca
 def tokenize_for_model(
     model: RewardModel, # its positions limit the length
     tokenizer: PreTrainedTokenizerBase, # the model's
@@ -173,7 +175,7 @@ def tokenize_for_model(
         logger.warning("max_length is %d, but the model and its tokenizer take %d tokens.", args.max_length, max_length)
     return tokenized
 
-# %% ../nbs/05_training.ipynb #e0416935
+# %% ../nbs/05_training.ipynb #13c52918
 def examples_to_compare(
     dataset: Any, # tokenized
 ) -> list[dict]:

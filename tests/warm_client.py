@@ -42,6 +42,9 @@ def end_like(status):
 
 if __name__ == "__main__":
     path, *arguments = sys.argv[1:]
+    if arguments[:1] == ["-u"]:  # as launchers start their processes
+        os.environ["PYTHONUNBUFFERED"] = "1"
+        arguments.pop(0)
     first = arguments[0] if arguments else "-"
     if first.startswith("-") and first not in ("-m", "-c"):  # other options need an interpreter of their own
         os.execv(os.environ["COLD_PYTHON"], [os.environ["COLD_PYTHON"], *arguments])

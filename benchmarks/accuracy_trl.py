@@ -27,8 +27,8 @@ from sides import MEMORY, ours, print_nothing, theirs, tokenizer_and_model
 from rlhf_reward import RewardModel, load_rows, tokenize_rows
 from rlhf_reward.comparison import ranked_pairs
 from rlhf_reward.losses import BradleyTerry
-from rlhf_reward.packing import by_comparison, pad_comparisons
 from rlhf_reward.metrics import pair_metrics
+from rlhf_reward.packing import by_comparison, pad_comparisons
 
 LEARNING_RATE = 1e-4
 

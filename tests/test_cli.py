@@ -58,14 +58,14 @@ def test_recipe_gives_way_to_what_is_said(tmp_path):
     ("dtype: int8", [], "argument --dtype"),
     ("load_best_model_at_end: true\neval_strategy: steps", [], "load_best_model_at_end"),
     ("- 1", [], "expected a mapping"),
-    (None, ["missing.yaml"], "'missing.yaml' is not there"),
+    (None, ["missing.yaml"], "'missing.yaml' does not exist"),
     (None, ["--learning_rat", "1"], "unknown argument '--learning_rat' on the command line (a YAML file comes first); did you mean 'learning_rate'?"),
     (None, ["--dataset", "rows.jsonl"], "--model and --dataset go together"),
     (None, ["--model", "gpt2"], "--model and --dataset go together"),
-    (None, ["--columns", "prompt"], "--columns prompt is not a map"),
-    (None, ["--columns", "chosen=a,rejected=a"], "--columns chosen=a,rejected=a is not a map; expected names of this library and of the data, each once"),
-    (None, ["--columns", "prompt=a,prompt=b"], "is not a map"),
-    (None, ["--resume_from_checkpoint", "runs/none"], "runs/none is not there"),
+    (None, ["--columns", "prompt"], "--columns prompt is not a mapping"),
+    (None, ["--columns", "chosen=a,rejected=a"], "--columns chosen=a,rejected=a is not a mapping; expected names of this library and of the data, each once"),
+    (None, ["--columns", "prompt=a,prompt=b"], "is not a mapping"),
+    (None, ["--resume_from_checkpoint", "runs/none"], "runs/none does not exist"),
 ])
 def test_wrong_arguments_are_named(tmp_path, capsys, yaml_text, argv, message):
     if yaml_text:
@@ -172,7 +172,7 @@ def test_training_goes_on_from_the_head_of_a_reward_model(tmp_path, adapter):
     import torch
     from rlhf_reward import RewardModel
     from rlhf_reward.adapters import add_adapter, lora_config
-    from rlhf_reward.cli import _prepare
+    from rlhf_reward.cli.train_command import prepare_trainer
     from rlhf_reward.synthetic import synthetic_texts
 
     base = tiny_decoder(tmp_path / "base", synthetic_texts())
@@ -182,7 +182,7 @@ def test_training_goes_on_from_the_head_of_a_reward_model(tmp_path, adapter):
     model.save_pretrained(tmp_path / "trained", AutoTokenizer.from_pretrained(base))
     rows = ['{"prompt": "I like birds %d. ", "chosen": "robin", "rejected": "owl"}' % n for n in range(30)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    opened = lambda name: _prepare(*parse_train(["--model", str(tmp_path / name), "--dataset", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "out"), *QUICK])).model
+    opened = lambda name: prepare_trainer(*parse_train(["--model", str(tmp_path / name), "--dataset", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "out"), *QUICK])).model
     goes_on, anew = opened("trained"), opened("base")
     assert torch.equal(goes_on.score.weight, model.score.weight) and not torch.equal(anew.score.weight, model.score.weight)
     assert hasattr(goes_on.backbone, "peft_config") == adapter

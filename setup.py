@@ -15,6 +15,11 @@ extras = {
     if key.endswith("_requirements")
 }
 
+# On PyPI, links to files of the repository must be whole addresses.
+readme = (here / "README.md").read_text(encoding="utf-8")
+address = f"{settings['git_url']}/blob/{settings['branch']}/"
+long_description = re.sub(r"\]\((?!\w+:|#)", f"]({address}", readme).replace(".png)", ".png?raw=true)")
+
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -23,10 +28,10 @@ setup(
     author=settings["author"],
     license="Apache-2.0",
     license_files=["LICENSE"],
-    long_description=re.sub(r"\]\((?!\w+:|#)", f"]({settings['git_url']}/blob/{settings['branch']}/", (here / "README.md").read_text(encoding="utf-8")).replace(".png)", ".png?raw=true)"),
+    long_description=long_description,
     project_urls={"Documentation": "https://rlhf-reward.github.io/rlhf_reward/", "Source": settings["git_url"]},
     long_description_content_type="text/markdown",
-    packages=find_packages(include=[settings["lib_path"]]),
+    packages=find_packages(include=[settings["lib_path"], f"{settings['lib_path']}.*"]),
     package_data={settings["lib_path"]: ["configs/*.yaml", "serving.html", "report.html"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),

@@ -1,9 +1,10 @@
+"The command `rlhf_reward`: its arguments and messages, and what a short run of training prints and writes."
 import json
-import subprocess
 import sys
 
 import pytest
 import yaml
+from programs import run
 from transformers import AutoTokenizer
 
 from rlhf_reward.cli import main, parse_train, train
@@ -15,32 +16,60 @@ QUICK = ["--max_steps", "2", "--use_cpu", "--report_to", "none", "--eval_strateg
 @pytest.mark.process
 def test_help_imports_nothing_heavy():
     "This is what lets it answer at once."
-    code = "import sys, rlhf_reward.cli\ntry: rlhf_reward.cli.main(['--help'])\nexcept SystemExit: print('heavy:', {'torch', 'transformers', 'datasets'} & set(sys.modules))"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "train" in output and output.endswith("heavy: set()\n")
+    code = """
+import sys, rlhf_reward.cli
+try:
+    rlhf_reward.cli.main(["--help"])
+except SystemExit:
+    print("heavy:", {"torch", "transformers", "datasets"} & set(sys.modules))
+"""
+    printed = run(sys.executable, "-c", code).stdout
+    assert "train" in printed and printed.endswith("heavy: set()\n")
 
 
 def test_help_of_train_lists_all_arguments(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["train", "--help"])
     help = capsys.readouterr().out
-    assert exit.value.code == 0 and all(name in help for name in ("--model", "--dataset", "--max_length", "--gradient_accumulation_steps", "--fsdp"))
+    assert exit.value.code == 0
+    for name in ("--model", "--dataset", "--max_length", "--gradient_accumulation_steps", "--fsdp"):
+        assert name in help
 
 
 def test_command_line_wins_over_yaml(tmp_path):
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({"model": "m", "dataset": "d.jsonl", "learning_rate": "3e-4", "seed": 5, "bf16": False, "lr_scheduler_kwargs": {"num_cycles": 2},
-                                      "output_dir": str(tmp_path), "use_cpu": True}))
+    settings = {
+        "model": "m",
+        "dataset": "d.jsonl",
+        "learning_rate": "3e-4",
+        "seed": 5,
+        "bf16": False,
+        "lr_scheduler_kwargs": {"num_cycles": 2},
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+    }
+    config.write_text(yaml.safe_dump(settings))
     job, args = parse_train([str(config), "--learning_rate", "1e-4", "--dropout", "0.2"])
     assert (job.model, job.dataset, job.dropout) == ("m", "d.jsonl", 0.2)
-    assert (args.learning_rate, args.seed, args.lr_scheduler_kwargs, args.num_train_epochs) == (1e-4, 5, {"num_cycles": 2}, 1.0)
+    assert (args.learning_rate, args.seed, args.num_train_epochs) == (1e-4, 5, 1.0)
+    assert args.lr_scheduler_kwargs == {"num_cycles": 2}
 
 
 def test_yaml_values_are_what_they_say(tmp_path):
     config = tmp_path / "config.yaml"
-    config.write_text(f"output_dir: {tmp_path}\nuse_cpu: true\nresume_from_checkpoint: true\nreport_to: [none]\nlogging_strategy: 'no'\nrun_name: null\nwarmup_steps: 0\n")
+    lines = [
+        f"output_dir: {tmp_path}",
+        "use_cpu: true",
+        "resume_from_checkpoint: true",
+        "report_to: [none]",
+        "logging_strategy: 'no'",
+        "run_name: null",
+        "warmup_steps: 0",
+    ]
+    config.write_text("\n".join(lines) + "\n")
     job, args = parse_train([str(config)])
-    assert (args.resume_from_checkpoint, args.logging_strategy, args.warmup_steps, job.dataset) == (True, "no", 0, "synthetic")
+    assert args.resume_from_checkpoint is True
+    assert (args.logging_strategy, args.warmup_steps, job.dataset) == ("no", 0, "synthetic")
 
 
 def test_recipe_gives_way_to_what_is_said(tmp_path):
@@ -48,6 +77,12 @@ def test_recipe_gives_way_to_what_is_said(tmp_path):
     config.write_text("num_train_epochs: 2\n")
     _, args = parse_train([str(config), "--max_length", "32", "--output_dir", str(tmp_path), "--use_cpu"])
     assert (args.num_train_epochs, args.max_length, args.learning_rate) == (2, 32, 1e-3)
+
+
+UNKNOWN = (
+    "unknown argument '--learning_rat' on the command line (a YAML file comes first); did you mean 'learning_rate'?"
+)
+TWICE = "--columns chosen=a,rejected=a is not a map; expected names of this library and of the data, each once"
 
 
 @pytest.mark.parametrize("yaml_text, argv, message", [
@@ -60,11 +95,11 @@ def test_recipe_gives_way_to_what_is_said(tmp_path):
     ("load_best_model_at_end: true\neval_strategy: steps", [], "load_best_model_at_end"),
     ("- 1", [], "expected a mapping"),
     (None, ["missing.yaml"], "'missing.yaml' is not there"),
-    (None, ["--learning_rat", "1"], "unknown argument '--learning_rat' on the command line (a YAML file comes first); did you mean 'learning_rate'?"),
+    (None, ["--learning_rat", "1"], UNKNOWN),
     (None, ["--dataset", "rows.jsonl"], "--model and --dataset go together"),
     (None, ["--model", "gpt2"], "--model and --dataset go together"),
     (None, ["--columns", "prompt"], "--columns prompt is not a map"),
-    (None, ["--columns", "chosen=a,rejected=a"], "--columns chosen=a,rejected=a is not a map; expected names of this library and of the data, each once"),
+    (None, ["--columns", "chosen=a,rejected=a"], TWICE),
     (None, ["--columns", "prompt=a,prompt=b"], "is not a map"),
     (None, ["--resume_from_checkpoint", "runs/none"], "runs/none is not there"),
 ])
@@ -77,15 +112,27 @@ def test_wrong_arguments_are_named(tmp_path, capsys, yaml_text, argv, message):
     assert message in capsys.readouterr().err
 
 
+def preferences(count):
+    "Rows with one right answer."
+    return [{"prompt": f"I like birds {n}. ", "chosen": "robin", "rejected": "owl"} for n in range(count)]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def test_every_run_says_what_was_dropped_and_debug_gives_examples(tmp_path, caplog):
     from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
 
-    rows = ['{"prompt": "I like birds %d. ", "chosen": "robin", "rejected": "%s"}' % (n, "owl" if n else "robin") for n in range(30)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    (tmp_path / "sound.jsonl").write_text("\n".join(rows[1:]))
-    argv = ["--model", tiny_decoder(tmp_path / "base", synthetic_texts()), "--output_dir", str(tmp_path / "out"), *QUICK]
+    rows = preferences(30)
+    equal = {**rows[0], "rejected": "robin"}
+    write(tmp_path / "rows.jsonl", [equal, *rows[1:]])
+    write(tmp_path / "sound.jsonl", rows[1:])
+    base = tiny_decoder(tmp_path / "base", synthetic_texts())
+    argv = ["--model", base, "--output_dir", str(tmp_path / "out"), *QUICK]
     train([*argv, "--dataset", str(tmp_path / "sound.jsonl")])
-    assert [message.split(" of ")[0] for message in caplog.messages if "comparisons of" in message] == ["All 29 comparisons"]
+    counts = [message for message in caplog.messages if "comparisons of" in message]
+    assert [message.split(" of ")[0] for message in counts] == ["All 29 comparisons"]
     caplog.clear()
     train([*argv, "--dataset", str(tmp_path / "rows.jsonl"), "--log_level", "debug"])
     told = [message for message in caplog.messages if "rows.jsonl" in message]
@@ -96,7 +143,10 @@ def test_every_run_says_what_was_dropped_and_debug_gives_examples(tmp_path, capl
     (["--model", "{folder}", "--dataset", "{folder}/none.jsonl"], "none.jsonl' is not there"),
     (["--model", "./no/model", "--dataset", "synthetic"], "'./no/model' is not there"),
     (["--model", "{folder}/base", "--dataset", "{folder}/broken.jsonl"], "line 1 is not JSON"),
-    (["--model", "{folder}/base", "--dataset", "{folder}/rows.jsonl"], "rows.jsonl cannot be used: it has the columns ['answer', 'prompt']"),
+    (
+        ["--model", "{folder}/base", "--dataset", "{folder}/rows.jsonl"],
+        "rows.jsonl cannot be used: it has the columns ['answer', 'prompt']",
+    ),
 ])
 def test_what_is_wrong_with_the_input_is_said_without_a_traceback(tmp_path, options, message):
     from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
@@ -113,12 +163,19 @@ def test_training_on_a_file_ends_with_accuracy_baseline_and_checkpoint(tmp_path,
     from rlhf_reward import RewardModel
     from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
 
-    rows = "".join('{"question": "I like birds. ", "chosen": "robin robin %d", "rejected": "%d"}\n' % (n, n) for n in range(40))
-    (tmp_path / "train.jsonl").write_text(rows)
-    (tmp_path / "eval.jsonl").write_text(rows[: rows.index('"chosen": "robin robin 9"')].rsplit("\n", 1)[0] + "\n")
+    rows = [{"question": "I like birds. ", "chosen": f"robin robin {n}", "rejected": str(n)} for n in range(40)]
+    write(tmp_path / "train.jsonl", rows)
+    write(tmp_path / "eval.jsonl", rows[:9])
     base = tiny_decoder(tmp_path / "base", synthetic_texts())
-    metrics = train(["--model", base, "--dataset", str(tmp_path / "train.jsonl"), "--eval_dataset", str(tmp_path / "eval.jsonl"),
-                     "--columns", "prompt=question", "--output_dir", str(tmp_path / "out"), *QUICK])
+    options = [
+        *("--model", base),
+        *("--dataset", str(tmp_path / "train.jsonl")),
+        *("--eval_dataset", str(tmp_path / "eval.jsonl")),
+        *("--columns", "prompt=question"),
+        *("--output_dir", str(tmp_path / "out")),
+        *QUICK,
+    ]
+    metrics = train(options)
     printed = capsys.readouterr().out
     assert f"Held-out accuracy: {metrics['eval_accuracy']:.4f} over 9 pairs" in printed
     assert "Longer wins:       1.0000" in printed and f"Checkpoint:        {tmp_path / 'out'}" in printed
@@ -128,7 +185,7 @@ def test_training_on_a_file_ends_with_accuracy_baseline_and_checkpoint(tmp_path,
 def test_training_on_a_stream_and_on_a_file_with_bad_lines(tmp_path, capsys):
     from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
 
-    rows = ['{"prompt": "I like birds %d. ", "chosen": "robin robin", "rejected": "owl"}' % n for n in range(40)]
+    rows = [json.dumps({**row, "chosen": "robin robin"}) for row in preferences(40)]
     (tmp_path / "broken.jsonl").write_text("\n".join([*rows[:9], "{", *rows[9:]]))
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     base = tiny_decoder(tmp_path / "base", synthetic_texts())
@@ -139,14 +196,20 @@ def test_training_on_a_stream_and_on_a_file_with_bad_lines(tmp_path, capsys):
     with pytest.raises(SystemExit):
         train([*out, "--dataset", str(tmp_path / "rows.jsonl"), "--streaming"])
     assert "--streaming goes with --eval_dataset" in capsys.readouterr().err
-    streamed = [*out, "--dataset", str(tmp_path / "rows.jsonl"), "--eval_dataset", str(tmp_path / "rows.jsonl"), "--streaming", "--max_steps", "2"]
+    data = ["--dataset", str(tmp_path / "rows.jsonl"), "--eval_dataset", str(tmp_path / "rows.jsonl")]
+    streamed = [*out, *data, "--streaming", "--max_steps", "2"]
     assert train(streamed)["eval_pairs"] == 40
     import rlhf_reward.data
 
-    with pytest.MonkeyPatch.context() as patch: # it is read as a stream, and only the training set is
-        loaded = []
-        load_rows = rlhf_reward.data.load_rows
-        patch.setattr(rlhf_reward.data, "load_rows", lambda *args, **kwargs: loaded.append(load_rows(*args, **kwargs)) or loaded[-1])
+    loaded = []
+    load_rows = rlhf_reward.data.load_rows
+
+    def noted(*args, **options):
+        loaded.append(load_rows(*args, **options))
+        return loaded[-1]
+
+    with pytest.MonkeyPatch.context() as patch:  # it is read as a stream, and only the training set is
+        patch.setattr(rlhf_reward.data, "load_rows", noted)
         train(streamed)
     assert [type(rows).__name__ for rows in loaded] == ["IterableDataset", "Dataset"]
 
@@ -154,11 +217,16 @@ def test_training_on_a_stream_and_on_a_file_with_bad_lines(tmp_path, capsys):
 def test_messages_get_a_chat_template_by_name(tmp_path):
     "From a file, or from another model's tokenizer; it is saved with the model. One that has none is named."
     base = tiny_decoder(tmp_path / "base", ["user says ada. assistant says iron."])
-    rows = [{"prompt": [{"role": "user", "content": f"ada {n}"}], "chosen": [{"role": "assistant", "content": "iron"}], "rejected": [{"role": "assistant", "content": "tin"}]} for n in range(20)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = []
+    for n in range(20):
+        asked = [{"role": "user", "content": f"ada {n}"}]
+        answers = {"chosen": "iron", "rejected": "tin"}
+        messages = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
+        rows.append({"prompt": asked, **messages})
+    write(tmp_path / "rows.jsonl", rows)
     template = "{% for message in messages %}{{ message.role }} says {{ message.content }}. {% endfor %}"
     (tmp_path / "template.jinja").write_text(template)
-    command = ["--model", base, "--dataset", str(tmp_path / "rows.jsonl"), "--max_steps", "1", "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"]
+    command = ["--model", base, "--dataset", str(tmp_path / "rows.jsonl"), *QUICK, "--max_steps", "1"]
     train([*command, "--chat_template", str(tmp_path / "template.jinja"), "--output_dir", str(tmp_path / "one")])
     assert AutoTokenizer.from_pretrained(tmp_path / "one").chat_template == template
     train([*command, "--chat_template", str(tmp_path / "one"), "--output_dir", str(tmp_path / "two")])
@@ -181,9 +249,14 @@ def test_training_goes_on_from_the_head_of_a_reward_model(tmp_path, adapter):
     model = RewardModel(base, device="cpu")
     model = add_adapter(model, lora_config(r=2)) if adapter else model
     model.save_pretrained(tmp_path / "trained", AutoTokenizer.from_pretrained(base))
-    rows = ['{"prompt": "I like birds %d. ", "chosen": "robin", "rejected": "owl"}' % n for n in range(30)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    opened = lambda name: _prepare(*parse_train(["--model", str(tmp_path / name), "--dataset", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "out"), *QUICK])).model
-    goes_on, anew = opened("trained"), opened("base")
-    assert torch.equal(goes_on.score.weight, model.score.weight) and not torch.equal(anew.score.weight, model.score.weight)
-    assert hasattr(goes_on.backbone, "peft_config") == adapter
+    write(tmp_path / "rows.jsonl", preferences(30))
+
+    def opened(name):
+        data = ["--model", str(tmp_path / name), "--dataset", str(tmp_path / "rows.jsonl")]
+        return _prepare(*parse_train([*data, "--output_dir", str(tmp_path / "out"), *QUICK])).model
+
+    continued = opened("trained")
+    anew = opened("base")
+    assert torch.equal(continued.score.weight, model.score.weight)
+    assert not torch.equal(anew.score.weight, model.score.weight)
+    assert hasattr(continued.backbone, "peft_config") == adapter

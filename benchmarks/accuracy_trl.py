@@ -25,10 +25,10 @@ import transformers
 from sides import MEMORY, ours, print_nothing, theirs, tokenizer_and_model
 
 from rlhf_reward import RewardModel, load_rows, tokenize_rows
-from rlhf_reward.data import ranked_pairs
+from rlhf_reward.comparison import ranked_pairs
 from rlhf_reward.losses import BradleyTerry
+from rlhf_reward.metrics import pair_metrics
 from rlhf_reward.packing import by_comparison, pad_comparisons
-from rlhf_reward.training import pair_metrics
 
 LEARNING_RATE = 1e-4
 

@@ -37,7 +37,7 @@ from datasets import Dataset
 from sides import MEMORY, VOCAB, ours, print_nothing, theirs, tokenizer_and_model
 
 from rlhf_reward import RewardModel, load_rows, tokenize_rows
-from rlhf_reward.data import ranked_pairs
+from rlhf_reward.comparison import ranked_pairs
 from rlhf_reward.losses import BradleyTerry
 from rlhf_reward.packing import by_comparison, choose_collator, model_inputs, pad_comparisons
 from rlhf_reward.tokens import tokenized_comparison

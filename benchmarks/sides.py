@@ -6,7 +6,7 @@ import transformers
 from datasets import Dataset
 
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
-from rlhf_reward.data import ranked_pairs
+from rlhf_reward.comparison import ranked_pairs
 from rlhf_reward.synthetic import tiny_decoder
 from rlhf_reward.tokens import FEATURES, whole_sequences
 

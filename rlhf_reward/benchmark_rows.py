@@ -12,7 +12,8 @@ import re
 from dataclasses import replace
 from typing import Any, Optional
 
-from .data import Comparison, to_comparison
+from .comparison import Comparison
+from .rows import to_comparison
 
 Keyed = tuple[Comparison, str] # a comparison, and the key that its rule needs
 

@@ -34,9 +34,10 @@ from rlhf_reward.benchmark_rules import (
     score_rm_bench,
     score_subsets,
 )
-from .data import Comparison, load_rows, normalized
+from .comparison import Comparison, normalized
 from .evaluation import Evaluation, Rule, evaluate
 from .intervals import JackknifeInterval, jackknife
+from .loading import load_rows
 from .scoring import BaseScorer
 
 # %% auto #0

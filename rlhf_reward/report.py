@@ -15,7 +15,7 @@ from typing import Optional, TypedDict, Union
 import jinja2
 
 from . import __version__
-from .data import Text
+from .comparison import Text
 from .evaluation import EvaluationReport, Mistake, ModelComparison, compare
 from .report_plots import import_matplotlib, plots
 from rlhf_reward.report_summary import (
@@ -90,7 +90,7 @@ class DataReport(TypedDict):
 
 
 class JsonReport(TypedDict):
-    "What `report.json` holds."
+    "The content of `report.json`."
     rlhf_reward: str # version
     data: dict[str, DataReport] # by name
 

@@ -107,7 +107,7 @@ def load_weights(
 
 # %% ../nbs/05e_resuming.ipynb #4848020f
 def save_loss_parameters(
-    loss: RewardLoss,
+    loss: RewardLoss, # with or without parameters
     name: str, # of the loss
     folder: Union[str, Path], # a checkpoint
 ) -> None:
@@ -118,7 +118,7 @@ def save_loss_parameters(
 
 
 def load_loss_parameters(
-    loss: RewardLoss,
+    loss: RewardLoss, # with or without parameters
     folder: Union[str, Path], # a checkpoint
 ) -> None:
     "Read the parameters of a loss, if it has any, from `loss.json`."

@@ -58,7 +58,7 @@ class AppendedSampler(Sampler):
     "Indices of another sampler, followed by extra indices."
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: Sampler, # the other sampler
         extra: Sequence[int], # in order
     ):
         self.sampler = sampler

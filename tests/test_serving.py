@@ -580,7 +580,7 @@ def test_small_bodies_with_much_in_them(scorer):
         (["--host", "no such host"], "not an address of this machine"),
         (["--token", ""], "The token is empty"),
         (["--token", "sécret"], "other than printable ASCII"),
-        (["--model", "nowhere/at/all"], "is not there"),
+        (["--model", "nowhere/at/all"], "'nowhere/at/all' does not exist"),
         (["--token", "a b"], "without spaces"),
         (["--port", "99999"], "expected a port from 1 to 65535"),
         (["--timeout", "inf"], "expected a port"),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Optional
 
-from ..data import shared_length
+from ..comparison import shared_length
 from ..scoring import Scorer
 from ..tokens import TooLong
 
@@ -146,7 +146,7 @@ class Batcher:
             return all(request.answer.done() for request in requests)
 
         try:
-            return self.scorer.rewards(sequences, prompts, progress=False, given_up=all_cancelled)
+            return self.scorer.rewards(sequences, prompts, progress=False, should_cancel=all_cancelled)
         except BaseException as error: # one that is not an `Exception` would end the task of `run`
             raise RuntimeError(f"{type(error).__name__}: {error}") from error
 

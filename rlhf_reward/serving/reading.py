@@ -15,7 +15,8 @@ from typing import Any, Optional
 from fastapi import HTTPException
 from transformers import PreTrainedTokenizerBase
 
-from ..data import Comparison, to_responses
+from ..comparison import Comparison
+from ..rows import to_responses
 from .schemas import ClassifyRequest, RankRequest, RewardRequest, ScoreRequest, Text
 
 # %% ../../nbs/08e_reading.ipynb #06cab7e3

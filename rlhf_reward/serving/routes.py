@@ -27,6 +27,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from .. import __version__
+from ..encoding import TooLong
 from ..scoring import Scorer, ranked
 from .batching import Batcher, QueueFull, count_tokens
 from .middleware import Authorize, CountRequests, LimitBody
@@ -55,7 +56,6 @@ from rlhf_reward.serving.schemas import (
     ScoreRequest,
     Usage,
 )
-from ..tokens import TooLong
 
 logger = logging.getLogger(__name__)
 

@@ -276,7 +276,7 @@ def load_benchmark(
     benchmark = BENCHMARKS[name]
     rows = list(load_rows(path or benchmark.hub, benchmark.split))
     for number, row in enumerate(rows, start=1):
-        _check_row(name, number, row)
+        _check_row(name, benchmark.columns, number, row)
     loaded = []
     for first in range(0, len(rows), benchmark.together):
         number = first + 1
@@ -287,7 +287,7 @@ def load_benchmark(
             raise ValueError(f"Row {number} for {name} cannot be used: {error}") from None
     if not loaded:
         raise ValueError(f"The {len(rows)} rows for {name} hold no comparison; expected rows of that benchmark.")
-    _check_parts(name, loaded)
+    _check_parts(name, benchmark.parts, loaded)
     benchmark.check(loaded)
     return loaded
 
@@ -370,9 +370,8 @@ def _baseline_scores(benchmark, table):
     return scores
 
 # %% ../nbs/07a_benchmarks.ipynb #9ce9811e
-def _check_row(name, number, row):
+def _check_row(name, columns, number, row):
     "Raise `ValueError` for a row of another schema."
-    columns = BENCHMARKS[name].columns
     missing = sorted(column for column in columns if row.get(column) is None)
     if missing:
         raise ValueError(
@@ -384,9 +383,8 @@ def _check_row(name, number, row):
             raise ValueError(f"Row {number} for {name} has {row[column]!r:.60} as {column}; expected {kind}.")
 
 
-def _check_parts(name, loaded):
+def _check_parts(name, expected, loaded):
     "Raise `ValueError` unless there are all parts of the benchmark, and no other."
-    expected = BENCHMARKS[name].parts
     found = {str(item.comparison.source) for item in loaded}
     if not expected or found == expected:
         return

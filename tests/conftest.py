@@ -1,12 +1,103 @@
-"""Every test leaves the loggers as it found them, whatever the order of the tests."""
+"""
+Shared by all tests: one thread a process, the order of the files, marks, programs that start fast, loggers.
 
+A test that starts a Python program asks for the fixture `python`, which marks it as `process`; the fixtures `site` and
+`browser` mark tests in the same way. Other programs need the mark on the test: without it, starting Python fails.
+"""
 import logging
+import os
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two workers share the cores
 
 import pytest
+import warm
+from filelock import FileLock
+
+# The files that take long, longest first, so that none of them is left to one worker at the end. All others follow.
+LONG_FILES = (
+    "test_docs.py",
+    "test_runs.py",
+    "test_scoring.py",
+    "test_packing.py",
+    "test_serving.py",
+    "test_reward.py",
+    "test_project.py",
+    "test_training.py",
+    "test_adapters.py",
+    "test_files.py",
+    "test_tokens.py",
+    "test_evaluation.py",
+    "test_cli.py",
+)
+LAST = "test_notebooks.py"  # many equal parts, which fill both workers to the end
+MARKS_BY_FIXTURE = {"python": "process", "site": "site", "browser": "browser"}
+PROGRAM_MARKS = {"process", "notebook", "site", "browser", "fuzz", "wheel"}
+running = None  # the test that runs
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-cases", type=int, default=60, help="random requests to each address of a server")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    def weight(item):
+        name = item.path.name
+        return LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES) + (name == LAST)
+
+    for item in items:
+        for fixture, mark in MARKS_BY_FIXTURE.items():
+            if fixture in item.fixturenames:
+                item.add_marker(mark)
+        if item.path.name != LAST:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    items.sort(key=weight)
+
+
+def refuse_unmarked_programs(event, arguments):
+    "An audit hook: a test without a mark for it starts no Python."
+    if event == "subprocess.Popen" and running is not None:
+        program = os.path.basename(os.fspath(arguments[0] or arguments[1][0]))
+        marks = {mark.name for mark in running.iter_markers()}
+        if program.startswith(("python", "rlhf_reward", "nbdev")) and not marks & PROGRAM_MARKS:
+            expected = "expected the fixture `python` or the mark `process`"
+            raise RuntimeError(f"{running.nodeid} starts {program}; {expected}.")
+
+
+sys.addaudithook(refuse_unmarked_programs)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    global running
+    running = item
+    try:
+        return (yield)
+    finally:
+        running = None
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory):
+    "The path of a Python that has imported the library already. `rlhf_reward` and `accelerate` are in its folder."
+    if not sys.platform.startswith("linux"):
+        return sys.executable
+    folder = tmp_path_factory.getbasetemp()
+    owner = os.getpid()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+        owner = os.getppid()
+    note = folder / "warm"
+    with FileLock(f"{note}.lock"):
+        if not note.exists():
+            note.write_text(str(warm.start(owner)))
+    return f"{note.read_text()}/python"
 
 
 @pytest.fixture(autouse=True)
 def log_levels_as_before():
+    "Every test leaves the loggers as it found them, whatever the order of the tests."
     loggers = [logging.getLogger(name) for name in ("rlhf_reward", "transformers")]
     levels = [logger.level for logger in loggers]
     yield

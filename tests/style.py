@@ -5,9 +5,12 @@ Run it on files to list every violation: `python tests/style.py rlhf_reward/data
 whole project without arguments.
 """
 import ast
+import functools
+import io
 import json
 import re
 import sys
+import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -115,22 +118,101 @@ def large_parts(path):
                 yield f"{path}:{node.lineno}: class {node.name} has {node.end_lineno - node.lineno + 1} lines"
 
 
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_definitions(tree):
+    "The private names that a module defines: functions, classes, methods, constants, fields."
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+            names.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return {name for name in names if is_private(name)}
+
+
+@functools.cache
+def private_names_by_module():
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "rlhf_reward").rglob("*.py")}
+    return {path: private_definitions(tree) for path, tree in trees.items() if path.name != "_modidx.py"}
+
+
 def private_imports(path):
-    "Yield each private name that is imported from another module of the library."
+    "Yield each use of a private name of another module of the library: by an import, or as an attribute."
     if "rlhf_reward" not in path.parts or path.suffix != ".py":
         return
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        inside = isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("rlhf_reward"))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    elsewhere = set()
+    for module, names in private_names_by_module().items():
+        if module != path:
+            elsewhere |= names
+    elsewhere -= private_definitions(tree)
+    for node in ast.walk(tree):
+        is_import = isinstance(node, ast.ImportFrom)
+        inside = is_import and (node.level or (node.module or "").startswith("rlhf_reward"))
         for alias in node.names if inside else []:
-            if alias.name.startswith("_") and not alias.name.startswith("__"):
+            if is_private(alias.name) and alias.name != "_modidx":
                 yield f"{path}:{node.lineno}: imports the private name {alias.name}"
+        if isinstance(node, ast.Attribute) and node.attr in elsewhere:
+            owner = ast.unparse(node.value)
+            if owner not in ("self", "cls", "super()"):
+                yield f"{path}:{node.lineno}: uses {owner}.{node.attr}, which is private to another module"
+
+
+def imported_modules(modules):
+    "{module: modules of the library that it imports when it is imported itself}, given {path: module}."
+    return {name: imported_by(path, name, set(modules.values())) for path, name in modules.items()}
+
+
+def imported_by(path, name, known):
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in statements_at_import(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = parts[:len(parts) - node.level + 1] if node.level else []
+            source = ".".join([*base, *filter(None, [node.module])])
+            for alias in node.names:
+                inner = f"{source}.{alias.name}"
+                found.add(inner if inner in known else source)
+    return (found & known) - {name}
+
+
+def statements_at_import(tree):
+    "The statements of a module that run when it is imported: all but those in functions and under TYPE_CHECKING."
+    waiting = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        waiting += [child for child in ast.iter_child_nodes(node) if isinstance(child, (ast.stmt, ast.ExceptHandler))]
+
+
+def code_lines(path):
+    "How many lines hold code: not empty, no comment, no docstring."
+    lines = set()
+    layout = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    for _, source in sources(path):
+        docstrings = set()
+        for node in ast.walk(parse(source)):
+            is_constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            if is_constant and isinstance(node.value.value, str):
+                docstrings |= set(range(node.lineno, node.end_lineno + 1))
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type not in layout and token.type != tokenize.COMMENT:
+                lines |= set(range(token.start[0], token.end[0] + 1)) - docstrings
+    return len(lines)
 
 
 def strings_and_comments(source):
     "Yield (line number, text) of each comment, string and docstring of Python source."
-    import io
-    import tokenize
-
     for token in tokenize.generate_tokens(io.StringIO(re.sub(r"^[!%].*", "", source, flags=re.MULTILINE)).readline):
         kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
         if token.type in kinds:
@@ -145,10 +227,10 @@ def old_words(path):
     for label, source in sources(path) if path.suffix in (".py", ".ipynb") else []:
         texts += [(f"{label}:{number}", text) for number, text in strings_and_comments(source)]
         for node in ast.walk(parse(source)):
-            is_definition = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-            docstring = ast.get_docstring(node) if is_definition else None
+            kinds = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+            docstring = ast.get_docstring(node) if isinstance(node, kinds) else None
             if docstring and DOCSTRING_START.match(docstring):
-                yield f"{label}:{node.lineno}: the docstring begins {docstring[:40]!r}"
+                yield f"{label}:{getattr(node, 'lineno', 1)}: the docstring begins {docstring[:40]!r}"
     if path.suffix == ".ipynb":
         texts += [(f"{path} text", text) for text in markdown_cells(path)]
     elif path.suffix == ".md":
@@ -156,7 +238,8 @@ def old_words(path):
     for label, text in texts:
         for pattern, replacement in WORDS:
             for match in re.finditer(pattern, text):
-                yield f"{label}: {match[0]!r}, write {replacement}: …{text[max(0, match.start() - 30):match.end() + 20]!r}"
+                context = text[max(0, match.start() - 30):match.end() + 20]
+                yield f"{label}: {match[0]!r}, write {replacement}: …{context!r}"
 
 
 def long_stretches(path):
@@ -193,7 +276,10 @@ def all_files():
 
 def violations(check, paths=None):
     "Every violation of one rule."
-    return [line for path in paths or all_files() for line in check(path)]
+    found = []
+    for path in paths or all_files():
+        found += check(path)
+    return found
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ except SystemExit:
 """
 
 
+@pytest.mark.process
 def test_help_imports_nothing_heavy():
     "So help is printed at once."
     command = [sys.executable, "-c", IMPORTED_BY_HELP]

@@ -1,7 +1,9 @@
+import csv
 import gzip
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,107 +11,196 @@ from datasets import Dataset
 
 from architectures import word_tokenizer
 from chat_tokenizers import chat_tokenizer
-from rlhf_reward import Comparison, load_rows, tokenize_rows
+from rlhf_reward import Comparison, data, load_rows, tokenize_rows
 from rlhf_reward.audit import audit
 from rlhf_reward.data import hold_out, ranked_pairs, text_key, to_comparison
 
 PAIR = {"prompt": "w5 ", "chosen": "w6", "rejected": "w7"}
 
 
-@pytest.mark.parametrize("scores, ranks", [((3, 1, 2), (1, 3, 2)), ((1, 1, 0), (1, 1, 3)), ((0.5, -0.5), (1, 2)), ((True, False), (1, 2))])
+@pytest.mark.parametrize("module", ["comparison", "rows", "loading"])
+def test_the_earlier_module_has_the_public_names(module):
+    defined = import_module(f"rlhf_reward.{module}")
+    for name in set(defined.__all__) - {"CACHE_VERSION"}:
+        assert name in data.__all__
+        assert getattr(data, name) is getattr(defined, name)
+
+
+@pytest.mark.parametrize(
+    "scores, ranks",
+    [
+        ((3, 1, 2), (1, 3, 2)),
+        ((1, 1, 0), (1, 1, 3)),
+        ((0.5, -0.5), (1, 2)),
+        ((True, False), (1, 2)),
+    ],
+)
 def test_ranks_follow_from_scores(scores, ranks):
     responses = ("a", "b", "c")[: len(scores)]
-    assert to_comparison({"prompt": "p", "responses": list(responses), "scores": list(scores), "extra": None}) == Comparison(
-        "p", responses, ranks, tuple(map(float, scores)))
+    row = {"prompt": "p", "responses": list(responses), "scores": list(scores), "extra": None}
+    ratings = tuple(map(float, scores))
+    assert to_comparison(row) == Comparison("p", responses, ranks, ratings)
 
 
 def test_given_ranks_are_kept_in_their_order():
-    assert to_comparison({"prompt": "p", "responses": ["a", "b", "c"], "ranks": [5, 2, 2]}).ranks == (3, 1, 1)
+    row = {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [5, 2, 2]}
+    assert to_comparison(row).ranks == (3, 1, 1)
 
 
-@pytest.mark.parametrize("verdict, ranks", [("a", (1, 2)), ("A", (1, 2)), ("model_a", (1, 2)), (1, (1, 2)), ("b", (2, 1)), ("model_b", (2, 1)), (2, (2, 1)),
-                                            ("tie", (1, 1)), ("tie (bothbad)", (1, 1)), (" B ", (2, 1)), (2.0, (2, 1)), ("tie (inconsistent)", (1, 1))])
+@pytest.mark.parametrize(
+    "verdict, ranks",
+    [
+        ("a", (1, 2)),
+        ("A", (1, 2)),
+        ("model_a", (1, 2)),
+        (1, (1, 2)),
+        ("b", (2, 1)),
+        ("model_b", (2, 1)),
+        (2, (2, 1)),
+        ("tie", (1, 1)),
+        ("tie (bothbad)", (1, 1)),
+        (" B ", (2, 1)),
+        (2.0, (2, 1)),
+        ("tie (inconsistent)", (1, 1)),
+    ],
+)
 @pytest.mark.parametrize("column", ["winner", "preference"])
 def test_arena_verdicts(column, verdict, ranks):
-    assert to_comparison({"prompt": "p", "response_a": "x", "response_b": "y", column: verdict}) == Comparison("p", ("x", "y"), ranks)
+    assert to_comparison(
+        {"prompt": "p", "response_a": "x", "response_b": "y", column: verdict}
+    ) == Comparison("p", ("x", "y"), ranks)
 
 
-@pytest.mark.parametrize("chosen, rejected, prompt", [
-    ("\n\nHuman: Hi\n\nAssistant: Hello you", "\n\nHuman: Hi\n\nAssistant: Hello", "\n\nHuman: Hi\n\nAssistant:"),
-    ("\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant: D", "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant: E",
-     "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:"),
-    ("2 + 2 = 4", "2 + 2 = 5", "2 + 2 = "),
-    ("one", "two", ""),
-    ("one", "one two", "one"),
-])
+@pytest.mark.parametrize(
+    "chosen, rejected, prompt",
+    [
+        (
+            "\n\nHuman: Hi\n\nAssistant: Hello you",
+            "\n\nHuman: Hi\n\nAssistant: Hello",
+            "\n\nHuman: Hi\n\nAssistant:",
+        ),
+        (
+            "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant: D",
+            "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant: E",
+            "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:",
+        ),
+        ("2 + 2 = 4", "2 + 2 = 5", "2 + 2 = "),
+        ("one", "two", ""),
+        ("one", "one two", "one"),
+    ],
+)
 def test_whole_texts_are_split_at_their_prompt_and_lose_nothing(chosen, rejected, prompt):
     comparison = to_comparison({"chosen": chosen, "rejected": rejected})
-    assert comparison.prompt == prompt and comparison.ranks == (1, 2)
+    assert comparison.prompt == prompt
+    assert comparison.ranks == (1, 2)
     assert [comparison.prompt + response for response in comparison.responses] == [chosen, rejected]
 
 
-U, A = "user", "assistant"
+U = "user"
+A = "assistant"
 
 
-def messages(*said):
-    return [{"role": role, "content": content} for role, content in said]
+def messages(*turns):
+    return [{"role": role, "content": content} for role, content in turns]
 
 
-ASKED, FOUR, FIVE = messages((U, "2+2?")), messages((A, "4")), messages((A, "5"))
+ASKED = messages((U, "2+2?"))
+FOUR = messages((A, "4"))
+FIVE = messages((A, "5"))
 SYSTEM = messages(("system", "Be brief."))
 
 
-@pytest.mark.parametrize("row, prompt", [
-    ({"chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED),
-    ({"prompt": ASKED, "chosen": FOUR, "rejected": FIVE}, ASKED),
-    ({"prompt": ASKED, "chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED),
-    ({"prompt": "2+2?", "chosen": FOUR, "rejected": FIVE}, ASKED),
-    ({"prompt": "2+2?", "chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED), # UltraFeedback
-    ({"prompt": "2+2? ", "chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED),
-    ({"prompt": ASKED, "chosen": SYSTEM + ASKED + FOUR, "rejected": SYSTEM + ASKED + FIVE}, SYSTEM + ASKED),
-    ({"prompt": None, "chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED), # a table that has the column for other rows
-    ({"prompt": "2+2?", "chosen": SYSTEM + ASKED + FOUR, "rejected": SYSTEM + ASKED + FIVE}, SYSTEM + ASKED),
-    ({"prompt": SYSTEM + ASKED, "chosen": "4", "rejected": "5"}, SYSTEM + ASKED),
-    ({"prompt": ASKED, "responses": ["4", "5"], "scores": [1, 0]}, ASKED),
-    ({"responses": [ASKED + FOUR, ASKED + FIVE], "ranks": [1, 2]}, ASKED),
-    ({"response_a": ASKED + FOUR, "response_b": ASKED + FIVE, "winner": "model_a"}, ASKED), # arena conversations
-])
+@pytest.mark.parametrize(
+    "row, prompt",
+    [
+        ({"chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED),
+        ({"prompt": ASKED, "chosen": FOUR, "rejected": FIVE}, ASKED),
+        ({"prompt": ASKED, "chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED),
+        ({"prompt": "2+2?", "chosen": FOUR, "rejected": FIVE}, ASKED),
+        # UltraFeedback
+        (
+            {"prompt": "2+2?", "chosen": ASKED + FOUR, "rejected": ASKED + FIVE},
+            ASKED,
+        ),
+        ({"prompt": "2+2? ", "chosen": ASKED + FOUR, "rejected": ASKED + FIVE}, ASKED),
+        (
+            {"prompt": ASKED, "chosen": SYSTEM + ASKED + FOUR, "rejected": SYSTEM + ASKED + FIVE},
+            SYSTEM + ASKED,
+        ),
+        # a table that has the column for other rows
+        (
+            {"prompt": None, "chosen": ASKED + FOUR, "rejected": ASKED + FIVE},
+            ASKED,
+        ),
+        (
+            {"prompt": "2+2?", "chosen": SYSTEM + ASKED + FOUR, "rejected": SYSTEM + ASKED + FIVE},
+            SYSTEM + ASKED,
+        ),
+        ({"prompt": SYSTEM + ASKED, "chosen": "4", "rejected": "5"}, SYSTEM + ASKED),
+        ({"prompt": ASKED, "responses": ["4", "5"], "scores": [1, 0]}, ASKED),
+        ({"responses": [ASKED + FOUR, ASKED + FIVE], "ranks": [1, 2]}, ASKED),
+        # arena conversations
+        (
+            {"response_a": ASKED + FOUR, "response_b": ASKED + FIVE, "winner": "model_a"},
+            ASKED,
+        ),
+    ],
+)
 def test_messages_become_prompt_and_responses(row, prompt):
-    table = Dataset.from_list([row])[0] # as it comes from a file
+    table = Dataset.from_list([row])[0]  # as it comes from a file
     for form in (row, table):
         comparison = to_comparison(form)
-        assert (comparison.prompt, comparison.responses, comparison.ranks) == (prompt, (FOUR, FIVE), (1, 2))
+        assert comparison.prompt == prompt
+        assert comparison.responses == (FOUR, FIVE)
+        assert comparison.ranks == (1, 2)
 
 
 def test_conversations_part_where_they_differ_and_end_in_a_response():
     later = messages((U, "Sure?"), (A, "Yes."))
     comparison = to_comparison({"chosen": ASKED + FOUR + later, "rejected": ASKED + FIVE + later})
-    assert comparison.prompt == ASKED and comparison.responses == (FOUR + later, FIVE + later)
+    assert comparison.prompt == ASKED
+    assert comparison.responses == (FOUR + later, FIVE + later)
     continued = to_comparison({"prompt": ASKED, "chosen": FOUR + later, "rejected": FIVE + later})
-    assert continued.prompt == ASKED and continued.responses == (FOUR + later, FIVE + later)
+    assert continued.prompt == ASKED
+    assert continued.responses == (FOUR + later, FIVE + later)
     same = to_comparison({"chosen": ASKED + FOUR, "rejected": ASKED + FOUR})
-    assert same.prompt == ASKED and same.responses == (FOUR, FOUR)
+    assert same.prompt == ASKED
+    assert same.responses == (FOUR, FOUR)
     nothing = to_comparison({"chosen": FOUR, "rejected": FIVE})
-    assert nothing.prompt == [] and nothing.responses == (FOUR, FIVE)
+    assert nothing.prompt == []
+    assert nothing.responses == (FOUR, FIVE)
 
 
 def test_ratings_margin_weight_and_source_are_read():
-    given = to_comparison({**PAIR, "score_chosen": 8, "score_rejected": 6.5, "margin": 2, "weight": 0.5, "source": 7})
+    given = to_comparison(
+        {**PAIR, "score_chosen": 8, "score_rejected": 6.5, "margin": 2, "weight": 0.5, "source": 7}
+    )
     assert (given.ratings, given.margin, given.weight, given.source) == ((8.0, 6.5), 2.0, 0.5, "7")
-    absent = to_comparison({**PAIR, "score_chosen": None, "score_rejected": None, "margin": None, "source": None})
+    absent = to_comparison(
+        {**PAIR, "score_chosen": None, "score_rejected": None, "margin": None, "source": None}
+    )
     assert (absent.ratings, absent.margin, absent.weight, absent.source) == (None, None, 1.0, None)
-    assert to_comparison({**PAIR, "weight": None, "margin": "", "score_chosen": "", "score_rejected": ""}) == to_comparison(PAIR) # empty cells
-    assert to_comparison({"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2], "scores": [1, 3]}).ratings == (1.0, 3.0)
-    assert to_comparison({"prompt": "p", "responses": ["a", "b"], "scores": [2, 3]}).ratings == (2.0, 3.0)
-    assert to_comparison({"prompt": "p", "responses": ["a", "b"], "ranks": [2, 3]}).ratings is None
+    empty_cells = {"weight": None, "margin": "", "score_chosen": "", "score_rejected": ""}
+    assert to_comparison({**PAIR, **empty_cells}) == to_comparison(PAIR)
+    two = {"prompt": "p", "responses": ["a", "b"]}
+    assert to_comparison({**two, "ranks": [1, 2], "scores": [1, 3]}).ratings == (1.0, 3.0)
+    assert to_comparison({**two, "scores": [2, 3]}).ratings == (2.0, 3.0)
+    assert to_comparison({**two, "ranks": [2, 3]}).ratings is None
 
 
 def test_forms_may_be_mixed_in_one_file(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(map(json.dumps, [PAIR, {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}, {"prompt": ASKED, "chosen": FOUR, "rejected": FIVE},
-                                               {"chosen_ids": [1, 2], "rejected_ids": [1, 3]}, {"prompt": "p", "response_a": "a", "response_b": "b", "winner": 2}])))
+    rows = [
+        PAIR,
+        {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]},
+        {"prompt": ASKED, "chosen": FOUR, "rejected": FIVE},
+        {"chosen_ids": [1, 2], "rejected_ids": [1, 3]},
+        {"prompt": "p", "response_a": "a", "response_b": "b", "winner": 2},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
     comparisons = [to_comparison(row) for row in load_rows(str(path))]
-    assert [comparison.ranks for comparison in comparisons] == [(1, 2), (2, 1), (1, 2), (1, 2), (2, 1)]
+    ranks = [comparison.ranks for comparison in comparisons]
+    assert ranks == [(1, 2), (2, 1), (1, 2), (1, 2), (2, 1)]
     assert [comparison.prompt for comparison in comparisons] == ["w5 ", "p", ASKED, [1], "p"]
 
 
@@ -117,48 +208,78 @@ K2 = {"prompt": "p", "responses": ["a", "b"]}
 ARENA = {"prompt": "p", "response_a": "a", "response_b": "b"}
 
 
-@pytest.mark.parametrize("row, message", [
-    ({"prompt": "p", "chosen": "c"}, r"it has the columns \['chosen', 'prompt'\]; expected one of: .*chosen, rejected;.*--columns"),
-    ({**PAIR, "chosen": None, "rejected": None}, r"columns \['prompt'\]; expected"),
-    ({**PAIR, "rejected": None}, "None stands where a text is expected, as rejected:"),
-    ({**PAIR, "prompt": None}, "None stands where a text is expected"),
-    ({**PAIR, "prompt": 3}, "3 stands where a text"),
-    ({**PAIR, "chosen": {"text": "a"}}, "{'text': 'a'} stands where a text"),
-    ({**PAIR, "chosen": ["a"]}, r"\['a'\] stands where a text"),
-    ({**PAIR, "prompt": []}, r"\[\] stands where a text"),
-    ({**PAIR, "prompt": [{"role": "user"}]}, "None stands where a text"),
-    ({**PAIR, "prompt": [{"content": "a"}]}, "the message {'content': 'a'} has no role"),
-    ({**PAIR, "prompt": [{"role": "user", "content": ["a"]}]}, r"\['a'\] stands where a text"),
-    ({**PAIR, "chosen": FOUR}, "some responses are strings and some are messages"),
-    ({**PAIR, "margin": "much"}, "'much' stands as margin; expected a finite number"),
-    ({**PAIR, "margin": [1]}, r"\[1\] stands as margin"),
-    ({**PAIR, "margin": float("nan")}, "nan stands as margin"),
-    ({**PAIR, "weight": -1}, "the weight is -1.0; expected a number that is not negative"),
-    ({**PAIR, "score_chosen": 1, "score_rejected": None}, "expected a number for each"),
-    ({**PAIR, "tools": "[", }, "the tools are not JSON"),
-    ({**PAIR, "tools": {"name": "f"}}, "the tools are .*; expected a list"),
-    ({**PAIR, "chat_template_kwargs": [1]}, "the chat_template_kwargs are .*; expected a dict"),
-    ({"prompt": "p", "responses": ["a"], "scores": [1]}, r"the responses are \['a'\]; expected a list of at least 2"),
-    ({**K2, "responses": None, "scores": [1, 2]}, "the responses are None"),
-    ({**K2, "responses": "ab", "scores": [1, 2]}, "the responses are not JSON"),
-    ({**K2, "responses": ["a", None], "scores": [1, 2]}, "None stands where a text"),
-    ({**K2, "scores": [1]}, r"the scores are \[1\] for 2 responses; expected one number for each"),
-    ({**K2, "scores": [1, None]}, "a number for each"),
-    ({**K2, "scores": [1, float("nan")]}, "nan stands as scores; expected a finite number"),
-    ({**K2, "scores": ["high", "2"]}, "'high' stands as scores"),
-    ({**K2, "scores": [[1], [2]]}, "stands as scores"),
-    ({**K2, "scores": 3}, "the scores are 3"),
-    ({**K2, "ranks": [1, None]}, "the ranks .*a number for each"),
-    ({**K2, "ranks": [1]}, "the ranks are .1. for 2 responses"),
-    ({"prompt": "p", "responses": ["a", "b", "c"], "ranks": [1, 2, 3], "margin": 1}, "one margin for 3 responses"),
-    ({**ARENA, "winner": "left"}, "the winner is 'left'; expected one of a, 1, model_a"),
-    ({**ARENA, "preference": 0}, "the preference is 0"),
-    ({"chosen": "a", "rejected": None}, "None stands where a text"),
-    ({"chosen_ids": [1, 2], "rejected_ids": []}, r"the rejected_ids are \[\]; expected a list of token ids"),
-    ({"chosen_ids": [1, -2], "rejected_ids": [1]}, "the chosen_ids are"),
-    ({"chosen_ids": [1, 2.0], "rejected_ids": [1]}, "the chosen_ids are"),
-    ({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}, "prompt_ids beside .*expected whole texts"),
-])
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (
+            {"prompt": "p", "chosen": "c"},
+            r"it has the columns \['chosen', 'prompt'\]; expected one of: .*chosen, rejected;.*--columns",
+        ),
+        ({**PAIR, "chosen": None, "rejected": None}, r"columns \['prompt'\]; expected"),
+        ({**PAIR, "rejected": None}, "found None as rejected; expected a text:"),
+        ({**PAIR, "prompt": None}, "found None; expected a text"),
+        ({**PAIR, "prompt": 3}, "found 3; expected a text"),
+        ({**PAIR, "chosen": {"text": "a"}}, "found {'text': 'a'}; expected a text"),
+        ({**PAIR, "chosen": ["a"]}, r"found \['a'\]; expected a text"),
+        ({**PAIR, "prompt": []}, r"found \[\]; expected a text"),
+        ({**PAIR, "prompt": [{"role": "user"}]}, "found None; expected a text"),
+        ({**PAIR, "prompt": [{"content": "a"}]}, "the message {'content': 'a'} has no role"),
+        (
+            {**PAIR, "prompt": [{"role": "user", "content": ["a"]}]},
+            r"found \['a'\]; expected a text",
+        ),
+        ({**PAIR, "chosen": FOUR}, "some responses are strings and some are messages"),
+        ({**PAIR, "margin": "much"}, "found 'much' as margin; expected a finite number"),
+        ({**PAIR, "margin": [1]}, r"found \[1\] as margin"),
+        ({**PAIR, "margin": float("nan")}, "found nan as margin"),
+        ({**PAIR, "weight": -1}, "the weight is -1.0; expected a number that is not negative"),
+        ({**PAIR, "score_chosen": 1, "score_rejected": None}, "expected a number for each"),
+        (
+            {
+                **PAIR,
+                "tools": "[",
+            },
+            "the tools are not JSON",
+        ),
+        ({**PAIR, "tools": {"name": "f"}}, "the tools are .*; expected a list"),
+        ({**PAIR, "chat_template_kwargs": [1]}, "the chat_template_kwargs are .*; expected a dict"),
+        (
+            {"prompt": "p", "responses": ["a"], "scores": [1]},
+            r"the responses are \['a'\]; expected a list of at least 2",
+        ),
+        ({**K2, "responses": None, "scores": [1, 2]}, "the responses are None"),
+        ({**K2, "responses": "ab", "scores": [1, 2]}, "the responses are not JSON"),
+        ({**K2, "responses": ["a", None], "scores": [1, 2]}, "found None; expected a text"),
+        (
+            {**K2, "scores": [1]},
+            r"the scores are \[1\] for 2 responses; expected one number for each",
+        ),
+        ({**K2, "scores": [1, None]}, "a number for each"),
+        ({**K2, "scores": [1, float("nan")]}, "found nan as scores; expected a finite number"),
+        ({**K2, "scores": ["high", "2"]}, "found 'high' as scores"),
+        ({**K2, "scores": [[1], [2]]}, r"found \[1\] as scores"),
+        ({**K2, "scores": 3}, "the scores are 3"),
+        ({**K2, "ranks": [1, None]}, "the ranks .*a number for each"),
+        ({**K2, "ranks": [1]}, "the ranks are .1. for 2 responses"),
+        (
+            {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [1, 2, 3], "margin": 1},
+            "one margin for 3 responses",
+        ),
+        ({**ARENA, "winner": "left"}, "the winner is 'left'; expected one of a, 1, model_a"),
+        ({**ARENA, "preference": 0}, "the preference is 0"),
+        ({"chosen": "a", "rejected": None}, "found None as rejected; expected a text"),
+        (
+            {"chosen_ids": [1, 2], "rejected_ids": []},
+            r"the rejected_ids are \[\]; expected a list of token ids",
+        ),
+        ({"chosen_ids": [1, -2], "rejected_ids": [1]}, "the chosen_ids are"),
+        ({"chosen_ids": [1, 2.0], "rejected_ids": [1]}, "the chosen_ids are"),
+        (
+            {"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]},
+            "prompt_ids with .*expected whole texts",
+        ),
+    ],
+)
 def test_bad_rows_are_named(row, message):
     with pytest.raises(ValueError, match=message):
         to_comparison(row)
@@ -168,19 +289,31 @@ def test_bad_rows_are_named(row, message):
 
 
 def test_lone_surrogates_are_named():
-    with pytest.raises(ValueError, match=r"has a lone surrogate at character 1, half of a character; expected valid Unicode"):
+    with pytest.raises(
+        ValueError,
+        match=r"has a lone surrogate at character 1, half of a character; expected valid Unicode",
+    ):
         to_comparison({**PAIR, "prompt": "a\ud800"})
 
 
 def test_held_out_prompts_are_in_one_part_only():
-    rows = Dataset.from_list([{**PAIR, "prompt": f"Ｎr. {n % 30}" if n // 30 else f"nr.  {n % 30} ", "chosen": f"{n} w8"} for n in range(90)])
+    rows = []
+    for n in range(90):
+        prompt = f"Ｎr. {n % 30}" if n // 30 else f"nr.  {n % 30} "
+        rows.append({**PAIR, "prompt": prompt, "chosen": f"{n} w8"})
+    rows = Dataset.from_list(rows)
     train, held = hold_out(rows, 0.1, seed=3)
     keys = [set(map(text_key, part["prompt"])) for part in (train, held)]
-    assert len(keys[1]) == 3 and len(held) == 9 and not keys[0] & keys[1] # prompts that differ in case, spaces and width are the same
+    # Prompts that differ in case, spaces and width are the same.
+    assert len(keys[1]) == 3
+    assert len(held) == 9
+    assert not keys[0] & keys[1]
     assert sorted([*train["chosen"], *held["chosen"]]) == sorted(rows["chosen"])
     assert hold_out(rows, 0.1, seed=3)[1][:] == held[:] != hold_out(rows, 0.1, seed=4)[1][:]
-    tokenized = hold_out(tokenize_rows(rows, word_tokenizer(), 99, on_bad_row="skip"), 0.1, seed=3) # the same ones
-    assert [len(part) for part in tokenized] == [81, 9] and {*tokenized[1]["prompt_key"]} == keys[1]
+    tokenized_rows = tokenize_rows(rows, word_tokenizer(), 99, on_bad_row="skip")
+    tokenized = hold_out(tokenized_rows, 0.1, seed=3)  # the same prompts
+    assert [len(part) for part in tokenized] == [81, 9]
+    assert {*tokenized[1]["prompt_key"]} == keys[1]
     with pytest.raises(ValueError, match=r"1 different prompt\(s\)"):
         hold_out(rows.select([0]))
     with pytest.raises(ValueError, match="of which 30 would be held out"):
@@ -188,32 +321,57 @@ def test_held_out_prompts_are_in_one_part_only():
 
 
 def test_prompts_in_messages_are_held_out_too():
-    rows = Dataset.from_list([{"prompt": messages((U, str(n % 10))), "chosen": FOUR, "rejected": FIVE} for n in range(20)])
+    rows = []
+    for n in range(20):
+        rows.append({"prompt": messages((U, str(n % 10))), "chosen": FOUR, "rejected": FIVE})
+    rows = Dataset.from_list(rows)
     train, held = hold_out(rows, 0.1)
-    assert [len(train), len(held)] == [18, 2] and held[0]["prompt"] == held[1]["prompt"]
+    assert [len(train), len(held)] == [18, 2]
+    assert held[0]["prompt"] == held[1]["prompt"]
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "rows.jsonl.gz", "rows.csv.gz", "folder"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rows.jsonl",
+        "rows.json",
+        "rows.csv",
+        "rows.parquet",
+        "rows.jsonl.gz",
+        "rows.csv.gz",
+        "folder",
+    ],
+)
 def test_rows_are_read_from_files(tmp_path, name):
     rows = [PAIR, {**PAIR, "chosen": "w8"}]
-    path, data = tmp_path / name, Dataset.from_list(rows)
+    path = tmp_path / name
+    table = Dataset.from_list(rows)
     if name == "folder":
         path.mkdir()
-        data.to_json(path / "train.jsonl")
+        table.to_json(path / "train.jsonl")
     elif ".parquet" in name:
-        data.to_parquet(path)
+        table.to_parquet(path)
     else:
-        (data.to_csv if ".csv" in name else data.to_json)(tmp_path / "plain", **({} if ".csv" in name else {"lines": name != "rows.json"}))
-        text = (tmp_path / "plain").read_bytes()
+        plain = tmp_path / "plain"
+        if ".csv" in name:
+            table.to_csv(plain)
+        else:
+            table.to_json(plain, lines=name != "rows.json")
+        text = plain.read_bytes()
         path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
     assert load_rows(str(path)).to_list() == rows
 
 
 def test_columns_of_other_names_are_mapped(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"prompt": "not this", "instruction": "p", "output_1": "a", "output_2": "b"}))
-    rows = load_rows(str(path), columns={"prompt": "instruction", "chosen": "output_1", "rejected": "output_2"})
-    assert to_comparison(rows[0]) == Comparison("p", ("a", "b"), (1, 2)) and sorted(rows.column_names) == ["chosen", "prompt", "rejected"]
+    path.write_text(
+        json.dumps({"prompt": "not this", "instruction": "p", "output_1": "a", "output_2": "b"})
+    )
+    rows = load_rows(
+        str(path), columns={"prompt": "instruction", "chosen": "output_1", "rejected": "output_2"}
+    )
+    assert to_comparison(rows[0]) == Comparison("p", ("a", "b"), (1, 2))
+    assert sorted(rows.column_names) == ["chosen", "prompt", "rejected"]
     with pytest.raises(ValueError, match="no column 'question'; it has .*'instruction'"):
         load_rows(str(path), columns={"prompt": "question"})
 
@@ -225,25 +383,42 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "rows.txt").write_text("a")
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": "b", \n')
     (tmp_path / "surrogate.jsonl").write_text('{"prompt": "a"}\n{"prompt": "\\ud800"}\n')
-    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "a"}\n{"prompt": "\xe9"}\n'.encode("latin-1"))
-    (tmp_path / "lists.jsonl").write_text('[1]\n[2]\n')
+    (tmp_path / "latin.jsonl").write_bytes(
+        '{"prompt": "a"}\n{"prompt": "\xe9"}\n'.encode("latin-1")
+    )
+    (tmp_path / "lists.jsonl").write_text("[1]\n[2]\n")
     (tmp_path / "array.json").write_bytes('[{"prompt": "a"}, {"prompt": "\xe9"}]'.encode("latin-1"))
     (tmp_path / "open.json").write_text('[{"prompt": "a"},')
-    with pytest.raises(FileNotFoundError, match="missing.jsonl' is not there"):
+    with pytest.raises(FileNotFoundError, match="missing.jsonl' does not exist"):
         load_rows(str(tmp_path / "missing.jsonl"))
-    for name, message in (("empty.jsonl", "it has no rows"), ("header.csv", "it has no rows"), ("none.json", "it has no rows"), ("rows.txt", "another kind"),
-                          ("broken.jsonl", "broken.jsonl' cannot be read: line 3 is not JSON"),
-                          ("surrogate.jsonl", "line 2 is not valid Unicode"), ("latin.jsonl", "line 2 is not valid Unicode"),
-                          ("lists.jsonl", "line 1 is not an object with columns"), ("array.json", "element 2 is not valid Unicode"),
-                          ("open.json", "open.json' cannot be read: Expecting value: line 1 column 18")):
+    for name, message in (
+        ("empty.jsonl", "it has no rows"),
+        ("header.csv", "it has no rows"),
+        ("none.json", "it has no rows"),
+        ("rows.txt", "another kind"),
+        ("broken.jsonl", "broken.jsonl' cannot be read: line 3 is not JSON"),
+        ("surrogate.jsonl", "line 2 is not valid Unicode"),
+        ("latin.jsonl", "line 2 is not valid Unicode"),
+        ("lists.jsonl", "line 1 is not an object with columns"),
+        ("array.json", "element 2 is not valid Unicode"),
+        ("open.json", "open.json' cannot be read: Expecting value: line 1 column 18"),
+    ):
         with pytest.raises(ValueError, match=message):
             load_rows(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "folder"])
 def test_lines_that_are_not_json_are_skipped_on_request(tmp_path, name, caplog):
-    lines = [json.dumps(PAIR), "{not json", json.dumps({**PAIR, "chosen": "w8"}), '{"prompt": "\\ud800"}', "", json.dumps({**PAIR, "chosen": None})]
-    path, text = tmp_path / name, "\n".join(lines).encode()
+    lines = [
+        json.dumps(PAIR),
+        "{not json",
+        json.dumps({**PAIR, "chosen": "w8"}),
+        '{"prompt": "\\ud800"}',
+        "",
+        json.dumps({**PAIR, "chosen": None}),
+    ]
+    path = tmp_path / name
+    text = "\n".join(lines).encode()
     if name == "folder":
         path.mkdir()
         (path / "train.jsonl").write_bytes(text)
@@ -254,39 +429,65 @@ def test_lines_that_are_not_json_are_skipped_on_request(tmp_path, name, caplog):
             list(load_rows(str(path), streaming=streaming))
     rows = load_rows(str(path), on_bad_row="skip")
     streamed = list(load_rows(str(path), on_bad_row="skip", streaming=True))
-    assert [row["chosen"] for row in streamed if row.get("chosen")] == ["w6", "w8"] and len(streamed) == len(rows) == 5
-    with pytest.raises(ValueError, match=r"^Row 2 of the data cannot be used: line 2 is not JSON \(Expecting"):
+    assert [row["chosen"] for row in streamed if row.get("chosen")] == ["w6", "w8"]
+    assert len(streamed) == len(rows) == 5
+    with pytest.raises(
+        ValueError, match=r"^Row 2 of the data cannot be used: line 2 is not JSON \(Expecting"
+    ):
         tokenize_rows(rows, word_tokenizer(), 9)
     kept = tokenize_rows(rows, word_tokenizer(), 9, on_bad_row="skip", name=name)
-    assert len(kept) == 2 and caplog.messages[-1] == f"Dropped 3 of 5 comparisons of {name}: bad row (3)." # the lines and the null
-    assert path.exists() and (path.is_dir() or text == (gzip.decompress(path.read_bytes()) if name.endswith("gz") else path.read_bytes()))
+    # The two bad lines and the null are dropped.
+    assert len(kept) == 2
+    assert caplog.messages[-1] == f"Dropped 3 of 5 comparisons of {name}: bad row (3)."
+    assert path.exists()
+    assert path.is_dir() or text == (
+        gzip.decompress(path.read_bytes()) if name.endswith("gz") else path.read_bytes()
+    )
 
 
-def test_values_stay_as_they_are_written_wherever_they_stand(tmp_path):
-    "A file of more than 10 MB, of which a reader of tables would look at the first for the types."
-    late = [{"prompt": [{"role": "user", "content": "q"}], "chosen": "42", "rejected": "null"}, {**PAIR, "prompt": 3}, {**PAIR, "margin": 1.5},
-            {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2.5]}, {**PAIR, "prompt": "7", "margin": 2}]
+def test_values_stay_as_they_are_written_anywhere_in_a_file(tmp_path):
+    "A reader of tables would derive the types from the first 10 MB of this file."
+    late = [
+        {"prompt": [{"role": "user", "content": "q"}], "chosen": "42", "rejected": "null"},
+        {**PAIR, "prompt": 3},
+        {**PAIR, "margin": 1.5},
+        {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2.5]},
+        {**PAIR, "prompt": "7", "margin": 2},
+    ]
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:
         file.writelines(json.dumps({**PAIR, "prompt": "p" * 600}) + "\n" for _ in range(18_000))
         file.writelines(json.dumps(row) + "\n" for row in late)
     assert path.stat().st_size > 10_000_000
     rows = load_rows(str(path))
-    assert [{name: value for name, value in rows[18_000 + place].items() if value is not None} for place in range(5)] == late
+    for row, expected in zip(rows.select(range(18_000, 18_005)), late, strict=True):
+        assert {name: value for name, value in row.items() if value is not None} == expected
     assert list(load_rows(str(path), streaming=True))[-5:] == late
-    with pytest.raises(ValueError, match=r"^Row 18002 of the data cannot be used: 3 stands where a text"):
-        tokenize_rows(rows.select_columns(rows.column_names), word_tokenizer(chat_template="{{ messages[0].content }}"), 999)
+    with pytest.raises(
+        ValueError, match=r"^Row 18002 of the data cannot be used: found 3; expected a text"
+    ):
+        tokenize_rows(
+            rows.select_columns(rows.column_names),
+            word_tokenizer(chat_template="{{ messages[0].content }}"),
+            999,
+        )
 
 
-@pytest.mark.parametrize("name, text", [
-    ("rows.jsonl", '{"prompt": "é", "responses": ["a", "b"], "scores": [NaN, 1]}\r\n'), ("rows.json", '[{"prompt": "é", "responses": ["a", "b"], "scores": [NaN, 1]}]'),
-    ("rows.csv.jsonl", '{"prompt": "é", "responses": ["a", "b"], "scores": [NaN, 1]}'), ("rows.csv", 'prompt,responses,scores\r\né,"[""a"", ""b""]","[NaN, 1]"\r\n')])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("rows.jsonl", '{"prompt": "é", "responses": ["a", "b"], "scores": [NaN, 1]}\r\n'),
+        ("rows.json", '[{"prompt": "é", "responses": ["a", "b"], "scores": [NaN, 1]}]'),
+        ("rows.csv.jsonl", '{"prompt": "é", "responses": ["a", "b"], "scores": [NaN, 1]}'),
+        ("rows.csv", 'prompt,responses,scores\r\né,"[""a"", ""b""]","[NaN, 1]"\r\n'),
+    ],
+)
 def test_marks_and_line_ends_of_other_systems_are_no_content(tmp_path, name, text):
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
     for streaming in (False, True):
-        row, = load_rows(str(tmp_path / name), streaming=streaming)
+        (row,) = load_rows(str(tmp_path / name), streaming=streaming)
         assert row["prompt"] == "é"
-        with pytest.raises(ValueError, match="(?i)nan'? stands as scores"):
+        with pytest.raises(ValueError, match="(?i)found '?nan'? as scores"):
             to_comparison(row)
 
 
@@ -299,7 +500,9 @@ def test_a_changed_file_is_read_anew(tmp_path):
 
 def test_a_csv_is_read_cell_by_cell(tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_text("prompt,chosen,rejected,margin,score_chosen,score_rejected\n2+2=,4,5,1.5,,\n3+3=,six,6,,2,1\n")
+    path.write_text(
+        "prompt,chosen,rejected,margin,score_chosen,score_rejected\n2+2=,4,5,1.5,,\n3+3=,six,6,,2,1\n"
+    )
     first, second = map(to_comparison, load_rows(str(path)))
     assert (first.responses, first.margin, first.ratings) == (("4", "5"), 1.5, None)
     assert (second.responses, second.margin, second.ratings) == (("six", "6"), None, (2.0, 1.0))
@@ -308,11 +511,25 @@ def test_a_csv_is_read_cell_by_cell(tmp_path):
     chat = json.dumps(ASKED + FOUR).replace('"', '""'), json.dumps(ASKED + FIVE).replace('"', '""')
     path.write_text('chosen,rejected\n"%s","%s"\n' % chat)
     assert to_comparison(load_rows(str(path))[0]) == Comparison(ASKED, (FOUR, FIVE), (1, 2))
-    for text, message in (("prompt,chosen,rejected\nq,a,b,\n", "line 2 has 4 cells for 3 columns"), ("prompt,chosen,rejected\nq,a\n", "has 2 cells"),
-                          ("prompt,prompt\na,b\n", "not all different")):
+    for text, message in (
+        ("prompt,chosen,rejected\nq,a,b,\n", "line 2 has 4 cells for 3 columns"),
+        ("prompt,chosen,rejected\nq,a\n", "has 2 cells"),
+        ("prompt,prompt\na,b\n", "not all different"),
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             load_rows(str(path))
+
+
+def test_long_cells_leave_the_limit_of_the_process_as_it_is(tmp_path):
+    limit = csv.field_size_limit()
+    path = tmp_path / "rows.csv"
+    path.write_text(f"prompt,chosen,rejected\n{'a' * (limit + 1)},b,c\n")
+    stream = iter(load_rows(str(path), streaming=True))
+    assert len(next(stream)["prompt"]) == limit + 1
+    assert csv.field_size_limit() == limit  # although the stream is still open
+    assert len(load_rows(str(path))[0]["prompt"]) == limit + 1
+    assert csv.field_size_limit() == limit
 
 
 def test_what_is_not_gzip_or_ends_early_is_named(tmp_path):
@@ -328,15 +545,26 @@ def test_folders_hold_files_of_one_kind(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps([PAIR, PAIR]))
     (tmp_path / "README.md").write_text("words")
     assert len(load_rows(str(tmp_path))) == 3
-    with pytest.raises(ValueError, match=r"has 0 files for the split 'test'.*Its splits are \['train'\]"):
+    with pytest.raises(
+        ValueError, match=r"has 0 files for the split 'test'.*Its splits are \['train'\]"
+    ):
         load_rows(str(tmp_path), split="test")
     (tmp_path / "c.csv").write_text("prompt,chosen,rejected\na,b,c\n")
-    with pytest.raises(ValueError, match=r"has 3 files for the split 'train', of the kinds \['csv', 'json'\]"):
+    with pytest.raises(
+        ValueError, match=r"has 3 files for the split 'train', of the kinds \['csv', 'json'\]"
+    ):
         load_rows(str(tmp_path))
 
 
-@pytest.mark.parametrize("prompt, chosen, rejected", [
-    ("3+3?", ASKED + FOUR, ASKED + FIVE), (ASKED, SYSTEM + FOUR, SYSTEM + FIVE), (ASKED, ASKED + FOUR, FIVE), (messages((U, "3+3?")), ASKED + FOUR, ASKED + FIVE)])
+@pytest.mark.parametrize(
+    "prompt, chosen, rejected",
+    [
+        ("3+3?", ASKED + FOUR, ASKED + FIVE),
+        (ASKED, SYSTEM + FOUR, SYSTEM + FIVE),
+        (ASKED, ASKED + FOUR, FIVE),
+        (messages((U, "3+3?")), ASKED + FOUR, ASKED + FIVE),
+    ],
+)
 def test_conversations_that_do_not_hold_their_prompt_are_refused(prompt, chosen, rejected):
     with pytest.raises(ValueError, match="but is not a conversation that holds the prompt"):
         to_comparison({"prompt": prompt, "chosen": chosen, "rejected": rejected})
@@ -345,38 +573,74 @@ def test_conversations_that_do_not_hold_their_prompt_are_refused(prompt, chosen,
 def test_words_of_a_csv_stay_words(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("prompt,chosen,rejected\nAny left?,None,NA\n,yes,null\n")
-    assert [to_comparison(row) for row in load_rows(str(path))] == [Comparison("Any left?", ("None", "NA"), (1, 2)), Comparison("", ("yes", "null"), (1, 2))]
+    assert [to_comparison(row) for row in load_rows(str(path))] == [
+        Comparison("Any left?", ("None", "NA"), (1, 2)),
+        Comparison("", ("yes", "null"), (1, 2)),
+    ]
 
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real preference files lie beside the checkout only where they are developed")
-@pytest.mark.parametrize("name, rows, pairs, longer, repeated", [ # figures counted apart from this library, by plain loops over the JSON
-    ("pairs_train.jsonl", 4322, 4322, 0.581, 5), ("pairs_eval.jsonl", 790, 790, 0.574, 0), ("ranked_k4_train.jsonl", 382, 2089, 0.497, 0),
-    ("ranked_k4_eval.jsonl", 70, 386, 0.557, 0), ("ranked_k5.jsonl", 80, 772, 0.802, 0), ("gsm8k_solutions.jsonl", 400, 1327, 0.538, 0),
-    ("llmbar.jsonl", 395, 395, 0.278, 0), ("long_prompts_k3.jsonl", 30, 89, 0.674, 0)])
+@pytest.mark.skipif(
+    not SHARED.is_dir(),
+    reason="the real preference files are in ../shared only where the library is developed",
+)
+@pytest.mark.parametrize(
+    "name, rows, pairs, longer, repeated",
+    [  # figures counted without this library, by plain loops over the JSON
+        ("pairs_train.jsonl", 4322, 4322, 0.581, 5),
+        ("pairs_eval.jsonl", 790, 790, 0.574, 0),
+        ("ranked_k4_train.jsonl", 382, 2089, 0.497, 0),
+        ("ranked_k4_eval.jsonl", 70, 386, 0.557, 0),
+        ("ranked_k5.jsonl", 80, 772, 0.802, 0),
+        ("gsm8k_solutions.jsonl", 400, 1327, 0.538, 0),
+        ("llmbar.jsonl", 395, 395, 0.278, 0),
+        ("long_prompts_k3.jsonl", 30, 89, 0.674, 0),
+    ],
+)
 def test_real_files_are_read_tokenized_and_audited(name, rows, pairs, longer, repeated):
-    data = load_rows(str(SHARED / name))
-    tokenized = tokenize_rows(data, chat_tokenizer("qwen"), 100_000, name=name)
-    report = audit(data, name=name)
-    assert len(data) == len(tokenized) == report["comparisons"] == rows and report["bad_rows"] == 0 and not report["problems"]
+    table = load_rows(str(SHARED / name))
+    tokenized = tokenize_rows(table, chat_tokenizer("qwen"), 100_000, name=name)
+    report = audit(table, name=name)
+    assert len(table) == len(tokenized) == report["comparisons"] == rows
+    assert report["bad_rows"] == 0
+    assert not report["problems"]
     assert report["pairs"] == sum(len(ranked_pairs(row["ranks"])) for row in tokenized) == pairs
-    assert round(report["overall"]["longer_wins"], 3) == longer and report["duplicates"] == repeated
+    assert round(report["overall"]["longer_wins"], 3) == longer
+    assert report["duplicates"] == repeated
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real preference files lie beside the checkout only where they are developed")
+@pytest.mark.skipif(
+    not SHARED.is_dir(),
+    reason="the real preference files are in ../shared only where the library is developed",
+)
 def test_a_real_file_without_texts_is_refused():
     with pytest.raises(ValueError, match="element 1 is not an object with columns"):
         load_rows(str(SHARED / "hh_lengths.json"))
     report = audit(load_rows(str(SHARED / "hh_lengths.json"), on_bad_row="skip"))
-    assert report["comparisons"] == 0 and report["bad_rows"] == 2312 and "element 1 is not" in report["problems"][0]
+    assert report["comparisons"] == 0
+    assert report["bad_rows"] == 2312
+    assert "element 1 is not" in report["problems"][0]
 
 
+@pytest.mark.process
 def test_lengths_for_the_benchmark(tmp_path):
-    "Of prompt and responses, in tokens of a tokenizer of the texts."
-    rows = [{name: f"\n\nHuman: say it\n\nAssistant: {' hello' * count}" for name, count in (("chosen", 3), ("rejected", 9))}] * 30
-    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    subprocess.run([sys.executable, Path(__file__).parents[1] / "benchmarks/hh_lengths.py", tmp_path / "lengths.json", tmp_path / "test.jsonl"], check=True)
-    found = json.loads((tmp_path / "lengths.json").read_text())
-    assert len(found) == 30 and found[0][2] > found[0][1] >= 1 and found[0][0] >= 1 and found[0] == found[-1]
+    "The script writes the lengths of prompt and responses, in tokens of a tokenizer trained on the texts."
+    begin = "\n\nHuman: say it\n\nAssistant: "
+    row = {"chosen": begin + " hello" * 3, "rejected": begin + " hello" * 9}
+    (tmp_path / "test.jsonl").write_text((json.dumps(row) + "\n") * 30)
+    subprocess.run(
+        [
+            sys.executable,
+            Path(__file__).parents[1] / "benchmarks/hh_lengths.py",
+            tmp_path / "lengths.json",
+            tmp_path / "test.jsonl",
+        ],
+        check=True,
+    )
+    lengths = json.loads((tmp_path / "lengths.json").read_text())
+    assert len(lengths) == 30
+    assert lengths[0][2] > lengths[0][1] >= 1
+    assert lengths[0][0] >= 1
+    assert lengths[0] == lengths[-1]

@@ -1,4 +1,5 @@
 "Every loss against float64 by hand, its gradients, and its behaviour at extremes."
+
 import itertools
 import math
 
@@ -19,12 +20,18 @@ def made(seed=0, ranks=RANKS):
     ranks = torch.tensor(ranks)
     rewards = 2 * torch.randn(ranks.shape, generator=draw, dtype=torch.float64)
     margins = torch.rand(*ranks.shape, ranks.shape[1], generator=draw, dtype=torch.float64) + 0.1
-    ratings = torch.randn(ranks.shape, generator=draw, dtype=torch.float64).masked_fill(torch.rand(ranks.shape, generator=draw) < 0.2, math.nan)
-    return rewards, ranks, margins, ratings
+    ratings = torch.randn(ranks.shape, generator=draw, dtype=torch.float64)
+    is_missing = torch.rand(ranks.shape, generator=draw) < 0.2
+    return rewards, ranks, margins, ratings.masked_fill(is_missing, math.nan)
 
 
 def sigmoid(x):
     return 1 / (1 + math.exp(-x))
+
+
+def cost(difference):
+    "−log of the probability of a win."
+    return -math.log(sigmoid(difference))
 
 
 def outcomes(ranks):
@@ -40,42 +47,73 @@ def by_hand(name, r, ranks, margins, ratings):
     "One comparison in plain Python."
     pairs = [(i, j) for i, j, tie in outcomes(ranks) if not tie]
     if name == "bradley_terry":
-        return np.mean([-math.log(sigmoid(r[i] - r[j] - margins[i][j])) for i, j in pairs])
+        return np.mean([cost(r[i] - r[j] - margins[i][j]) for i, j in pairs])
     if name == "smoothed":
-        return np.mean([-0.9 * math.log(sigmoid(r[i] - r[j] - margins[i][j])) - 0.1 * math.log(sigmoid(r[j] - r[i] + margins[i][j])) for i, j in pairs])
+        differences = [r[i] - r[j] - margins[i][j] for i, j in pairs]
+        return np.mean([0.9 * cost(d) + 0.1 * cost(-d) for d in differences])
     if name == "centered":
-        return np.mean([-math.log(sigmoid(r[i] - r[j] - margins[i][j])) + 0.03 * (r[i] + r[j]) ** 2 for i, j in pairs])
+        return np.mean([cost(r[i] - r[j] - margins[i][j]) + 0.03 * (r[i] + r[j]) ** 2 for i, j in pairs])
     if name == "margin_scaled":
-        return np.mean([-margins[i][j] * math.log(sigmoid(r[i] - r[j])) for i, j in pairs])
-    if name == "plackett_luce": # all orders that agree with the ranks
-        real, total = [i for i in range(len(ranks)) if ranks[i] > 0], 0
-        for order in itertools.permutations(real):
-            if [ranks[i] for i in order] == sorted(ranks[i] for i in real):
-                total += math.prod(math.exp(r[i]) / sum(math.exp(r[j]) for j in order[place:]) for place, i in enumerate(order))
-        return -math.log(total)
+        return np.mean([margins[i][j] * cost(r[i] - r[j]) for i, j in pairs])
+    if name == "plackett_luce":
+        return plackett_luce(r, ranks)
     if name == "rao_kupper":
-        theta = 2.0
-        win = lambda i, j: math.exp(r[i]) / (math.exp(r[i]) + theta * math.exp(r[j]))
-        return np.mean([-math.log(1 - win(i, j) - win(j, i) if tie else win(i, j)) for i, j, tie in outcomes(ranks)])
+        return np.mean([-math.log(rao_kupper(r[i], r[j], tie)) for i, j, tie in outcomes(ranks)])
     if name == "davidson":
-        strength = lambda i, j: math.sqrt(math.exp(r[i]) * math.exp(r[j]))
-        total = lambda i, j: math.exp(r[i]) + math.exp(r[j]) + strength(i, j)
-        return np.mean([-math.log((strength(i, j) if tie else math.exp(r[i])) / total(i, j)) for i, j, tie in outcomes(ranks)])
-    rated = [(r[i] - ratings[i]) ** 2 for i in range(len(r)) if ranks[i] > 0 and not math.isnan(ratings[i])]
-    return np.mean(rated) if rated else 0.0
+        return np.mean([-math.log(davidson(r[i], r[j], tie)) for i, j, tie in outcomes(ranks)])
+    squares = []
+    for reward, rank, rating in zip(r, ranks, ratings):
+        if rank > 0 and not math.isnan(rating):
+            squares.append((reward - rating) ** 2)
+    return np.mean(squares) if squares else 0.0
 
 
-ALL = {**{name: make_loss(name) for name in LOSSES}, "smoothed": BradleyTerry(0.1), "centered": BradleyTerry(0, 0.03)}
+def plackett_luce(r, ranks):
+    "−log of the sum over all orders that agree with the ranks."
+    real = [i for i in range(len(ranks)) if ranks[i] > 0]
+    total = 0
+    for order in itertools.permutations(real):
+        if [ranks[i] for i in order] == sorted(ranks[i] for i in real):
+            probability = 1
+            for position, i in enumerate(order):
+                probability *= math.exp(r[i]) / sum(math.exp(r[j]) for j in order[position:])
+            total += probability
+    return -math.log(total)
+
+
+def rao_kupper(first, second, tie):
+    "The probability of a win of the first, or of a tie, with a threshold of θ = 2."
+    win = math.exp(first) / (math.exp(first) + 2 * math.exp(second))
+    lose = math.exp(second) / (math.exp(second) + 2 * math.exp(first))
+    return 1 - win - lose if tie else win
+
+
+def davidson(first, second, tie):
+    "The probability of a win of the first, or of a tie, with ν = 1."
+    strength_of_tie = math.sqrt(math.exp(first) * math.exp(second))
+    total = math.exp(first) + math.exp(second) + strength_of_tie
+    return (strength_of_tie if tie else math.exp(first)) / total
+
+
+ALL = {name: make_loss(name) for name in LOSSES}
+ALL["smoothed"] = BradleyTerry(0.1)
+ALL["centered"] = BradleyTerry(0, 0.03)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_losses_are_their_formulas(name):
     loss = ALL[name].double()
-    for parameter in loss.parameters(): # a float64 that was float32 is only nearly log 3
+    for parameter in loss.parameters():  # a float64 that was float32 is only nearly log 3
         parameter.data.fill_(math.log(3) if name == "rao_kupper" else 0)
     rewards, ranks, margins, ratings = made(ranks=RANKS + TIED * loss.uses_ties)
-    expected = [by_hand(name, *(table.tolist() for table in row)) for row in zip(rewards, ranks, margins, ratings)]
-    torch.testing.assert_close(loss(rewards, ranks, margins, ratings).detach(), torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=1e-12)
+    tables = [table.tolist() for table in (rewards, ranks, margins, ratings)]
+    expected = [by_hand(name, *row) for row in zip(*tables)]
+    torch.testing.assert_close(
+        loss(rewards, ranks, margins, ratings).detach(),
+        torch.tensor(expected, dtype=torch.float64),
+        atol=1e-12,
+        rtol=1e-12,
+    )
     single = ALL[name].float()(rewards.float(), ranks, margins.float(), ratings.float())
     assert single.dtype == torch.float32
     np.testing.assert_allclose(single.detach(), expected, rtol=1e-4, atol=1e-6)
@@ -87,8 +125,10 @@ def test_gradients_are_the_slopes(name):
     rewards, ranks, margins, ratings = made(ranks=RANKS + TIED * loss.uses_ties)
     assert torch.autograd.gradcheck(lambda r: loss(r, ranks, margins, ratings), rewards.requires_grad_())
     for parameter in loss.parameters():
+
         def of_threshold(value):
             return torch.func.functional_call(loss, {"log_tie": value}, (rewards.detach(), ranks, margins, ratings))
+
         assert torch.autograd.gradcheck(of_threshold, parameter.detach().clone().requires_grad_())
 
 
@@ -96,9 +136,9 @@ def test_gradients_are_the_slopes(name):
 @pytest.mark.parametrize("name", ALL)
 def test_finite_at_extremes(name, scale):
     loss = ALL[name].float()
-    rewards, ranks, margins, ratings = (table.float() if table.is_floating_point() else table for table in made(ranks=RANKS + TIED * loss.uses_ties))
-    rewards = (scale * rewards).requires_grad_()
-    losses = loss(rewards, ranks, margins, ratings)
+    rewards, ranks, margins, ratings = made(ranks=RANKS + TIED * loss.uses_ties)
+    rewards = (scale * rewards.float()).requires_grad_()
+    losses = loss(rewards, ranks, margins.float(), ratings.float())
     losses.sum().backward()
     assert losses.isfinite().all() and rewards.grad.isfinite().all() and (losses >= 0).all()
     assert all(parameter.grad.isfinite().all() for parameter in loss.parameters())
@@ -118,9 +158,13 @@ def test_neither_padding_nor_the_order_of_responses_matters(name):
     loss = ALL[name].double()
     rewards, ranks, margins, ratings = made()
     plain = loss(rewards, ranks, margins, ratings)
-    wider = [torch.nn.functional.pad(rewards, (0, 2), value=math.inf), torch.nn.functional.pad(ranks, (0, 2)),
-             torch.nn.functional.pad(margins, (0, 2, 0, 2), value=7.0), torch.nn.functional.pad(ratings, (0, 2), value=5.0)]
-    for padding in (0, -100): # -100 as transformers.Trainer pads
+    wider = [
+        torch.nn.functional.pad(rewards, (0, 2), value=math.inf),
+        torch.nn.functional.pad(ranks, (0, 2)),
+        torch.nn.functional.pad(margins, (0, 2, 0, 2), value=7.0),
+        torch.nn.functional.pad(ratings, (0, 2), value=5.0),
+    ]
+    for padding in (0, -100):  # -100 as transformers.Trainer pads
         wider[0] = wider[0].detach().requires_grad_()
         wider[1] = wider[1].masked_fill(wider[1] < 1, padding)
         losses = loss(*wider)
@@ -128,7 +172,8 @@ def test_neither_padding_nor_the_order_of_responses_matters(name):
         losses.sum().backward()
         assert wider[0].grad.isfinite().all()
     order = [2, 0, 3, 1]
-    torch.testing.assert_close(loss(rewards[:, order], ranks[:, order], margins[:, order][:, :, order], ratings[:, order]), plain)
+    reordered = (rewards[:, order], ranks[:, order], margins[:, order][:, :, order], ratings[:, order])
+    torch.testing.assert_close(loss(*reordered), plain)
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in ("centered", "regression")])
@@ -140,15 +185,17 @@ def test_only_differences_matter(name):
 
 def test_the_mean_over_pairs_is_the_pairwise_loss_of_instruct_gpt():
     rewards, ranks, margins, _ = made()
-    flat, pairs, weights, of_pair = [], [], [], []
-    for row, (own, own_ranks) in enumerate(zip(rewards, ranks.tolist())):
-        wins = [(i, j) for i, j, tie in outcomes(own_ranks) if not tie]
-        flat += [(own[i], own[j]) for i, j in wins]
-        weights += [1 / len(wins)] * len(wins)
-        of_pair += [margins[row, i, j] for i, j in wins]
-    chosen, rejected = (torch.stack(side) for side in zip(*flat))
-    pairwise = PairwiseLoss()(chosen, rejected, torch.stack(of_pair), torch.tensor(weights))
-    torch.testing.assert_close(BradleyTerry()(rewards.float(), ranks, margins.float()).mean(), pairwise, atol=1e-6, rtol=1e-6)
+    chosen, rejected, margin, weight = [], [], [], []
+    for row, row_ranks in enumerate(ranks.tolist()):
+        wins = [(i, j) for i, j, tie in outcomes(row_ranks) if not tie]
+        for i, j in wins:
+            chosen.append(rewards[row, i])
+            rejected.append(rewards[row, j])
+            margin.append(margins[row, i, j])
+            weight.append(1 / len(wins))
+    pairs = (torch.stack(chosen), torch.stack(rejected), torch.stack(margin), torch.tensor(weight))
+    of_tables = BradleyTerry()(rewards.float(), ranks, margins.float()).mean()
+    torch.testing.assert_close(of_tables, PairwiseLoss()(*pairs), atol=1e-6, rtol=1e-6)
 
 
 def test_many_responses():
@@ -164,20 +211,41 @@ def test_many_responses():
     assert BradleyTerry()(torch.zeros(1, 40), torch.arange(1, 41)[None]).item() == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize("wrong, told", [
+REWARDS = torch.zeros(2, 2)
+ONES = torch.ones(2, 2).long()
+ERRORS = [
     (lambda: BradleyTerry()(torch.zeros(2), torch.ones(2).long()), r"rewards has shape \(2,\)"),
-    (lambda: BradleyTerry()(torch.zeros(2, 2), torch.ones(2, 3).long()), r"ranks \(2, 3\)"),
-    (lambda: BradleyTerry()(torch.zeros(2, 2), torch.ones(2, 2).long(), torch.zeros(2, 2)), r"margins \(2, 2\); expected .*\(num_comparisons, K, K\)"),
-    (lambda: MarginScaled()(torch.zeros(2, 2), torch.ones(2, 2).long()), "margins is None; expected the margin of each pair"),
-    (lambda: Regression()(torch.zeros(2, 2), torch.ones(2, 2).long()), "ratings is None; expected the rating"),
+    (lambda: BradleyTerry()(REWARDS, torch.ones(2, 3).long()), r"ranks \(2, 3\)"),
+    (lambda: BradleyTerry()(REWARDS, ONES, REWARDS), r"margins \(2, 2\); expected .*\(num_comparisons, K, K\)"),
+    (lambda: MarginScaled()(REWARDS, ONES), "margins is None; expected the margin of each pair"),
+    (lambda: Regression()(REWARDS, ONES), "ratings is None; expected the rating"),
     (lambda: BradleyTerry(0.5), "label_smoothing is 0.5; expected"),
     (lambda: BradleyTerry(center_rewards_coefficient=-1), "center_rewards_coefficient is -1; expected"),
     (lambda: make_loss("hinge"), "loss is 'hinge'; expected one of bradley_terry, "),
     (lambda: make_loss("davidson", 0.1), "label smoothing or centering is on with the loss davidson"),
-])
-def test_errors_say_what_is_wanted(wrong, told):
-    with pytest.raises(ValueError, match=told):
-        wrong()
+]
+
+
+@pytest.mark.parametrize("call, message", ERRORS)
+def test_errors_report_what_is_expected(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_earlier_name_of_is_informative():
+    "A loss may define or call `says_something`, with `super` too."
+    ranks = torch.tensor([[1, 2], [1, 1]])
+
+    class OldName(BradleyTerry):
+        def says_something(self, ranks, margins, ratings):
+            return ~super().says_something(ranks, margins, ratings)
+
+    for loss, expected in ((BradleyTerry(), [True, False]), (OldName(), [False, True])):
+        assert loss.is_informative(ranks, None, None).tolist() == expected
+        assert loss.says_something(ranks, None, None).tolist() == expected
+    for loss in (make_loss("margin_scaled"), make_loss("regression")):
+        tables = (ranks, torch.zeros(2, 2, 2), torch.tensor([[1.0, math.nan], [math.nan, math.nan]]))
+        assert loss.says_something(*tables).tolist() == loss.is_informative(*tables).tolist()
 
 
 def test_ties_teach_the_threshold():
@@ -186,10 +254,18 @@ def test_ties_teach_the_threshold():
     for name in ("rao_kupper", "davidson"):
         thresholds = []
         for ties in (10, 60):
-            loss, ranks = make_loss(name), torch.tensor([[1, 1]] * ties + [[1, 2]] * (90 - ties))
+            loss = make_loss(name)
+            ranks = torch.tensor([[1, 1]] * ties + [[1, 2]] * (90 - ties))
             optimizer = torch.optim.LBFGS(loss.parameters(), max_iter=50)
-            optimizer.step(lambda: (optimizer.zero_grad(), value := loss(rewards, ranks).mean(), value.backward())[1])
+
+            def closure():
+                optimizer.zero_grad()
+                value = loss(rewards, ranks).mean()
+                value.backward()
+                return value
+
+            optimizer.step(closure)
             share = torch.exp(-loss(rewards[:1], torch.tensor([[1, 1]]))).item()
-            assert share == pytest.approx(ties / 90, abs=1e-3) # of ties, once wins and losses of equals are alike
+            assert share == pytest.approx(ties / 90, abs=1e-3)  # of ties, once wins and losses of equals are alike
             thresholds.append(loss.log_tie.item())
         assert thresholds[0] < thresholds[1]

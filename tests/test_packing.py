@@ -1,5 +1,7 @@
+import itertools
 import math
 import random
+import re
 import warnings
 from functools import partial
 
@@ -11,43 +13,104 @@ from datasets import Dataset
 from architectures import LLAMA, PACKABLE, VOCAB, save_language_model, word_tokenizer
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.losses import BradleyTerry
-from rlhf_reward.packing import BY_SEGMENT, attention_mask, best_fit, by_comparison, choose_collator, model_inputs, pack_comparisons, packing_difference, pad_comparisons
+from rlhf_reward.packing import (
+    BY_SEGMENT,
+    attention_mask,
+    best_fit,
+    by_comparison,
+    choose_collator,
+    choose_layout,
+    model_inputs,
+    pack_comparisons,
+    packing_difference,
+    pad_comparisons,
+)
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 
 
 def example(prefix, rests, ranks=None):
-    return {"shared_prefix": prefix, "rests": rests, "ranks": ranks or list(range(1, len(rests) + 1)), "margins": [0.0] * (len(rests) * (len(rests) - 1) // 2),
-            "ratings": None, "weight": 1.0, "row": 1, "length": len(prefix) + max(map(len, rests))}
+    return {
+        "shared_prefix": prefix,
+        "rests": rests,
+        "ranks": ranks or list(range(1, len(rests) + 1)),
+        "margins": [0.0] * (len(rests) * (len(rests) - 1) // 2),
+        "ratings": None,
+        "weight": 1.0,
+        "row": 1,
+        "length": len(prefix) + max(map(len, rests)),
+    }
 
 
 def random_examples(seed=0, count=7):
-    "K from 2 to 8, and the odd cases: no prefix, a response that is the prefix, identical responses, rests of one token."
+    "K from 2 to 8, and odd cases: no prefix, a response that is the prefix, identical responses, rests of one token."
     draw = random.Random(seed)
-    ids = lambda low, high: draw.choices(range(3, VOCAB), k=draw.randint(low, high))
-    examples = [example(ids(1, 9), [ids(1, 9) for _ in range(k)]) for k in range(2, 2 + count)]
+
+    def ids(low, high):
+        return draw.choices(range(3, VOCAB), k=draw.randint(low, high))
+
+    examples = []
+    for k in range(2, 2 + count):
+        prefix = ids(1, 9)
+        examples.append(example(prefix, [ids(1, 9) for _ in range(k)]))
     same = ids(2, 4)
-    return [*examples, example([], [ids(1, 6) for _ in range(3)]), example(ids(3, 8), [ids(1, 5), [], ids(1, 1)]),
-            example(ids(2, 6), [same, same, ids(1, 4)], [1, 1, 2]) | {"margins": [0.0, 0.0]}, example(ids(2, 6), [[5], [6], [7]])]
+    return [
+        *examples,
+        example([], [ids(1, 6) for _ in range(3)]),
+        example(ids(3, 8), [ids(1, 5), [], ids(1, 1)]),
+        example(ids(2, 6), [same, same, ids(1, 4)], [1, 1, 2]) | {"margins": [0.0, 0.0]},
+        example(ids(2, 6), [[5], [6], [7]]),
+    ]
 
 
 def rewards_and_gradients(model, batches):
     "Rewards of all batches, and the gradient of one loss over them together."
     model.zero_grad()
     rewards = torch.cat([model(**model_inputs(batch, model)) for batch in batches])
-    weights = torch.linspace(-1, 1, len(rewards))[:, None] # each reward counts on its own
+    weights = torch.linspace(-1, 1, len(rewards))[:, None]  # each reward counts on its own
     (rewards * weights).sum().backward()
-    return rewards.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradients[name] = parameter.grad.clone()
+    return rewards.detach(), gradients
 
 
 def alone(examples):
     "A batch for each response, of nothing else."
-    return [pad_comparisons([example(item["shared_prefix"] + rest, [[]])]) for item in examples for rest in item["rests"]]
+    batches = []
+    for item in examples:
+        for rest in item["rests"]:
+            batches.append(pad_comparisons([example(item["shared_prefix"] + rest, [[]])]))
+    return batches
+
+
+def rewards_alone(model, examples):
+    "The reward of each response, computed in a batch of its own."
+    return torch.cat([model(**model_inputs(batch, model)) for batch in alone(examples)])
+
+
+def packer(attention):
+    "The collator that is used with an attention implementation."
+    return pack_in_one_row if attention == BY_SEGMENT else pack_comparisons
+
+
+def num_tokens(examples):
+    "Tokens of the examples, each shared prefix once."
+    count = 0
+    for item in examples:
+        count += len(item["shared_prefix"]) + sum(map(len, item["rests"]))
+    return count
 
 
 def open_model(family, folder, attention, **options):
     torch.manual_seed(0)
-    model = RewardModel(save_language_model(family, folder), dropout=0.0, device="cpu",
-                        attn_implementation="sdpa" if attention == BY_SEGMENT else attention, **options)
+    model = RewardModel(
+        save_language_model(family, folder),
+        dropout=0.0,
+        device="cpu",
+        attn_implementation="sdpa" if attention == BY_SEGMENT else attention,
+        **options,
+    )
     if attention == BY_SEGMENT:
         model.backbone.set_attn_implementation(BY_SEGMENT)
     return model
@@ -65,64 +128,100 @@ def test_rewards_and_gradients_are_those_of_one_sequence_at_a_time(family, atten
         assert "scaled_dot_product_attention" in str(error) and attention in ("sdpa", BY_SEGMENT)
         pytest.skip("transformers has eager attention only for this family")
     if attention == BY_SEGMENT and family == "falcon":
-        pytest.skip("falcon looks up its attention by itself; test_what_is_taken_apart holds that it gets the dense mask")
+        pytest.skip("falcon looks up its attention by itself; test_what_is_taken_apart: it gets the dense mask")
     assert model.config._attn_implementation == attention
     examples = random_examples()
-    packed, packed_gradients = rewards_and_gradients(model, [(pack_in_one_row if attention == BY_SEGMENT else pack_comparisons)(examples)])
+    packed, packed_gradients = rewards_and_gradients(model, [packer(attention)(examples)])
     plain, plain_gradients = rewards_and_gradients(model, alone(examples))
     assert plain.std() > 0.01
     assert (packed - plain).abs().max() <= 1e-5 * plain.abs().max()
     assert packed_gradients.keys() == plain_gradients.keys() and len(packed_gradients) > 10
-    whole = torch.cat([gradient.flatten() for gradient in plain_gradients.values()]).norm()
-    for name, gradient in plain_gradients.items(): # those that vanish, such as of the bias of keys, hold rounding only
-        assert (packed_gradients[name] - gradient).norm() <= 1e-5 * max(gradient.norm(), 1e-2 * whole), name
+    norm_of_all = torch.cat([gradient.flatten() for gradient in plain_gradients.values()]).norm()
+    for name, gradient in plain_gradients.items():  # those that vanish, such as of a bias of keys, are rounding only
+        difference = (packed_gradients[name] - gradient).norm()
+        assert difference <= 1e-5 * max(gradient.norm(), 1e-2 * norm_of_all), name
 
 
 def test_what_is_taken_apart(tmp_path):
-    "On a CPU with sdpa, all in one row; the dense mask where the attention function cannot be exchanged, or is eager."
-    for family, attention, one_row in [("llama", "sdpa", True), ("gemma3_text", "sdpa", True), ("falcon", "sdpa", False), ("llama", "eager", False)]:
-        model, examples = open_model(family, tmp_path / family / attention, attention), random_examples()
-        for _ in range(2): # a second trainer for the same model
+    "On a CPU with sdpa, all in one row; the dense mask where the attention function cannot be replaced, or is eager."
+    for family, attention, one_row in [
+        ("llama", "sdpa", True),
+        ("gemma3_text", "sdpa", True),
+        ("falcon", "sdpa", False),
+        ("llama", "eager", False),
+    ]:
+        model = open_model(family, tmp_path / family / attention, attention)
+        examples = random_examples()
+        for _ in range(2):  # a second trainer for the same model
             collator, difference = choose_collator(model, examples)
-            assert difference is None and (getattr(collator, "keywords", {}) == {"row_length": math.inf}) == one_row
+            assert difference is None
+            assert (getattr(collator, "keywords", {}) == {"row_length": math.inf}) == one_row
             assert model.config._attn_implementation == (BY_SEGMENT if one_row else attention)
     batch = pack_in_one_row(examples)
-    unique = sum(len(one["shared_prefix"]) + sum(map(len, one["rests"])) for one in examples)
-    assert batch["input_ids"].shape == (1, unique)
+    assert batch["input_ids"].shape == (1, num_tokens(examples))
+
+
+def test_asking_for_a_layout_does_not_change_the_model(tmp_path):
+    for family, attention in [("llama", "sdpa"), ("falcon", "sdpa"), ("llama", "eager"), ("bloom", "eager")]:
+        model = open_model(family, tmp_path / family / attention, attention).train()
+        examples = random_examples()
+        layout = choose_layout(model, examples)
+        assert model.config._attn_implementation == attention and model.training
+        layout.apply_to(model)
+        assert model.config._attn_implementation == layout.attn_implementation
+        assert choose_layout(model, examples).attn_implementation == layout.attn_implementation
+        assert model.config._attn_implementation == layout.attn_implementation
+        assert (layout.collator is pad_comparisons) == (layout.difference is not None) == (family == "bloom")
+        assert choose_collator(model, examples)[1] == layout.difference
 
 
 def test_segments_are_the_dense_mask(tmp_path):
-    "Each line of the table, written into a mask, gives the mask; batches of several rows and padded ones work as ever."
-    model, examples = open_model("llama", tmp_path, BY_SEGMENT), random_examples()
+    "Each line of the table, written into a mask, gives the mask; batches of several rows and padded ones work too."
+    model = open_model("llama", tmp_path, BY_SEGMENT)
+    examples = random_examples()
     batch = pack_in_one_row(examples)
     table = attention_mask(batch, model.config)[0, 0].tolist()
-    seen, start, starts = torch.zeros(batch["input_ids"].shape[1], batch["input_ids"].shape[1], dtype=torch.bool), 0, []
+    seq_len = batch["input_ids"].shape[1]
+    seen = torch.zeros(seq_len, seq_len, dtype=torch.bool)
+    start = 0
+    starts = []
     for length, prefix, window, chunk in table:
         starts.append(start)
-        seen[start:start + length, start:start + length] = torch.ones(length, length).tril().bool()
+        seen[start : start + length, start : start + length] = torch.ones(length, length).tril().bool()
         if prefix >= 0:
-            seen[start:start + length, starts[prefix]:starts[prefix] + table[prefix][0]] = True
+            seen[start : start + length, starts[prefix] : starts[prefix] + table[prefix][0]] = True
         start += length
         assert (window, chunk) == (0, 0)
     assert torch.equal(seen, attention_mask(batch, T.LlamaConfig(**LLAMA))[0, 0] == 0)
     with torch.no_grad():
-        rewards = [model(**model_inputs(made, model)) for made in (batch, pack_comparisons(examples, 40), pad_comparisons(examples))]
+        batches = (batch, pack_comparisons(examples, 40), pad_comparisons(examples))
+        rewards = [model(**model_inputs(made, model)) for made in batches]
     for other in rewards[1:]:
         torch.testing.assert_close(other, rewards[0], atol=1e-6, rtol=1e-5)
 
 
-def test_a_checkpoint_does_not_carry_the_exchanged_attention(tmp_path):
+def test_a_checkpoint_does_not_record_the_replaced_attention(tmp_path):
     model = open_model("llama", tmp_path / "base", BY_SEGMENT)
     model.save_pretrained(tmp_path / "saved", word_tokenizer())
     assert BY_SEGMENT not in (tmp_path / "saved/config.json").read_text()
+
+
+def count_positions_through(batch):
+    positions = batch["position_ids"]
+    positions.copy_(torch.arange(positions.shape[1]).expand_as(positions))
+
+
+def end_prefix_early(batch):
+    responses = batch["response_ids"]
+    responses.copy_(torch.where(responses.roll(-1, 1) == 1, 1, responses))
 
 
 BROKEN = {
     "the prefix cannot be seen": lambda batch: batch["response_ids"].masked_fill_(batch["response_ids"] == 0, 99),
     "responses see each other": lambda batch: batch["response_ids"].clamp_(max=1),
     "comparisons see each other": lambda batch: batch["comparison_ids"].fill_(1),
-    "positions go on behind the response before": lambda batch: batch["position_ids"].copy_(torch.arange(batch["position_ids"].shape[1]).expand_as(batch["position_ids"])),
-    "a prefix ends one token early": lambda batch: batch["response_ids"].copy_(torch.where(batch["response_ids"].roll(-1, 1) == 1, 1, batch["response_ids"])),
+    "positions continue from the response before": count_positions_through,
+    "a prefix ends one token early": end_prefix_early,
     "a response ends one token early": lambda batch: batch["end_positions"][:, 1].sub_(1).clamp_(min=0),
     "the end is of another response": lambda batch: batch["end_positions"].copy_(batch["end_positions"].roll(1, 0)),
 }
@@ -131,12 +230,14 @@ BROKEN = {
 @pytest.mark.parametrize("attention", [BY_SEGMENT, "sdpa"])
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_mask_that_is_off_by_one_is_seen(fault, attention, tmp_path):
-    "What the test above is worth: each of these makes rewards differ."
-    model, examples = open_model("llama", tmp_path, attention), random_examples()
-    batch = (pack_in_one_row if attention == BY_SEGMENT else pack_comparisons)(examples)
+    "The comparison with sequences alone detects each of these faults: rewards differ."
+    model = open_model("llama", tmp_path, attention)
+    examples = random_examples()
+    batch = packer(attention)(examples)
     BROKEN[fault](batch)
     with torch.no_grad():
-        packed, plain = model(**model_inputs(batch, model)), torch.cat([model(**model_inputs(one, model)) for one in alone(examples)])
+        packed = model(**model_inputs(batch, model))
+        plain = rewards_alone(model, examples)
     assert (packed - plain).abs().max() > 1e-3 * plain.abs().max()
 
 
@@ -145,66 +246,83 @@ def test_a_mask_that_is_off_by_one_is_seen(fault, attention, tmp_path):
 def test_windows_count_positions(window, attention, tmp_path):
     "With a window of one more or less than the model's, rewards differ; with the model's own they do not."
     config = T.MistralConfig(**LLAMA, sliding_window=4)
-    model, examples = open_model("mistral", tmp_path, attention), random_examples()
+    model = open_model("mistral", tmp_path, attention)
+    examples = random_examples()
     batch = pack_in_one_row(examples)
     inputs = model_inputs(batch, model)
-    config.sliding_window, config._attn_implementation = window, attention
+    config.sliding_window = window
+    config._attn_implementation = attention
     inputs["attention_mask"] = attention_mask(batch, config)
     with torch.no_grad():
-        packed, plain = model(**inputs), torch.cat([model(**model_inputs(one, model)) for one in alone(examples)])
+        packed = model(**inputs)
+        plain = rewards_alone(model, examples)
     assert ((packed - plain).abs().max() <= 1e-5 * plain.abs().max()) == (window == 4)
 
 
 def test_the_order_of_comparisons_and_the_length_of_rows_change_nothing(tmp_path):
-    model, examples = open_model("llama", tmp_path, "sdpa"), random_examples()
+    model = open_model("llama", tmp_path, "sdpa")
+    examples = random_examples()
+    backwards = examples[::-1]
     with torch.no_grad():
-        rewards = [model(**model_inputs(pack_comparisons(examples, row_length), model)) for row_length in (None, 1, 40, math.inf)]
-        backwards = torch.cat([model(**model_inputs(pack_comparisons([one]), model)) for one in reversed(examples)])
+        batches = [pack_comparisons(examples, row_length) for row_length in (None, 1, 40, math.inf)]
+        rewards = [model(**model_inputs(batch, model)) for batch in batches]
+        batches = [pack_comparisons([item]) for item in backwards]
+        of_backwards = torch.cat([model(**model_inputs(batch, model)) for batch in batches])
     for other in rewards[1:]:
         torch.testing.assert_close(other, rewards[0], atol=1e-6, rtol=1e-5)
-    counts = [len(one["rests"]) for one in reversed(examples)]
-    torch.testing.assert_close(torch.cat(backwards.split(counts)[::-1]), rewards[0], atol=1e-6, rtol=1e-5)
+    counts = [len(item["rests"]) for item in backwards]
+    in_order = torch.cat(of_backwards.split(counts)[::-1])
+    torch.testing.assert_close(in_order, rewards[0], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("attention", [BY_SEGMENT, "sdpa"])
 @pytest.mark.parametrize("how", ["weights", "autocast"])
 def test_half_precision_keeps_rewards_in_float32_and_differs_by_its_rounding(how, attention, tmp_path):
     model = open_model("llama", tmp_path, attention, dtype=torch.bfloat16 if how == "weights" else torch.float32)
-    exact, examples = open_model("llama", tmp_path, "sdpa"), random_examples()
+    exact = open_model("llama", tmp_path, "sdpa")
+    examples = random_examples()
     exact.load_state_dict({name: tensor.float() for name, tensor in model.state_dict().items()})
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        packed, plain = (model(**model_inputs(batch, model)) for batch in (pack_in_one_row(examples), pad_comparisons(examples)))
+        packed = model(**model_inputs(pack_in_one_row(examples), model))
+        plain = model(**model_inputs(pad_comparisons(examples), model))
     with torch.no_grad():
         truth = exact(**model_inputs(pad_comparisons(examples), exact))
     assert packed.dtype == plain.dtype == torch.float32
-    rounding = (plain - truth).abs().max() # what half precision costs without packing
-    assert rounding > 0 and (packed - truth).abs().max() <= 2 * rounding and (packed - plain).abs().max() <= 2 * rounding
+    rounding = (plain - truth).abs().max()  # what half precision costs without packing
+    assert rounding > 0
+    assert (packed - truth).abs().max() <= 2 * rounding
+    assert (packed - plain).abs().max() <= 2 * rounding
 
 
 def test_rows_hold_every_comparison_once_and_are_full():
     draw = random.Random(0)
     lengths = [draw.randint(20, 600) for _ in range(64)]
     rows = best_fit(lengths, 600)
-    assert sorted(place for row in rows for place in row) == list(range(64))
-    assert max(sum(lengths[place] for place in row) for row in rows) <= 600
+    assert sorted(sum(rows, [])) == list(range(64))
+    for row in rows:
+        assert sum(lengths[index] for index in row) <= 600
     assert len(rows) <= -(-sum(lengths) // 600) * 11 / 9 + 1
     for lengths in (lengths, [100] + [60] * 15, [500], [7] * 16, [1000] + [10] * 15):
         batch = pack_comparisons([example([3] * (n - 2), [[4], [5]]) for n in lengths])
         assert batch["input_ids"].numel() <= 1.1 * sum(lengths)
 
 
-def test_each_token_stands_once():
-    batch, examples = pack_comparisons(random_examples()), random_examples()
-    unique = sum(len(one["shared_prefix"]) + sum(map(len, one["rests"])) for one in examples)
-    assert (batch["comparison_ids"] > 0).sum() == unique
+def test_each_token_appears_once():
+    examples = random_examples()
+    batch = pack_comparisons(examples)
+    assert (batch["comparison_ids"] > 0).sum() == num_tokens(examples)
+    tokens = []
+    for item in examples:
+        tokens += sum([item["shared_prefix"], *item["rests"]], [])
     real = batch["input_ids"][batch["comparison_ids"] > 0].tolist()
-    assert sorted(real) == sorted(token for one in examples for part in (one["shared_prefix"], *one["rests"]) for token in part)
+    assert sorted(real) == sorted(tokens)
 
 
-@pytest.mark.parametrize("family, because", [("bloom", "refused"), ("mamba", "refused|differ"), ("bert", "differ|refused"), ("gpt_neo", "refused|differ")])
+@pytest.mark.parametrize(
+    "family, because",
+    [("bloom", "refused"), ("mamba", "refused|differ"), ("bert", "differ|refused"), ("gpt_neo", "refused|differ")],
+)
 def test_models_that_take_no_such_rows_are_found_out(family, because, tmp_path):
-    import re
-
     model = open_model(family, tmp_path, "eager")
     assert re.search(because, packing_difference(model.train(), random_examples())) and model.training
 
@@ -224,7 +342,11 @@ def test_what_packing_does_not_cover_is_refused_by_name():
 
 def test_running_out_of_memory_is_not_taken_for_a_difference(tmp_path, monkeypatch):
     model = open_model("llama", tmp_path, "sdpa")
-    monkeypatch.setattr(model, "forward", lambda **inputs: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+
+    def forward(**inputs):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(model, "forward", forward)
     with pytest.raises(torch.OutOfMemoryError):
         packing_difference(model, random_examples())
 
@@ -239,10 +361,23 @@ def base(tmp_path_factory):
 
 def trained(base, folder, layout, rows=None, **options):
     torch.manual_seed(0)
-    args = RewardConfig(str(folder), layout=layout, use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no",
-                        **{"per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "max_steps": 50, **options})
+    args = RewardConfig(
+        str(folder),
+        layout=layout,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        **{"per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "max_steps": 50, **options},
+    )
     tokenizer = T.PreTrainedTokenizerFast.from_pretrained(base)
-    trainer = RewardTrainer(RewardModel(base, 0.0, "cpu"), args, rows or synthetic_comparisons(400), synthetic_comparisons(30, seed=1), tokenizer)
+    trainer = RewardTrainer(
+        RewardModel(base, 0.0, "cpu"),
+        args,
+        rows or synthetic_comparisons(400),
+        synthetic_comparisons(30, seed=1),
+        tokenizer,
+    )
     trainer.train()
     return trainer
 
@@ -250,7 +385,9 @@ def trained(base, folder, layout, rows=None, **options):
 def test_fifty_steps_packed_and_padded_are_the_same_run(base, tmp_path):
     runs = [trained(base, tmp_path, layout) for layout in ("packed", "padded")]
     assert runs[0].data_collator.func is pack_comparisons and runs[1].data_collator is pad_comparisons
-    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in runs]
+    losses = []
+    for run in runs:
+        losses.append([entry["loss"] for entry in run.state.log_history if "loss" in entry])
     assert len(losses[0]) == 50 and max(losses[0]) - min(losses[0]) > 0.1
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     packed, padded = (run.evaluate() for run in runs)
@@ -258,27 +395,48 @@ def test_fifty_steps_packed_and_padded_are_the_same_run(base, tmp_path):
         assert packed[name] == pytest.approx(padded[name], abs=1e-3), name
 
 
-@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}, {"bf16": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gradient_checkpointing": True},
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+        {"bf16": True},
+    ],
+)
 def test_packing_works_with_the_trainers_options(base, tmp_path, options):
-    runs = [trained(base, tmp_path, layout, max_steps=3, logging_steps=3, **options) for layout in ("packed", "padded")]
+    options = {"max_steps": 3, "logging_steps": 3, **options}
+    runs = [trained(base, tmp_path, layout, **options) for layout in ("packed", "padded")]
     one, other = (run.state.log_history[0]["loss"] for run in runs)
     assert one == pytest.approx(other, abs=2e-2 if "bf16" in options else 1e-5)
 
 
-def test_auto_packs_what_can_be_packed_and_says_once_what_cannot(tmp_path, caplog):
-    rows = Dataset.from_list([{"prompt": f"w{5 + n % 9} ", "chosen": "w6 " * (1 + n % 5), "rejected": "w7"} for n in range(20)])
+def test_auto_packs_what_can_be_packed_and_reports_once_what_cannot(tmp_path, caplog):
+    rows = Dataset.from_list(
+        [{"prompt": f"w{5 + n % 9} ", "chosen": "w6 " * (1 + n % 5), "rejected": "w7"} for n in range(20)]
+    )
     trainers = {}
     for family in ("llama", "bloom"):
-        args = RewardConfig(str(tmp_path / family), use_cpu=True, report_to="none", max_steps=2, save_strategy="no", disable_tqdm=True)
+        args = RewardConfig(
+            str(tmp_path / family), use_cpu=True, report_to="none", max_steps=2, save_strategy="no", disable_tqdm=True
+        )
         model = RewardModel(save_language_model(family, tmp_path / family), 0.0, "cpu")
         trainers[family] = RewardTrainer(model, args, rows, rows, word_tokenizer())
-        trainers[family].train(), trainers[family].evaluate(), trainers[family].predict(rows)
-    assert trainers["llama"].data_collator.func is pack_comparisons and trainers["bloom"].data_collator is pad_comparisons
+        trainers[family].train()
+        trainers[family].evaluate()
+        trainers[family].predict(rows)
+    assert trainers["llama"].data_collator.func is pack_comparisons
+    assert trainers["bloom"].data_collator is pad_comparisons
     told = [message for message in caplog.messages if "layout" in message]
-    assert len(told) == 1 and told[0].startswith("The padded layout is used for this bloom, in order of length: packed rows are refused")
-    assert trainers["bloom"].args.train_sampling_strategy == "group_by_length" and trainers["llama"].args.train_sampling_strategy == "random"
+    assert len(told) == 1 and told[0].startswith(
+        "The padded layout is used for this bloom, in order of length: packed rows are refused"
+    )
+    assert trainers["bloom"].args.train_sampling_strategy == "group_by_length"
+    assert trainers["llama"].args.train_sampling_strategy == "random"
     args = RewardConfig(str(tmp_path / "forced"), layout="packed", use_cpu=True, report_to="none", max_steps=2)
-    with pytest.raises(ValueError, match="layout is 'packed', but for this bloom packed rows are refused .*; expected layout='auto' or 'padded'"):
+    with pytest.raises(
+        ValueError,
+        match="layout is 'packed', but for this bloom packed rows are refused .*; expected layout='auto' or 'padded'",
+    ):
         RewardTrainer(trainers["bloom"].model, args, rows, processing_class=word_tokenizer()).train()
 
 
@@ -286,9 +444,18 @@ def test_the_longest_comparison_is_among_those_compared(base, tmp_path, monkeypa
     import rlhf_reward.training
 
     compared = []
-    monkeypatch.setattr(rlhf_reward.training, "choose_collator", lambda model, examples: (compared.extend(examples), choose_collator(model, examples))[1])
+
+    def record(model, examples):
+        compared.extend(examples)
+        return choose_layout(model, examples)
+
+    monkeypatch.setattr(rlhf_reward.training, "choose_layout", record)
     rows = synthetic_comparisons(40)
-    short_first = rows.select(sorted(range(40), key=lambda n: max(len(response.split()) for response in rows[n]["responses"])))
+
+    def longest(index):
+        return max(len(response.split()) for response in rows[index]["responses"])
+
+    short_first = rows.select(sorted(range(40), key=longest))
     trainer = trained(base, tmp_path, "auto", short_first, max_steps=1)
     lengths = list(trainer.train_dataset["length"])
     assert max(lengths[:3]) < max(lengths)
@@ -296,27 +463,42 @@ def test_the_longest_comparison_is_among_those_compared(base, tmp_path, monkeypa
 
 
 def test_flex_attention_gives_the_same_rewards(tmp_path):
-    model, flex, examples = open_model("llama", tmp_path, "sdpa"), open_model("llama", tmp_path, "flex_attention"), random_examples()
-    batch = pack_comparisons(examples)
+    model = open_model("llama", tmp_path, "sdpa")
+    flex = open_model("llama", tmp_path, "flex_attention")
+    batch = pack_comparisons(random_examples())
     mask = attention_mask(batch, flex.config)
     assert type(mask).__name__ == "BlockMask"
-    seen = torch.stack([torch.stack([mask.mask_mod(torch.tensor(row), None, q, torch.arange(batch["input_ids"].shape[1])) for q in torch.arange(batch["input_ids"].shape[1])])
-                        for row in range(len(batch["input_ids"]))])
+    num_rows, seq_len = batch["input_ids"].shape
+    tokens = torch.arange(seq_len)
+    seen = torch.zeros(num_rows, seq_len, seq_len, dtype=torch.bool)
+    for row in range(num_rows):
+        for query in range(seq_len):
+            seen[row, query] = mask.mask_mod(torch.tensor(row), None, torch.tensor(query), tokens)
     assert torch.equal(seen, attention_mask(batch, model.config)[:, 0] == 0)
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"), warnings.catch_warnings(): # its kernels are for GPUs
+    eager = torch.compiler.set_stance("force_eager")  # its kernels are for GPUs
+    with torch.no_grad(), eager, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.testing.assert_close(flex(**model_inputs(batch, flex)), model(**model_inputs(batch, model)), atol=1e-6, rtol=1e-5)
+        of_flex = flex(**model_inputs(batch, flex))
+        of_sdpa = model(**model_inputs(batch, model))
+    torch.testing.assert_close(of_flex, of_sdpa, atol=1e-6, rtol=1e-5)
 
 
 def test_loss_of_packed_rows_is_that_of_pairs_alone(tmp_path):
-    model, examples = open_model("llama", tmp_path, "sdpa"), random_examples()
+    model = open_model("llama", tmp_path, "sdpa")
+    examples = random_examples()
     batch = pack_comparisons(examples)
     rewards = by_comparison(model(**model_inputs(batch, model)).detach(), batch["ranks"])
-    flat = torch.cat([model(**model_inputs(one, model)) for one in alone(examples)]).detach()
-    by_hand, first = [], 0
-    for one in examples:
-        ranks, own = one["ranks"], flat[first:first + len(one["ranks"]), 0].double()
-        losses = [torch.nn.functional.softplus(own[j] - own[i]) for i in range(len(ranks)) for j in range(len(ranks)) if ranks[i] < ranks[j]]
-        by_hand.append(torch.stack(losses).mean())
+    flat = rewards_alone(model, examples).detach().squeeze(1).double()
+    by_hand = []
+    first = 0
+    for item in examples:
+        ranks = item["ranks"]
+        of_item = flat[first : first + len(ranks)]
         first += len(ranks)
-    assert BradleyTerry()(rewards, batch["ranks"], batch["margins"]).mean().item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-5)
+        losses = []
+        for i, j in itertools.permutations(range(len(ranks)), 2):
+            if ranks[i] < ranks[j]:
+                losses.append(torch.nn.functional.softplus(of_item[j] - of_item[i]))
+        by_hand.append(torch.stack(losses).mean())
+    loss = BradleyTerry()(rewards, batch["ranks"], batch["margins"]).mean()
+    assert loss.item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-5)

@@ -1,63 +1,81 @@
-"The tree agrees with itself: export, README, versions, and what the installed library imports."
+"The tree agrees with itself: export, README, versions, imports, and the rules of style."
 import configparser
 import filecmp
+import importlib
 import json
 import shutil
-import subprocess
 import sys
 from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+import style
+from programs import run
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = configparser.ConfigParser(delimiters=["="])
 SETTINGS.read(ROOT / "settings.ini")
 SETTINGS = SETTINGS["DEFAULT"]
 BIN = Path(sys.executable).parent
+IGNORED = {".git", ".venv", "runs", "_proc", "_docs", "__pycache__", ".ipynb_checkpoints"}
+NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if not IGNORED & set(path.parts))
+
+
+# ----- generated files
 
 
 @pytest.fixture
 def copy(tmp_path):
     "A copy of what export, clean and the README need, to run them on."
-    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "_proc", "_docs", "__pycache__", ".ipynb_checkpoints")
-    return shutil.copytree(ROOT, tmp_path / "copy", ignore=ignored)
+    return shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(*IGNORED))
 
 
-def run(*command, cwd):
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
+def sources(folder):
+    "The modules and notebooks of a folder and its packages, by their paths in it."
+    found = set()
+    for path in folder.rglob("*"):
+        if path.suffix in (".py", ".ipynb") and not IGNORED & set(path.parts):
+            found.add(str(path.relative_to(folder)))
+    return found
 
 
 def changed(copy, folder):
-    names = [str(path.relative_to(ROOT / folder)) for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".ipynb") and "runs" not in path.parts]
-    same, different, missing = filecmp.cmpfiles(ROOT / folder, copy / folder, names, shallow=False)
-    added = {path.name for path in (copy / folder).glob("*.py")} - set(names)
-    return different + missing + sorted(added)
+    "Files that differ between the project and the copy, or are in one of them alone."
+    names = sources(ROOT / folder)
+    _, different, missing = filecmp.cmpfiles(ROOT / folder, copy / folder, names, shallow=False)
+    return different + missing + sorted(sources(copy / folder) - names)
 
 
+@pytest.mark.process
 def test_export_changes_nothing(copy):
     run(BIN / "nbdev_export", cwd=copy)
     assert changed(copy, "rlhf_reward") == [], "run `make export` and commit"
 
 
+@pytest.mark.process
 def test_notebooks_are_clean(copy):
     run(BIN / "nbdev_clean", cwd=copy)
     assert changed(copy, "nbs") == [], "run `nbdev_clean` and commit"
 
 
+@pytest.mark.process
 def test_readme_is_current(copy):
-    run(BIN / "python", "tools/docs.py", "readme", cwd=copy)
+    run(sys.executable, "tools/docs.py", "readme", cwd=copy)
     assert (copy / "README.md").read_text() == (ROOT / "README.md").read_text(), "run `make readme` and commit"
     pictures = sorted(path.name for path in (ROOT / "docs/readme").iterdir())
-    assert pictures and filecmp.cmpfiles(ROOT / "docs/readme", copy / "docs/readme", pictures, shallow=False)[1:] == ([], []), "run `make readme` and commit"
+    compared = filecmp.cmpfiles(ROOT / "docs/readme", copy / "docs/readme", pictures, shallow=False)
+    assert pictures and compared[1:] == ([], []), "run `make readme` and commit"
 
 
-@pytest.mark.parametrize("notebook", sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if "runs" not in path.parts), ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_committed_with_its_outputs(notebook):
-    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
-    outputs = [output for cell in cells for output in cell["outputs"]]
+    outputs = []
+    for cell in json.loads(notebook.read_text())["cells"]:
+        outputs += cell.get("outputs", [])
     assert outputs and not [output for output in outputs if output["output_type"] == "error"]
+
+
+# ----- versions, requirements, installation
 
 
 def test_version_and_requirements_come_from_settings():
@@ -65,32 +83,167 @@ def test_version_and_requirements_come_from_settings():
 
     declared = requires("rlhf_reward")
     assert rlhf_reward.__version__ == SETTINGS["version"]
-    assert {name.split(">")[0].split("=")[0] for name in SETTINGS["requirements"].split()} == {"torch", "transformers", "torchtyping", "accelerate", "datasets", "safetensors", "scipy",
-                                                                                                 "scikit-learn"}
+    assert {name.split(">")[0].split("=")[0] for name in SETTINGS["requirements"].split()} == {
+        "torch",
+        "transformers",
+        "torchtyping",
+        "accelerate",
+        "datasets",
+        "safetensors",
+        "scipy",
+        "scikit-learn",
+    }
     runtime = [requirement for requirement in declared if "extra ==" not in requirement]
     assert len(runtime) == len(SETTINGS["requirements"].split())
     assert [requirement for requirement in runtime if requirement.startswith(("nbdev", "fastcore", "execnb"))] == []
 
 
+@pytest.mark.process
+def test_make_installs_only_once(tmp_path):
+    "`make -n` prints what it would run: nothing of pip once the installation is there."
+    def commands(installed):
+        return run("make", "-n", "demo", f"INSTALLED={installed}", cwd=ROOT).stdout
+
+    before = commands(".venv/never-made")
+    assert "pip install" in before and "rlhf_reward train" in before
+    (tmp_path / "installed").touch()
+    assert "pip" not in commands(tmp_path / "installed")
+
+
+# ----- imports
+
+
+def modules():
+    "The names of all modules of the library, by path."
+    found = {}
+    for path in sorted((ROOT / "rlhf_reward").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if "__pycache__" not in parts:
+            found[path] = ".".join(parts).removesuffix(".__init__")
+    return found
+
+
+@pytest.mark.process
 def test_library_imports_neither_nbdev_nor_fastcore():
-    modules = [f"rlhf_reward.{path.stem}" for path in (ROOT / "rlhf_reward").glob("*.py") if path.stem != "__init__"]
-    code = f"import sys, importlib\nfor name in {modules}: importlib.import_module(name)\nprint({{'nbdev', 'fastcore', 'execnb'}} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
-    assert len(modules) >= 7
+    names = [name for name in modules().values() if name != "rlhf_reward"]
+    assert len(names) >= 7
+    code = f"""
+import importlib, sys
+for name in {names}:
+    importlib.import_module(name)
+print({{"nbdev", "fastcore", "execnb"}} & set(sys.modules))
+"""
+    assert run(sys.executable, "-c", code).stdout == "set()\n"
 
 
+@pytest.mark.process
 def test_public_names_load_when_used():
-    code = "import sys, rlhf_reward\nassert 'torch' not in sys.modules\nfor name in rlhf_reward.__all__: getattr(rlhf_reward, name)\nassert set(rlhf_reward.__all__) <= set(dir(rlhf_reward))"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = """
+import sys, rlhf_reward
+assert "torch" not in sys.modules
+for name in rlhf_reward.__all__:
+    getattr(rlhf_reward, name)
+assert set(rlhf_reward.__all__) <= set(dir(rlhf_reward))
+"""
+    run(sys.executable, "-c", code)
     import rlhf_reward
 
     with pytest.raises(AttributeError, match="no attribute 'Nothing'; its public names are RewardModel"):
         rlhf_reward.Nothing
 
 
-def test_make_installs_only_once(tmp_path):
-    "`make -n` prints what it would run: nothing of pip once the installation is there."
-    commands = lambda installed: subprocess.run(["make", "-n", "demo", f"INSTALLED={installed}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "pip install" in commands(".venv/never-made") and "rlhf_reward train" in commands(".venv/never-made")
-    (tmp_path / "installed").touch()
-    assert "pip" not in commands(tmp_path / "installed")
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [("statistics", "torch"), ("evaluation", "transformers.trainer")],
+)
+def test_imports_leave_out_what_figures_do_not_need(module, heavy):
+    "Figures need no torch, and an evaluation no trainer."
+    code = f"import sys, rlhf_reward.{module}; print({heavy!r} in sys.modules)"
+    assert run(sys.executable, "-c", code).stdout == "False\n"
+
+
+PUBLIC_NAMES = json.loads(Path(__file__).with_name("public_names_0_1_0.json").read_text())
+
+
+@pytest.mark.parametrize("module", PUBLIC_NAMES)
+def test_every_public_name_of_the_first_release_is_where_it_was(module):
+    "Rooms change; an import that worked with 0.1.0 works still."
+    loaded = importlib.import_module(module)
+    assert [name for name in PUBLIC_NAMES[module] if not hasattr(loaded, name)] == []
+
+
+def test_no_import_goes_in_a_circle():
+    "Counts the imports that run when a module is imported; those inside functions are free."
+    imported = style.imported_modules(modules())
+    done = set()
+
+    def visit(name, path):
+        assert name not in path, " → ".join([*path[path.index(name):], name])
+        if name not in done:
+            for other in sorted(imported[name]):
+                visit(other, [*path, name])
+            done.add(name)
+
+    for name in imported:
+        visit(name, [])
+    assert len(done) == len(modules())
+
+
+# ----- style: how many violations of a rule there may be. A number here may only fall.
+
+CEILINGS = {
+    "wide_lines": 2309,
+    "nested_comprehensions": 257,
+    "named_lambdas": 131,
+    "large_parts": 9,
+    "private_imports": 1,
+    "old_words": 450,
+    "long_stretches": 105,
+}
+NESTED_IN_1000_LINES = 15  # comprehensions inside comprehensions, in the library
+
+
+@pytest.mark.parametrize("rule", style.CHECKS, ids=lambda rule: rule.__name__)
+def test_style(rule):
+    "A violation is shown as a place and what is wrong; `python tests/style.py FILE` lists those of a file."
+    found = [line.replace(f"{ROOT}/", "") for line in style.violations(rule)]
+    allowed = CEILINGS[rule.__name__]
+    assert len(found) <= allowed, "\n".join([f"{len(found)} violations; expected at most {allowed}", *found])
+
+
+def test_density_of_comprehensions():
+    nested = 0
+    lines = 0
+    for path in modules():
+        nested += len(list(style.nested_comprehensions(path)))
+        lines += style.code_lines(path)
+    assert nested / lines * 1000 < NESTED_IN_1000_LINES
+
+
+def test_the_rules_of_style_find_what_they_are_for(tmp_path):
+    old_word = style.WORDS[0][0].replace(r"\b", "")
+    source = f'''"Of a module."
+from rlhf_reward.data import _private
+name = lambda value: value
+table = [[cell for cell in row] for row in rows]
+pairs = [(one, other) for one in rows for other in rows]
+message = "found 3; {old_word} 4"
+
+
+def shown():
+    "What is shown."
+'''
+    module = tmp_path / "rlhf_reward/module.py"
+    module.parent.mkdir()
+    module.write_text(source + "#" * 121 + "\n" + "pass\n" * 400 + "class Large:\n" + "    pass\n" * 200)
+    counts = {rule.__name__: len(list(rule(module))) for rule in style.CHECKS}
+    assert counts == {
+        "wide_lines": 1,
+        "nested_comprehensions": 2,
+        "named_lambdas": 1,
+        "large_parts": 2,
+        "private_imports": 1,
+        "old_words": 3,
+        "long_stretches": 0,
+    }

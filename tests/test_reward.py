@@ -8,12 +8,26 @@ import transformers as T
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from architectures import CONFIGS, DECODERS, DECODERS_ALONE, ENCODERS, EOS, PAD, VOCAB, padded, save_language_model, word_tokenizer
+from architectures import (
+    CONFIGS,
+    DECODERS,
+    DECODERS_ALONE,
+    ENCODERS,
+    EOS,
+    PAD,
+    VOCAB,
+    padded,
+    save_language_model,
+    word_tokenizer,
+)
 from rlhf_reward import RewardModel
 from rlhf_reward.reward import default_pooling, right_padded
 
 CLOSE = dict(atol=1e-5, rtol=1e-5)
-ROWS = [torch.randint(3, VOCAB, (length,), generator=torch.Generator().manual_seed(length)).tolist() + [EOS] for length in (9, 5, 1, 7)]
+ROWS = [
+    torch.randint(3, VOCAB, (length,), generator=torch.Generator().manual_seed(length)).tolist() + [EOS]
+    for length in (9, 5, 1, 7)
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +39,7 @@ def base(tmp_path_factory):
         if family not in made:
             made[family] = save_language_model(family, tmp_path_factory.mktemp(family))
         return made[family]
+
     return get
 
 
@@ -53,15 +68,16 @@ def test_batch_equals_rows_alone(base, family, side, pad):
     assert_close(rewards, alone(model), **CLOSE)
 
 
-def test_padding_may_stand_on_both_sides_and_between(base):
+def test_padding_may_be_on_both_sides_and_between(base):
     model = reward_model(base, "gpt2")
-    ids, mask = torch.tensor([[EOS, 5, EOS, 6, 7, EOS]]), torch.tensor([[0, 1, 0, 1, 1, 0]])
+    ids = torch.tensor([[EOS, 5, EOS, 6, 7, EOS]])
+    mask = torch.tensor([[0, 1, 0, 1, 1, 0]])
     with torch.no_grad():
         assert_close(model(ids, mask), model(torch.tensor([[5, 6, 7]])), **CLOSE)
 
 
 def test_padding_needs_no_embedding(base):
-    "The pad token that was added to a tokenizer has an id behind the last row; losses mark padding by -100."
+    "The pad token that was added to a tokenizer has an id after the last row; losses mark padding by -100."
     model = reward_model(base, "llama")
     for pad in (VOCAB, -100):
         with torch.no_grad():
@@ -69,7 +85,9 @@ def test_padding_needs_no_embedding(base):
 
 
 def test_right_padded_moves_all_tensors_alike():
-    mask, ids, positions = right_padded(torch.tensor([[0, 1, 0, 1]]), torch.tensor([[9, 5, 9, 6]]), torch.tensor([[0, 1, 2, 3]]))
+    mask, ids, positions = right_padded(
+        torch.tensor([[0, 1, 0, 1]]), torch.tensor([[9, 5, 9, 6]]), torch.tensor([[0, 1, 2, 3]])
+    )
     assert mask.tolist() == [[1, 1, 0, 0]] and ids[0, :2].tolist() == [5, 6] and positions[0, :2].tolist() == [1, 3]
 
 
@@ -105,7 +123,7 @@ def test_pooling_reads_the_token_it_names(base, family):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "opt", "phi"])
 def test_packed_rows_equal_plain_rows(base, family, attention):
-    "Two rows, each a prompt with two responses behind it, one of them with a padded end."
+    "Two rows, each a prompt with two responses after it, one of them with a padded end."
     model = reward_model(base, family, attn_implementation=attention)
     prompt, responses, width = [5, 6, 7, 8], [[9, 10, EOS], [11, EOS]], 10
     row = torch.tensor(prompt + responses[0] + responses[1] + [PAD])
@@ -132,7 +150,8 @@ def test_given_positions_go_with_their_tokens(base):
 
 
 def test_dropout_works_in_training_only(base):
-    model, ids = reward_model(base, "llama", dropout=0.5), torch.tensor([ROWS[0]])
+    model = reward_model(base, "llama", dropout=0.5)
+    ids = torch.tensor([ROWS[0]])
     assert not model.training and torch.equal(model(ids), model(ids))
     model.train()
     assert not torch.equal(model(ids), model(ids))
@@ -154,15 +173,22 @@ def test_default_device_without_cuda_says_what_to_pass(base):
 
 
 def test_head_is_bias_free_with_the_standard_deviation_of_its_width(tmp_path):
-    T.LlamaForCausalLM(T.LlamaConfig(**{**DECODERS["llama"].to_dict(), "hidden_size": 4096, "num_hidden_layers": 1, "intermediate_size": 8})).save_pretrained(tmp_path)
+    T.LlamaForCausalLM(
+        T.LlamaConfig(
+            **{**DECODERS["llama"].to_dict(), "hidden_size": 4096, "num_hidden_layers": 1, "intermediate_size": 8}
+        )
+    ).save_pretrained(tmp_path)
     model = RewardModel(str(tmp_path), device="cpu")
     assert model.score.bias is None and model.score.weight.shape == (1, 4096)
-    assert model.score.weight.std().item() == pytest.approx(4097 ** -0.5, rel=0.05) # 4 standard errors
+    assert model.score.weight.std().item() == pytest.approx(4097**-0.5, rel=0.05)  # 4 standard errors
 
 
 def test_weights_are_float32_for_training_and_as_saved_for_scoring(base, tmp_path):
     reward_model(base, "llama", dtype=torch.bfloat16).save_pretrained(tmp_path, word_tokenizer())
-    dtype = lambda model: next(model.backbone.parameters()).dtype
+
+    def dtype(model):
+        return next(model.backbone.parameters()).dtype
+
     assert dtype(RewardModel(tmp_path, device="cpu")) == torch.float32
     assert dtype(RewardModel.from_pretrained(tmp_path, device="cpu")) == torch.bfloat16
 
@@ -184,7 +210,11 @@ def test_rewards_are_float32_whatever_the_backbone(base):
 def test_head_and_backbone_get_gradients(base, family):
     model = reward_model(base, family).train()
     model(*padded(ROWS, "left", PAD)).sum().backward()
-    without = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.abs().sum() > 0]
+    without = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.abs().sum() > 0
+    ]
     assert without == []
 
 
@@ -200,7 +230,9 @@ def with_labels(family, num_labels):
 def check_opens_elsewhere(folder, model, texts):
     "The saved classifier with the saved tokenizer, padding as that does by itself."
     classifier = AutoModelForSequenceClassification.from_pretrained(folder)
-    tokenizer = T.PreTrainedTokenizerFast.from_pretrained(folder) # AutoTokenizer reads every qwen2 folder as byte-level BPE, which these words are not
+    tokenizer = T.PreTrainedTokenizerFast.from_pretrained(
+        folder
+    )  # AutoTokenizer reads every qwen2 folder as byte-level BPE, which these words are not
     assert classifier.config.num_labels == 1 and classifier.config.problem_type == "regression"
     assert classifier.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
     batch = tokenizer(texts, padding=True, return_token_type_ids=False, return_tensors="pt")
@@ -214,13 +246,21 @@ TEXTS = ["w5 w6 w7 w8 <eos>", "w9 <eos>", "w10 w11 w12 <eos>", "w10 w3"]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("special", [{}, {"pad_token": "<eos>"}, {"pad_token": None}, {"pad_token": "w3", "unk_token": "w3"}], ids=["pad", "pad=eos", "no pad", "pad=unk"])
+@pytest.mark.parametrize(
+    "special",
+    [{}, {"pad_token": "<eos>"}, {"pad_token": None}, {"pad_token": "w3", "unk_token": "w3"}],
+    ids=["pad", "pad=eos", "no pad", "pad=unk"],
+)
 @pytest.mark.parametrize("family", DECODERS)
 def test_decoder_opens_in_transformers_with_the_same_rewards(base, tmp_path, family, special, side):
-    model, tokenizer = reward_model(base, family), word_tokenizer(padding_side=side, **special)
+    model = reward_model(base, family)
+    tokenizer = word_tokenizer(padding_side=side, **special)
     before, rows = tokenizer.pad_token, model.get_input_embeddings().num_embeddings
     model.save_pretrained(tmp_path, tokenizer)
-    assert (tokenizer.pad_token, model.get_input_embeddings().num_embeddings) == (before, rows), "saving changed what is in memory"
+    assert (tokenizer.pad_token, model.get_input_embeddings().num_embeddings) == (
+        before,
+        rows,
+    ), "saving changed what is in memory"
     assert [path.suffix for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pth")] == []
     check_opens_elsewhere(tmp_path, model, TEXTS)
 
@@ -282,41 +322,56 @@ def test_chat_template_lies_beside_the_weights(base, tmp_path):
 # What goes wrong
 
 
-@pytest.mark.parametrize("inputs, message", [
-    (lambda ids, mask: (ids[0],), r"shape \(4,\).*expected token ids \(batch_size, seq_len\)"),
-    (lambda ids, mask: (ids.float(),), r"torch.float32.*expected token ids"),
-    (lambda ids, mask: (ids, mask[:, :2]), r"shape \(2, 2\).*expected \(2, 4\)"),
-    (lambda ids, mask: (ids, mask[:, None, None]), r"shape \(2, 1, 1, 4\).*expected \(2, 4\)"),
-    (lambda ids, mask: (ids, torch.ones(2, 1, 4, 4).bool(), None, torch.zeros(1, 2).long()), r"torch.bool.*a float mask"),
-    (lambda ids, mask: (ids, torch.zeros(2, 1, 4, 4)), "pass end_positions"),
-    (lambda ids, mask: (ids, mask * torch.tensor([[1], [0]])), "Row 1 .* all 0"),
-    (lambda ids, mask: (ids + VOCAB, mask), rf"id {VOCAB + 5} at \(row, position\) \(0, 0\).*0 to {VOCAB - 1}"),
-    (lambda ids, mask: (ids - 6, mask), r"id -1 at"),
-    (lambda ids, mask: (ids, mask, torch.arange(4)), r"position_ids has shape \(4,\); expected \(2, 4\)"),
-    (lambda ids, mask: (ids, {"full_attention": mask}), "pass end_positions"),
-    (lambda ids, mask: (ids, torch.zeros(3, 1, 4, 4), None, torch.zeros(1, 2).long()), r"shape \(3, 1, 4, 4\)"),
-    (lambda ids, mask: (ids, mask, None, torch.tensor([[0, 3], [1, -1]])), r"end_positions has \[1, -1\]; expected .* inside \(2, 4\)"),
-    (lambda ids, mask: (ids, mask, None, torch.tensor([[2, 0]])), r"end_positions has \[2, 0\]"),
-    (lambda ids, mask: (ids, mask, None, torch.tensor([3])), r"end_positions has shape \(1,\); expected \(num_responses, 2\)"),
-])
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        (lambda ids, mask: (ids[0],), r"shape \(4,\).*expected token ids \(batch_size, seq_len\)"),
+        (lambda ids, mask: (ids.float(),), r"torch.float32.*expected token ids"),
+        (lambda ids, mask: (ids, mask[:, :2]), r"shape \(2, 2\).*expected \(2, 4\)"),
+        (lambda ids, mask: (ids, mask[:, None, None]), r"shape \(2, 1, 1, 4\).*expected \(2, 4\)"),
+        (
+            lambda ids, mask: (ids, torch.ones(2, 1, 4, 4).bool(), None, torch.zeros(1, 2).long()),
+            r"torch.bool.*a float mask",
+        ),
+        (lambda ids, mask: (ids, torch.zeros(2, 1, 4, 4)), "pass end_positions"),
+        (lambda ids, mask: (ids, mask * torch.tensor([[1], [0]])), "Row 1 .* all 0"),
+        (lambda ids, mask: (ids + VOCAB, mask), rf"id {VOCAB + 5} at \(row, position\) \(0, 0\).*0 to {VOCAB - 1}"),
+        (lambda ids, mask: (ids - 6, mask), r"id -1 at"),
+        (lambda ids, mask: (ids, mask, torch.arange(4)), r"position_ids has shape \(4,\); expected \(2, 4\)"),
+        (lambda ids, mask: (ids, {"full_attention": mask}), "pass end_positions"),
+        (lambda ids, mask: (ids, torch.zeros(3, 1, 4, 4), None, torch.zeros(1, 2).long()), r"shape \(3, 1, 4, 4\)"),
+        (
+            lambda ids, mask: (ids, mask, None, torch.tensor([[0, 3], [1, -1]])),
+            r"end_positions has \[1, -1\]; expected .* inside \(2, 4\)",
+        ),
+        (lambda ids, mask: (ids, mask, None, torch.tensor([[2, 0]])), r"end_positions has \[2, 0\]"),
+        (
+            lambda ids, mask: (ids, mask, None, torch.tensor([3])),
+            r"end_positions has shape \(1,\); expected \(num_responses, 2\)",
+        ),
+    ],
+)
 def test_bad_inputs_are_named(base, inputs, message):
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     with pytest.raises(ValueError, match=message):
         reward_model(base, "llama")(*inputs(ids, torch.ones_like(ids)))
 
 
-@pytest.mark.parametrize("config, message", [
-    (T.ViTConfig(), "'vit'.*more or other than text"),
-    (T.T5Config(), "'t5', an encoder-decoder"),
-    (T.BartConfig(), "'bart', an encoder-decoder"),
-    (T.LlavaConfig(), "'llava'.*text part alone"),
-    (T.CLIPConfig(), "'clip'.*other than text"),
-    (T.Wav2Vec2Config(), "'wav2vec2'.*no language model"),
-    (T.FNetConfig(), "'fnet', in which padding changes"),
-    (T.YosoConfig(), "'yoso', in which padding changes"),
-    (T.ConvBertConfig(), "'convbert', in which padding changes"),
-    (T.NystromformerConfig(), "'nystromformer', in which padding changes"),
-])
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (T.ViTConfig(), "'vit'.*more or other than text"),
+        (T.T5Config(), "'t5', an encoder-decoder"),
+        (T.BartConfig(), "'bart', an encoder-decoder"),
+        (T.LlavaConfig(), "'llava'.*text part alone"),
+        (T.CLIPConfig(), "'clip'.*other than text"),
+        (T.Wav2Vec2Config(), "'wav2vec2'.*no language model"),
+        (T.FNetConfig(), "'fnet', in which padding changes"),
+        (T.YosoConfig(), "'yoso', in which padding changes"),
+        (T.ConvBertConfig(), "'convbert', in which padding changes"),
+        (T.NystromformerConfig(), "'nystromformer', in which padding changes"),
+    ],
+)
 def test_other_kinds_of_checkpoint_are_refused(tmp_path, config, message):
     config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
@@ -332,12 +387,18 @@ def test_path_without_config_is_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no config.json.*holds \['notes.txt'\]"):
         RewardModel(str(tmp_path), device="cpu")
     for missing in (str(tmp_path / "missing"), "./missing", "runs/demo/missing", Path("missing"), "~/missing"):
-        with pytest.raises(FileNotFoundError, match="is not there; expected the name"):
+        with pytest.raises(FileNotFoundError, match="does not exist; expected the name"):
             RewardModel(missing, device="cpu")
     with pytest.raises(FileNotFoundError, match="is a file; expected the name"):
         RewardModel(str(tmp_path / "notes.txt"), device="cpu")
-    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no such repository")))
-    with pytest.raises(OSError, match=r"'runs/x' is no folder in .* could not be opened on the hub; expected .*no such repository"):
+
+    def from_pretrained(*args, **kwargs):
+        raise OSError("no such repository")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
+    with pytest.raises(
+        OSError, match=r"'runs/x' is no folder in .* could not be opened on the hub; expected .*no such repository"
+    ):
         RewardModel("runs/x", device="cpu")
 
 
@@ -361,8 +422,8 @@ def test_wrong_pooling_is_named(base):
         reward_model(base, "llama", pooling="mean")
 
 
-def test_from_pretrained_wants_one_reward_head(base, tmp_path):
-    with pytest.raises(ValueError, match=r"reward head of .* is not there.*RewardModel\(model_name\)"):
+def test_from_pretrained_requires_one_reward_head(base, tmp_path):
+    with pytest.raises(ValueError, match=r"reward head of .* does not exist.*RewardModel\(model_name\)"):
         RewardModel.from_pretrained(base("llama"), device="cpu")
     AutoModelForSequenceClassification.from_config(with_labels("llama", 3)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"\(3, 32\).*expected one bias-free.*\(1, 32\)"):
@@ -392,13 +453,24 @@ def test_pickled_weights_are_read_only_on_request(tmp_path):
 
 
 def test_what_is_a_reward_model(tmp_path):
-    from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        LlamaConfig,
+        LlamaForCausalLM,
+        LlamaForSequenceClassification,
+    )
 
     from rlhf_reward.reward import is_reward_model
 
     small = dict(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    kinds = {"language": LlamaForCausalLM(LlamaConfig(**small)), "one": LlamaForSequenceClassification(LlamaConfig(**small, num_labels=1)),
-             "three": LlamaForSequenceClassification(LlamaConfig(**small, num_labels=3)), "encoder": BertForSequenceClassification(BertConfig(**small, num_labels=1))}
+    kinds = {
+        "language": LlamaForCausalLM(LlamaConfig(**small)),
+        "one": LlamaForSequenceClassification(LlamaConfig(**small, num_labels=1)),
+        "three": LlamaForSequenceClassification(LlamaConfig(**small, num_labels=3)),
+        "encoder": BertForSequenceClassification(BertConfig(**small, num_labels=1)),
+    }
     for name, model in kinds.items():
         model.save_pretrained(tmp_path / name)
-    assert {name: is_reward_model(tmp_path / name) for name in kinds} == {"language": False, "one": True, "three": False, "encoder": False}
+    expected = {"language": False, "one": True, "three": False, "encoder": False}
+    assert {name: is_reward_model(tmp_path / name) for name in kinds} == expected

@@ -1,23 +1,27 @@
-"A wheel, built from the source archive of the tree as a release is, installed alone in an empty environment, away from the checkout."
+"""
+A wheel, built from the source archive of the tree as a release is, installed alone in an empty environment, away from
+the checkout.
+"""
 import json
-import os
-import subprocess
 import sys
 import venv
 from pathlib import Path
 
+import programs
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "rlhf_reward").rglob("__init__.py")}
 SCORE = """
-import importlib, importlib.resources, pkgutil, sys
+import importlib, importlib.resources, pkgutil
 import rlhf_reward
-for module in pkgutil.iter_modules(rlhf_reward.__path__):
+for module in pkgutil.walk_packages(rlhf_reward.__path__, "rlhf_reward.", onerror=lambda name: None):
     try:
-        importlib.import_module("rlhf_reward." + module.name)
+        importlib.import_module(module.name)
     except ImportError as error: # of an extra, which it names
-        assert module.name == "serving" and "pip install 'rlhf_reward[serve]'" in str(error), error
-assert all((importlib.resources.files(rlhf_reward) / name).is_file() for name in ("serving.html", "report.html", "configs/fsdp2.yaml"))
+        assert module.name == "rlhf_reward.serving" and "pip install 'rlhf_reward[serve]'" in str(error), error
+for name in ("serving.html", "report.html", "configs/fsdp2.yaml"):
+    assert (importlib.resources.files(rlhf_reward) / name).is_file(), name
 assert "site-packages" in rlhf_reward.__file__, rlhf_reward.__file__
 for name in ("nbdev", "fastcore", "pytest"):
     assert importlib.util.find_spec(name) is None, name
@@ -29,25 +33,36 @@ print("reward", *Scorer.from_pretrained("out", device="cpu").score(["Ada likes b
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "build", "--outdir", folder, ROOT], check=True, capture_output=True)
+    programs.run(sys.executable, "-m", "build", "--outdir", folder, ROOT, timeout=600)
     venv.create(folder / "venv", with_pip=True)
-    wheel, = folder.glob("*.whl")
-    subprocess.run([folder / "venv/bin/pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel], check=True)
+    (wheel,) = folder.glob("*.whl")
+    pip = [folder / "venv/bin/pip", "install", "--quiet"]
+    programs.run(*pip, "--constraint", ROOT / "constraints.txt", wheel, timeout=1800)
     return folder
 
 
-def run(environment, *command):
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run([environment / "venv/bin" / command[0], *command[1:]], cwd=environment, env=clean, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+def run(environment, program, *arguments):
+    "Run a program of the environment, without the checkout on its path."
+    command = [environment / "venv/bin" / program, *arguments]
+    return programs.run("env", "--unset", "PYTHONPATH", *command, cwd=environment).stdout
 
 
+@pytest.mark.wheel
 def test_wheel_trains_imports_and_scores(environment):
-    printed = run(environment, "rlhf_reward", "train", "--max_steps", "5", "--output_dir", "out", "--use_cpu", "--eval_strategy", "no")
-    assert "Held-out accuracy" in printed
+    options = ["--max_steps", "5", "--output_dir", "out", "--use_cpu", "--eval_strategy", "no"]
+    assert "Held-out accuracy" in run(environment, "rlhf_reward", "train", *options)
     printed = run(environment, "python", "-c", SCORE)
-    (environment / "rows.jsonl").write_text('{"prompt": "Ada likes birds and dislikes tools.", "response": " robin"}\n')
-    run(environment, "rlhf_reward", "score", "--model", "out", "--data", "rows.jsonl", "--output", "scored.jsonl", "--device", "cpu")
+    row = {"prompt": "Ada likes birds and dislikes tools.", "response": " robin"}
+    (environment / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    files = ["--model", "out", "--data", "rows.jsonl", "--output", "scored.jsonl"]
+    run(environment, "rlhf_reward", "score", *files, "--device", "cpu")
     reward = json.loads((environment / "scored.jsonl").read_text())["reward"]
     assert printed == f"reward {reward}\n"
+
+
+@pytest.mark.wheel
+def test_wheel_holds_every_package(environment):
+    "A package that setup.py does not name is missing from the wheel alone."
+    installed = next((environment / "venv/lib").glob("python*/site-packages/rlhf_reward"))
+    found = {path.parent.relative_to(installed.parent).as_posix() for path in installed.rglob("__init__.py")}
+    assert found == PACKAGES and "rlhf_reward/serving" in found

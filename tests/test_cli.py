@@ -86,7 +86,8 @@ def test_given_arguments_override_the_recipe(tmp_path):
     (
         None,
         ["--learning_rat", "1"],
-        "unknown argument '--learning_rat' on the command line (a YAML file comes first); did you mean 'learning_rate'?",
+        "unknown argument '--learning_rat' on the command line (a YAML file comes first); "
+        "did you mean 'learning_rate'?",
     ),
     (None, ["--dataset", "rows.jsonl"], "--model and --dataset go together"),
     (None, ["--model", "gpt2"], "--model and --dataset go together"),

@@ -197,11 +197,23 @@ def import_block(module, public, cells, source):
     return "\n".join(["```python", *lines, "```"])
 
 
+def join_streams(cell):
+    "Join the parts in which a kernel sent the output of a shell command."
+    joined = []
+    for output in cell.outputs:
+        if joined and output.output_type == "stream" == joined[-1].output_type and output.name == joined[-1].name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    cell.outputs = joined
+
+
 def prepare(cell, heading, link):
     "Turn a visible cell into one as the page shows it."
     if cell.cell_type == "markdown":
         cell.source = link(cell.source)
         return
+    join_streams(cell)
     alt = re.search(r"^#\| fig-alt: (.*)", cell.source, flags=re.MULTILINE)
     cell.metadata["alt"] = alt[1] if alt else heading.replace("`", "")
     is_hidden = directives(cell) & {"echo", "hide_input"}

@@ -15,10 +15,11 @@ extras = {
     if key.endswith("_requirements")
 }
 
-# On PyPI, links to files of the repository must be whole addresses.
-readme = (here / "README.md").read_text(encoding="utf-8")
-address = f"{settings['git_url']}/blob/{settings['branch']}/"
-long_description = re.sub(r"\]\((?!\w+:|#)", f"]({address}", readme).replace(".png)", ".png?raw=true)")
+# PyPI has no files of the repository: links to them go to its site.
+long_description = (here / "README.md").read_text(encoding="utf-8")
+repository = f"{settings['git_url']}/blob/{settings['branch']}/"
+long_description = re.sub(r"\]\((?!\w+:|#)", f"]({repository}", long_description)
+long_description = long_description.replace(".png)", ".png?raw=true)")
 
 setup(
     name=settings["lib_name"],
@@ -29,10 +30,13 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     long_description=long_description,
-    project_urls={"Documentation": "https://rlhf-reward.github.io/rlhf_reward/", "Source": settings["git_url"]},
+    project_urls={
+        "Documentation": "https://rlhf-reward.github.io/rlhf_reward/",
+        "Source": settings["git_url"],
+    },
     long_description_content_type="text/markdown",
     packages=find_packages(include=[settings["lib_path"], f"{settings['lib_path']}.*"]),
-    package_data={settings["lib_path"]: ["configs/*.yaml", "serving.html", "report.html"]},
+    package_data={"": ["*.html"], settings["lib_path"]: ["configs/*.yaml"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require=extras,

@@ -1,14 +1,14 @@
 """
-Held-out accuracy beside TRL's: after as many steps, and after as much time.
+Held-out accuracy compared with TRL's: after as many steps, and after as much time.
 
     pip install 'rlhf_reward[benchmarks]'
     python benchmarks/accuracy_trl.py TRAIN.jsonl EVAL.jsonl [--model FOLDER] [--minutes 3]
 
-Each side trains for that many minutes (without start and evaluation) from the same weights, on the same comparisons in the same
-order, with the same batch, optimizer and learning rate; TRL without gradient checkpointing and with all pairs of a comparison.
-(From an encoder each side has its own new head, so they begin apart.)
-This library's accuracy is taken at the step that TRL reached, and at the end of the time; both sides' weights are evaluated by
-the same code. Without --model a llama is trained from random weights, with a byte-level BPE of the texts.
+Each side trains for that many minutes (without start and evaluation) from the same weights, on the same comparisons in
+the same order, with the same batch, optimizer and learning rate; TRL without gradient checkpointing and with all pairs
+of a comparison. (From an encoder each side has its own new head, so they start from different heads.)
+This library's accuracy is taken at the step that TRL reached, and at the end of the time; both sides' weights are
+evaluated by the same code. Without --model a llama is trained from random weights, with a byte-level BPE of the texts.
 """
 import argparse
 import os
@@ -22,19 +22,24 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
-from against_trl import MEMORY, ours, theirs, tokenizer_and_model
+from sides import MEMORY, ours, print_nothing, theirs, tokenizer_and_model
 
 from rlhf_reward import RewardModel, load_rows, tokenize_rows
-from rlhf_reward.data import ranked_pairs
+from rlhf_reward.comparison import ranked_pairs
 from rlhf_reward.losses import BradleyTerry
+from rlhf_reward.metrics import pair_metrics
 from rlhf_reward.packing import by_comparison, pad_comparisons
-from rlhf_reward.training import pair_metrics
+
+LEARNING_RATE = 1e-4
 
 
 class Clock(transformers.TrainerCallback):
-    "Stops after so many seconds of training; keeps the weights of one step on the way, outside of the time."
+    "Stop after so many seconds of training. Keep the weights of one step, in time that does not count."
+
     def __init__(self, seconds, keep_step=None):
-        self.seconds, self.keep_step, self.kept = seconds, keep_step, None
+        self.seconds = seconds
+        self.keep_step = keep_step
+        self.kept = None # the weights of that step
 
     def on_train_begin(self, *args, **kwargs):
         self.begin = time.perf_counter()
@@ -50,8 +55,19 @@ class Clock(transformers.TrainerCallback):
 
 
 def train(make, clock):
-    trainer = make(max_steps=100_000, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, logging_strategy="no", learning_rate=LEARNING_RATE,
-                   lr_scheduler_type="constant", bf16=False, train_sampling_strategy="sequential")
+    "Train until the clock stops it."
+    trainer = make(
+        max_steps=100_000,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        logging_strategy="no",
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        bf16=False,
+        train_sampling_strategy="sequential",
+    )
     trainer.add_callback(clock)
     trainer.train()
     return trainer
@@ -59,27 +75,30 @@ def train(make, clock):
 
 @torch.no_grad()
 def accuracy(model, examples, batch=8):
-    "Accuracy over pairs, loss and number of pairs, of padded batches: the same way for both sides."
+    "Return accuracy over pairs, loss and number of pairs, of padded batches: the same way for both sides."
     examples = sorted(examples, key=lambda example: example["length"])
-    wide = max(len(example["ranks"]) for example in examples)
-    rewards, ranks = [], []
+    width = max(len(example["ranks"]) for example in examples)
+    rewards = []
+    ranks = []
     for start in range(0, len(examples), batch):
-        made = pad_comparisons(examples[start:start + batch])
-        output = model.eval()(made["input_ids"], attention_mask=made["attention_mask"])
-        table = by_comparison(output if isinstance(output, torch.Tensor) else output.logits, made["ranks"])
-        rewards.append(F.pad(table, (0, wide - table.shape[1])))
-        ranks.append(F.pad(made["ranks"], (0, wide - table.shape[1])))
-    rewards, ranks = torch.cat(rewards), torch.cat(ranks)
+        inputs = pad_comparisons(examples[start : start + batch])
+        output = model.eval()(inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        flat_rewards = output if isinstance(output, torch.Tensor) else output.logits
+        table = by_comparison(flat_rewards, inputs["ranks"])
+        missing = (0, width - table.shape[1])
+        rewards.append(F.pad(table, missing))
+        ranks.append(F.pad(inputs["ranks"], missing))
+    rewards = torch.cat(rewards)
+    ranks = torch.cat(ranks)
     metrics = pair_metrics(transformers.EvalPrediction(rewards.numpy(), ranks.numpy()))
     return metrics["accuracy"], BradleyTerry()(rewards, ranks).mean().item(), metrics["pairs"]
 
 
-LEARNING_RATE = 1e-4
-
-
-def main():
-    transformers.trainer_callback.PrinterCallback.on_log = lambda *args, **kwargs: None # the table is all there is to read
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("train")
     parser.add_argument("eval")
     parser.add_argument("--model", help="a folder with a one-label classifier or a backbone and its tokenizer")
@@ -88,41 +107,71 @@ def main():
     parser.add_argument("--max_length", type=int, default=512)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
-    options = parser.parse_args()
-    import trl
+    return parser.parse_args()
 
-    rows, held_out = load_rows(options.train), load_rows(options.eval)
-    folder = Path(tempfile.mkdtemp()) / "model"
+
+def make_model(options, rows, folder):
+    "Save the model that both sides start from. Return its tokenizer."
     if options.model:
         tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
         torch.manual_seed(0)
         RewardModel(options.model, 0.0, "cpu").save_pretrained(folder, tokenizer)
-    else:
-        texts = [text for row in rows for text in (row["prompt"], *(row.get("responses") or (row["chosen"], row["rejected"])))]
-        tokenizer = tokenizer_and_model(folder, texts, options.width, options.layers)
-    read = partial(tokenize_rows, tokenizer=tokenizer, max_length=options.max_length)
-    examples, held_out = list(read(rows)), list(read(held_out, name="the held-out rows"))
+        return tokenizer
+    texts = []
+    for row in rows:
+        responses = row.get("responses") or (row["chosen"], row["rejected"])
+        texts += [row["prompt"], *responses]
+    return tokenizer_and_model(folder, texts, options.width, options.layers)
+
+
+def training_examples(rows, read):
+    "Return the comparisons that have the most pairs, shuffled: TRL's batches hold a fixed number of pairs."
+    examples = list(read(rows))
     most = max(len(ranked_pairs(example["ranks"])) for example in examples)
-    examples = [example for example in examples if len(ranked_pairs(example["ranks"])) == most] # TRL's batches are of a fixed number of pairs
+    examples = [example for example in examples if len(ranked_pairs(example["ranks"])) == most]
     random.Random(0).shuffle(examples)
-    print(f"torch {torch.__version__} ({torch.get_num_threads()} threads), transformers {transformers.__version__}, trl {trl.__version__}; {len(examples)} comparisons "
-          f"of {most} pairs in training, {options.batch} a step, at most {options.max_length} tokens, learning rate {LEARNING_RATE}", flush=True)
+    return examples, most
+
+
+def print_row(side, steps, minutes, model, held_out):
+    share, loss, pairs = accuracy(model, held_out)
+    print(f"| {side} | {steps} | {minutes:.1f} | {share:.4f} | {loss:.4f} | {pairs} |", flush=True)
+
+
+def main():
+    transformers.trainer_callback.PrinterCallback.on_log = print_nothing # the table is the whole output
+    options = parse_arguments()
+    import trl
+
+    rows = load_rows(options.train)
+    held_out = load_rows(options.eval)
+    folder = Path(tempfile.mkdtemp()) / "model"
+    tokenizer = make_model(options, rows, folder)
+    read = partial(tokenize_rows, tokenizer=tokenizer, max_length=options.max_length)
+    examples, most = training_examples(rows, read)
+    held_out = list(read(held_out, name="the held-out rows"))
+    print(
+        f"torch {torch.__version__} ({torch.get_num_threads()} threads), transformers {transformers.__version__}, "
+        f"trl {trl.__version__}; {len(examples)} comparisons of {most} pairs in training, {options.batch} a step, "
+        f"at most {options.max_length} tokens, learning rate {LEARNING_RATE}",
+        flush=True,
+    )
     layout = {"layout": "padded"} if options.model else {}
-    their_trainer = train(partial(theirs, folder, examples, tokenizer, options.batch), Clock(60 * options.minutes))
+    make_theirs = partial(theirs, folder, examples, tokenizer, options.batch)
+    their_trainer = train(make_theirs, Clock(60 * options.minutes))
     steps = their_trainer.state.global_step
     clock = Clock(60 * options.minutes, steps)
-    own_trainer = train(partial(ours, folder, examples, tokenizer, options.batch, **layout), clock)
-    own_steps = own_trainer.state.global_step
-    sides = [("before training", RewardModel.from_pretrained(folder, device="cpu"), 0, 0), ("TRL", their_trainer.model, steps, options.minutes),
-             ("rlhf_reward, as much time", own_trainer.model, own_steps, options.minutes)]
+    make_ours = partial(ours, folder, examples, tokenizer, options.batch, **layout)
+    own_trainer = train(make_ours, clock)
     print("| side | steps | minutes | held-out accuracy | held-out loss | pairs |\n|---|---|---|---|---|---|")
-    for side, model, number, minutes in sides:
-        share, loss, pairs = accuracy(model, held_out)
-        print(f"| {side} | {number} | {minutes:.1f} | {share:.4f} | {loss:.4f} | {pairs} |", flush=True)
+    start = RewardModel.from_pretrained(folder, device="cpu")
+    print_row("before training", 0, 0, start, held_out)
+    print_row("TRL", steps, options.minutes, their_trainer.model, held_out)
+    own_steps = own_trainer.state.global_step
+    print_row("rlhf_reward, as much time", own_steps, options.minutes, own_trainer.model, held_out)
     if clock.kept is not None:
         own_trainer.model.load_state_dict(clock.kept)
-        share, loss, pairs = accuracy(own_trainer.model, held_out)
-        print(f"| rlhf_reward, as many steps | {steps} | {clock.kept_after / 60:.1f} | {share:.4f} | {loss:.4f} | {pairs} |", flush=True)
+        print_row("rlhf_reward, as many steps", steps, clock.kept_after / 60, own_trainer.model, held_out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ _PUBLIC = {
     "data": ["Comparison", "load_rows"],
     "tokens": ["tokenize_rows"],
     "training": ["RewardConfig", "RewardTrainer"],
-    "scoring": ["Scorer", "RewardFunction"],
+    "scoring": ["Scorer"],
+    "rl": ["RewardFunction"],
     "evaluation": ["evaluate"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNSUPPORTED', 'RewardConfig', 'check_arguments', 'check_state_dict_type', 'check_inputs', 'check_for_loss',
-           'check_example_for_loss', 'close_process_group']
+           'close_process_group']
 
 # %% ../nbs/05a_arguments.ipynb #cd33aabe
 from dataclasses import dataclass, field
@@ -68,7 +68,7 @@ UNSUPPORTED = {
 
 
 def check_arguments(
-    args: RewardConfig,
+    args: RewardConfig, # of a run
 ) -> None:
     "Raise `ValueError` for arguments that `RewardTrainer` does not support, or that contradict each other."
     if not isinstance(args, RewardConfig):
@@ -109,9 +109,9 @@ def check_state_dict_type(
 
 # %% ../nbs/05a_arguments.ipynb #1d514ea6
 def check_inputs(
-    model: RewardModel,
+    model: RewardModel, # to be trained
     tokenizer: Any, # the model's
-    train_dataset: Optional[Union[Dataset, IterableDataset]],
+    train_dataset: Optional[Union[Dataset, IterableDataset]], # rows
     eval_dataset: Any, # the same, or several by name
 ) -> None:
     "Raise `ValueError` for inputs of `RewardTrainer` that are of another type."
@@ -145,7 +145,7 @@ def check_for_loss(
         return dataset
 
     def check(example):
-        check_example_for_loss(example, loss, name)
+        _check_example(example, loss, name)
         return True
 
     if isinstance(dataset, IterableDataset):
@@ -155,11 +155,7 @@ def check_for_loss(
     return dataset
 
 
-def check_example_for_loss(
-    example: dict[str, Any], # a tokenized comparison
-    loss: str, # of `LOSSES`
-    name: str, # of the data set, for messages
-) -> None:
+def _check_example(example, loss, name):
     "Raise `ValueError` for a comparison without what the loss learns from."
     row = f"Row {example['row']} of {name}"
     if loss == "margin_scaled" and not all(margin > 0 for margin in example["margins"]):

@@ -13,15 +13,17 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-# %% ../nbs/04a_attention.ipynb #efbe7d05
+# %% ../nbs/04a_attention.ipynb #0864c3a3
 def attention_mask(
     batch: dict[str, torch.Tensor], # from `pack_comparisons`, on the device of the model
     config: PretrainedConfig, # of the backbone
     dtype: torch.dtype = torch.float32, # of the attention scores
-    # a float mask (num_rows, 1, seq_len, seq_len), a `BlockMask`, a table of segments (1, 1, num_segments, 4),
-    # or a dict of them by type of layer
-) -> Any:
-    "Return the mask of packed rows, as the backbone takes it. Raises `ValueError` for layers that are not attention."
+) -> Any: # a float mask, a `BlockMask`, a table of segments, or a dict of them by type of layer
+    """
+    Return the mask of packed rows, as the backbone takes it. Raises `ValueError` for layers that are not attention.
+
+    A float mask is (num_rows, 1, seq_len, seq_len), a table of segments (1, 1, num_segments, 4).
+    """
     window = getattr(config, "sliding_window", None)
     chunk = getattr(config, "attention_chunk_size", None)
     layer_types = set(getattr(config, "layer_types", None) or ())

@@ -17,16 +17,11 @@ from accelerate import PartialState
 from scipy.special import expit
 from tqdm.auto import tqdm
 
-from .data import Comparison, Text, is_ids, shared_length, to_comparison, whole_texts
+from .comparison import Comparison, Text, is_ids, shared_length, whole_texts
 from .engine import NotFinite
-from rlhf_reward.intervals import (
-    Interval,
-    JackknifeInterval,
-    interval,
-    jackknife,
-    jackknife_p_value,
-    sign_flip_p_value,
-)
+from .intervals import Interval, JackknifeInterval, interval, jackknife
+from .intervals import jackknife_p_value, sign_flip_p_value
+from .rows import to_comparison
 from .scoring import BaseScorer
 from .statistics import Statistics, best_of_n, calibration, length_bias, ranking, statistics
 from .tables import correctness, pair_table, response_table

@@ -18,16 +18,16 @@ from .losses import wins
 class PairMetrics(TypedDict, total=False):
     "Metrics over pairs. Without any pair there is `pairs` alone."
     accuracy: float # share of pairs whose chosen response has the higher reward; a tie counts half
-    pairs: int
+    pairs: int # pairs of a better and a worse response
     tied_rewards: int # pairs of equal rewards
     margin: float # mean of the chosen reward minus the rejected one
-    margin_q25: float
-    margin_median: float
-    margin_q75: float
+    margin_q25: float # a quarter of the margins is below it
+    margin_median: float # half of the margins is below it
+    margin_q75: float # three quarters of the margins are below it
     chosen_reward: float # mean over pairs
-    chosen_reward_std: float
-    rejected_reward: float
-    rejected_reward_std: float
+    chosen_reward_std: float # standard deviation over pairs
+    rejected_reward: float # mean over pairs
+    rejected_reward_std: float # standard deviation over pairs
 
 
 def pair_metrics(
@@ -63,9 +63,9 @@ class EvaluationMetrics(PairMetrics, total=False):
     "Metrics of an evaluation set. There is no `loss` where it cannot learn from any comparison."
     loss: float # weighted mean over the comparisons that it can learn from
     without_loss: int # comparisons that it cannot learn from, if there are any
-    reward_mean: float # over all responses
-    reward_std: float
-    responses: int
+    reward_mean: float # mean over all responses
+    reward_std: float # standard deviation over all responses
+    responses: int # number of responses
 
 
 def evaluation_metrics(

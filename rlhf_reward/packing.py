@@ -6,7 +6,7 @@
 __all__ = ['ROUNDING', 'Targets', 'PaddedBatch', 'PackedBatch', 'pad_comparisons', 'pack_comparisons', 'model_inputs',
            'by_comparison', 'packing_difference', 'Layout', 'choose_layout', 'choose_collator', 'best_fit']
 
-# %% ../nbs/04_packing.ipynb #908765d2
+# %% ../nbs/04_packing.ipynb #67dd311a
 import bisect
 import contextlib
 import itertools
@@ -18,9 +18,9 @@ from typing import Any, Callable, Optional, TypedDict
 import torch
 
 from .attention import BY_SEGMENT, attention_mask
-from .data import ranked_pairs
+from .comparison import ranked_pairs
 from .reward import RewardModel
-from .tokens import whole_sequences
+from .tokens import TokenizedComparison, whole_sequences
 
 # %% ../nbs/04_packing.ipynb #661d5eb8
 class Targets(TypedDict):
@@ -47,10 +47,10 @@ class PackedBatch(Targets):
     response_ids: torch.Tensor # number of the response in its comparison, 0 is the prefix
     end_positions: torch.Tensor # (num_responses, 2): the row and the position of each response's last token
 
-# %% ../nbs/04_packing.ipynb #ee29fd15
+# %% ../nbs/04_packing.ipynb #99a546dd
 def pad_comparisons(
-    examples: list[dict], # tokenized comparisons, from `tokens.tokenize_rows`
-) -> PaddedBatch:
+    examples: list[TokenizedComparison], # from `tokens.tokenize_rows`
+) -> PaddedBatch: # padded on the right
     "Make one row for each response of each comparison, in order. K may differ from comparison to comparison."
     sequences = []
     for example in examples:
@@ -62,13 +62,13 @@ def pad_comparisons(
         **_targets(examples),
     }
 
-# %% ../nbs/04_packing.ipynb #7e3fef1a
+# %% ../nbs/04_packing.ipynb #436f6dfe
 def pack_comparisons(
-    examples: list[dict], # tokenized comparisons, from `tokens.tokenize_rows`
+    examples: list[TokenizedComparison], # from `tokens.tokenize_rows`
     # tokens of a row, or `math.inf` for one row of all; a longer comparison has a row of its own, and rows are as long
     # as the longest. By default chosen so that rows are short and full
     row_length: Optional[float] = None,
-) -> PackedBatch:
+) -> PackedBatch: # its rows are padded on the right
     "Write each shared prefix once, then the rest of each of its responses; several comparisons share a row."
     lengths = [_num_tokens(example) for example in examples]
     assignment = _cheapest_rows(lengths) if row_length is None else best_fit(lengths, row_length)
@@ -116,14 +116,14 @@ def by_comparison(
     indices = indices.clamp(min=0).reshape(ranks.shape)
     return rewards.squeeze(1)[indices].masked_fill(~is_response, 0)
 
-# %% ../nbs/04_packing.ipynb #f08bf6bb
+# %% ../nbs/04_packing.ipynb #a20b8c8d
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9} # of the largest reward; half precision may differ by 5e-2
 
 
 def packing_difference(
     model: RewardModel, # on the device that it will be trained on
-    examples: list[dict], # tokenized comparisons
-    collator: Callable[[list[dict]], PackedBatch] = pack_comparisons, # that packs them
+    examples: list[TokenizedComparison], # from `tokens.tokenize_rows`
+    collator: Callable[[list[TokenizedComparison]], PackedBatch] = pack_comparisons, # that packs them
 ) -> Optional[str]: # `None` where packed rewards equal the padded ones up to rounding, otherwise how they differ
     "Compare packed rewards of the comparisons with those of each padded alone."
     was_training = model.training
@@ -147,11 +147,11 @@ def packing_difference(
         return None
     return f"packed rewards differ from plain ones by up to {difference:.2g} (the largest reward is {largest:.2g})"
 
-# %% ../nbs/04_packing.ipynb #e53b8a28
+# %% ../nbs/04_packing.ipynb #65ae9864
 @dataclass(frozen=True)
 class Layout:
     "A way to batch comparisons, and the attention implementation that it needs."
-    collator: Callable[[list[dict]], dict[str, torch.Tensor]] # makes a batch of tokenized comparisons
+    collator: Callable[[list[TokenizedComparison]], dict[str, torch.Tensor]] # makes a batch of tokenized comparisons
     attn_implementation: str # for `set_attn_implementation` of the backbone
     difference: Optional[str] = None # why the layout is not a packed one
 
@@ -166,7 +166,7 @@ class Layout:
 
 def choose_layout(
     model: RewardModel, # stays as it is
-    examples: list[dict], # tokenized comparisons
+    examples: list[TokenizedComparison], # from `tokens.tokenize_rows`
 ) -> Layout:
     "Return the fastest layout that gives the plain rewards: packed in one row, packed in several, or padded."
     on_cpu = next(model.parameters()).device.type == "cpu"
@@ -188,9 +188,8 @@ def choose_layout(
 
 def choose_collator(
     model: RewardModel, # on a CPU with `sdpa` attention, its attention implementation may be replaced
-    examples: list[dict], # tokenized comparisons
-    # the collator, and why it is not a packed one
-) -> tuple[Callable[[list[dict]], dict[str, torch.Tensor]], Optional[str]]:
+    examples: list[TokenizedComparison], # from `tokens.tokenize_rows`
+) -> tuple[Callable, Optional[str]]: # the collator, and why it is not a packed one
     "Choose a layout and apply it to the model: `choose_layout` and `Layout.apply_to` in one call."
     layout = choose_layout(model, examples)
     layout.apply_to(model)

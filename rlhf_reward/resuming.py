@@ -6,7 +6,7 @@
 __all__ = ['logger', 'SIZES', 'unfinished', 'write_sizes', 'checkpoint_problem', 'newest_checkpoint', 'load_weights',
            'save_loss_parameters', 'load_loss_parameters', 'CheckpointMixin']
 
-# %% ../nbs/05e_resuming.ipynb #9f5cdef0
+# %% ../nbs/05e_resuming.ipynb #9b2a0ed8
 import json
 import logging
 from pathlib import Path
@@ -21,7 +21,7 @@ from .reward import RewardModel
 
 logger = logging.getLogger(__name__)
 
-# %% ../nbs/05e_resuming.ipynb #ecb42b4a
+# %% ../nbs/05e_resuming.ipynb #abf0e8b7
 SIZES = "checkpoint_files.json" # sizes of the files of a checkpoint, in its folder
 
 
@@ -62,7 +62,7 @@ def checkpoint_problem(
 
 unfinished = checkpoint_problem # the earlier name
 
-# %% ../nbs/05e_resuming.ipynb #b96c96a2
+# %% ../nbs/05e_resuming.ipynb #e9605007
 def newest_checkpoint(
     output_dir: Union[str, Path], # of the run
 ) -> str: # the newest complete one
@@ -82,7 +82,7 @@ def newest_checkpoint(
         "without resuming to start over."
     )
 
-# %% ../nbs/05e_resuming.ipynb #9abde0b1
+# %% ../nbs/05e_resuming.ipynb #119ff8c5
 def load_weights(
     model: RewardModel, # without what accelerate and torch.compile put around it
     folder: Union[str, Path], # a checkpoint of the same run
@@ -105,9 +105,9 @@ def load_weights(
     else:
         model.load_state_dict(saved.state_dict())
 
-# %% ../nbs/05e_resuming.ipynb #9549c6b5
+# %% ../nbs/05e_resuming.ipynb #4848020f
 def save_loss_parameters(
-    loss: RewardLoss,
+    loss: RewardLoss, # with or without parameters
     name: str, # of the loss
     folder: Union[str, Path], # a checkpoint
 ) -> None:
@@ -118,7 +118,7 @@ def save_loss_parameters(
 
 
 def load_loss_parameters(
-    loss: RewardLoss,
+    loss: RewardLoss, # with or without parameters
     folder: Union[str, Path], # a checkpoint
 ) -> None:
     "Read the parameters of a loss, if it has any, from `loss.json`."
@@ -126,7 +126,7 @@ def load_loss_parameters(
         saved = json.loads((Path(folder) / "loss.json").read_text())
         parameter.data.fill_(saved[key])
 
-# %% ../nbs/05e_resuming.ipynb #54e36954
+# %% ../nbs/05e_resuming.ipynb #cf492cf7
 class CheckpointMixin:
     "Part of `RewardTrainer`: checkpoints that every tool opens, and that are known to be complete."
 

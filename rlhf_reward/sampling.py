@@ -5,29 +5,20 @@
 # %% auto #0
 __all__ = ['filler_comparison', 'padded_to_steps', 'PaddedStream', 'AppendedSampler', 'EpochSeededSampler', 'SameStepsMixin']
 
-# %% ../nbs/05c_sampling.ipynb #364b8f88
-from typing import Any, Callable, Iterable, Iterator, Optional
+# %% ../nbs/05c_sampling.ipynb #b2b4c474
+from typing import Callable, Iterator, Optional, Sequence
 
 import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-# %% ../nbs/05c_sampling.ipynb #b04ca7a9
-def filler_comparison() -> dict[str, Any]: # a tokenized comparison
+from .tokens import TokenizedComparison, tokenized_comparison
+
+# %% ../nbs/05c_sampling.ipynb #ba564ca9
+def filler_comparison() -> TokenizedComparison:
     "Return the comparison of weight 0 that fills the last step."
-    return {
-        "shared_prefix": [0],
-        "rests": [[], []],
-        "ranks": [0, 0],
-        "margins": [],
-        "ratings": None,
-        "weight": 0.0,
-        "length": 1,
-        "source": None,
-        "prompt_key": 0,
-        "row": 0,
-    }
+    return tokenized_comparison(shared_prefix=[0], rests=[[], []], ranks=[0, 0], weight=0.0)
 
 
 def padded_to_steps(
@@ -52,7 +43,7 @@ class PaddedStream(torch.utils.data.IterableDataset):
         self.stream = stream
         self.step_size = step_size
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[TokenizedComparison]:
         count = 0
         for count, example in enumerate(self.stream, start=1):
             yield example
@@ -62,13 +53,13 @@ class PaddedStream(torch.utils.data.IterableDataset):
     def set_epoch(self, epoch):
         self.stream.set_epoch(epoch)
 
-# %% ../nbs/05c_sampling.ipynb #ae939c66
+# %% ../nbs/05c_sampling.ipynb #ecd2d651
 class AppendedSampler(Sampler):
     "Indices of another sampler, followed by extra indices."
     def __init__(
         self,
-        sampler: Sampler,
-        extra: Iterable[int], # in order
+        sampler: Sampler, # the other sampler
+        extra: Sequence[int], # in order
     ):
         self.sampler = sampler
         self.extra = extra
@@ -84,7 +75,7 @@ class AppendedSampler(Sampler):
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
 
-# %% ../nbs/05c_sampling.ipynb #8ddfaf29
+# %% ../nbs/05c_sampling.ipynb #ad3ef8f8
 class EpochSeededSampler(Sampler):
     "A sampler whose random numbers depend on the epoch alone: equal in all processes and in a resumed run."
     def __init__(
@@ -102,7 +93,7 @@ class EpochSeededSampler(Sampler):
     def __len__(self) -> int:
         return len(self.sampler)
 
-# %% ../nbs/05c_sampling.ipynb #3be802e6
+# %% ../nbs/05c_sampling.ipynb #62ee1bae
 class SameStepsMixin:
     "Part of `RewardTrainer`: the same steps on any number of processes."
 

@@ -21,7 +21,7 @@ from .tables import correctness, each_comparison, pair_table, response_table
 
 # %% auto #0
 __all__ = ['Baselines', 'CalibrationBin', 'Calibration', 'calibration', 'LengthGroup', 'LengthBias', 'length_bias',
-           'RankingByChance', 'Ranking', 'ranking', 'BestOfN', 'best_of_n', 'Statistics', 'statistics']
+           'RankingByChance', 'Ranking', 'ranking', 'BestOfN', 'best_of_n', 'baselines', 'Statistics', 'statistics']
 
 # %% ../nbs/07e_statistics.ipynb #34cbc65a
 class CalibrationBin(TypedDict):
@@ -243,6 +243,40 @@ Baselines = TypedDict("Baselines", {
 })
 
 
+def baselines(
+    pairs: pd.DataFrame, # from `tables.pair_table`
+    num_responses: int, # in the table of responses
+    seed: int = 0, # of the intervals and the random rewards
+) -> Baselines:
+    "Return the accuracies that cost nothing."
+    prompts = pairs["prompt"]
+    longer_by = pairs["longer_by"].to_numpy()
+    blind_margins = pairs["blind_margin"].to_numpy()
+    has_blind = np.isfinite(blind_margins)
+    prompt_blind = None
+    if has_blind.any():
+        prompt_blind = interval(correctness(blind_margins[has_blind]), prompts[has_blind], seed)
+    return {
+        "longer wins": interval(correctness(longer_by), prompts, seed),
+        "shorter wins": interval(correctness(-longer_by), prompts, seed),
+        "prompt-blind": prompt_blind,
+        "random": _random_baseline(pairs, num_responses, seed),
+    }
+
+
+def _random_baseline(pairs, num_responses, seed):
+    "Return what random rewards reach: half on average, and the range of 95 % of 1000 draws."
+    generator = np.random.default_rng(seed)
+    winner = pairs["winner"].to_numpy()
+    loser = pairs["loser"].to_numpy()
+    shares = []
+    for _ in range(1000):
+        rewards = generator.random(num_responses)
+        shares.append((rewards[winner] > rewards[loser]).mean())
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return Interval(value=0.5, low=float(low), high=float(high))
+
+# %% ../nbs/07e_statistics.ipynb #57b104c1
 class Statistics(TypedDict):
     "All figures of one model on one set of comparisons."
     comparisons: int # number of comparisons
@@ -290,18 +324,18 @@ def statistics(
         "responses": len(responses),
         **_metrics_of_training(responses),
         "accuracy_interval": interval(correctness(margins), pairs["prompt"], seed),
-        "baselines": _baselines(pairs, len(responses), seed),
+        "baselines": baselines(pairs, len(responses), seed),
         "calibration": calibration(margins),
         "length": length_bias(responses, pairs, seed),
         "ranking": ranking(responses, seed),
         "best_of_n": best_of_n(responses),
     }
 
-# %% ../nbs/07e_statistics.ipynb #1ff3d7b1
+# %% ../nbs/07e_statistics.ipynb #e7f97b26
 def _metrics_of_training(responses):
     "Return the figures of `RewardTrainer.evaluate`."
-    from rlhf_reward.training import pair_metrics # only when used: it needs torch
-    from transformers import EvalPrediction
+    from rlhf_reward.metrics import pair_metrics # only when used: it needs torch
+    from transformers.trainer_utils import EvalPrediction
 
     rewards = []
     ranks = []
@@ -315,33 +349,3 @@ def _padded(rows):
     "Return rows of different lengths as one array, filled with 0."
     columns = itertools.zip_longest(*rows, fillvalue=0)
     return np.array(list(columns)).T
-
-
-def _baselines(pairs, num_responses, seed):
-    "Return the accuracies of what costs nothing."
-    prompts = pairs["prompt"]
-    longer_by = pairs["longer_by"].to_numpy()
-    blind_margins = pairs["blind_margin"].to_numpy()
-    has_blind = np.isfinite(blind_margins)
-    prompt_blind = None
-    if has_blind.any():
-        prompt_blind = interval(correctness(blind_margins[has_blind]), prompts[has_blind], seed)
-    return {
-        "longer wins": interval(correctness(longer_by), prompts, seed),
-        "shorter wins": interval(correctness(-longer_by), prompts, seed),
-        "prompt-blind": prompt_blind,
-        "random": _random_baseline(pairs, num_responses, seed),
-    }
-
-
-def _random_baseline(pairs, num_responses, seed):
-    "Return what random rewards reach: half on average, and the range of 95 % of 1000 draws."
-    generator = np.random.default_rng(seed)
-    winner = pairs["winner"].to_numpy()
-    loser = pairs["loser"].to_numpy()
-    shares = []
-    for _ in range(1000):
-        rewards = generator.random(num_responses)
-        shares.append((rewards[winner] > rewards[loser]).mean())
-    low, high = np.quantile(shares, [0.025, 0.975])
-    return Interval(value=0.5, low=float(low), high=float(high))

@@ -13,7 +13,7 @@ from typing import Iterator
 import numpy as np
 import pandas as pd
 
-from .data import Comparison, normalized, ranked_pairs
+from .comparison import Comparison, normalized, ranked_pairs
 
 # %% ../nbs/07d_tables.ipynb #bbb89200
 def response_table(

@@ -1,30 +1,41 @@
-"The command `rlhf_reward` under FSDP2 on CPUs, where accelerate would quietly take DDP instead. Says whether the model was sharded."
+"""
+Run the command `rlhf_reward` under FSDP2 on CPUs, where accelerate would use DDP instead without a message.
+
+Each process prints whether its model is sharded.
+"""
 import os
 
-import accelerate.state
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 from rlhf_reward.cli import main
-from rlhf_reward.training import RewardTrainer
+from rlhf_reward.training import RewardTrainer, close_process_group
 
-plain_init, plain_prepare = accelerate.state.AcceleratorState.__init__, RewardTrainer._prepare_for_training
+plain_init = AcceleratorState.__init__
+plain_prepare = RewardTrainer._prepare_for_training
 
 
-def init(self, *args, fsdp_plugin=None, **options):
+def init_with_fsdp(self, *args, fsdp_plugin=None, **options):
     plain_init(self, *args, fsdp_plugin=fsdp_plugin, **options)
     if fsdp_plugin is not None:
-        self.distributed_type = accelerate.state.PartialState().distributed_type = DistributedType.FSDP
+        self.distributed_type = DistributedType.FSDP
+        PartialState().distributed_type = DistributedType.FSDP
         self.fsdp_plugin = fsdp_plugin
 
 
-def prepare(self, *args):
+def prepare_and_report(self, *args):
     prepared = plain_prepare(self, *args)
     sharded = all(isinstance(parameter, DTensor) for parameter in self.model.parameters())
-    os.write(1, f"sharded: {sharded}\n".encode()) # at once: lines of two processes that are printed in pieces may mix
+    # in one write: lines of two processes that are printed in pieces may mix
+    os.write(1, f"sharded: {sharded}\n".encode())
     return prepared
 
 
 if __name__ == "__main__":
-    accelerate.state.AcceleratorState.__init__, RewardTrainer._prepare_for_training = init, prepare
-    main()
+    AcceleratorState.__init__ = init_with_fsdp
+    RewardTrainer._prepare_for_training = prepare_and_report
+    try:
+        main()
+    finally:
+        close_process_group()

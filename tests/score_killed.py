@@ -1,7 +1,7 @@
 """
-Score a file in processes that are killed at random moments, 20 times in all, and compare with an undisturbed run.
+Score a file in processes that are killed at random moments, 20 times in all.
 
-`score_killed.py MODEL DATA FOLDER SEED` prints how often a run was killed and resumed, and in what state its file was.
+Prints how many kills there were, how many files are equal to the undisturbed one, and what the kills left.
 """
 import os
 import random
@@ -19,8 +19,8 @@ KILLS = 20
 
 
 def run(model, data, output, kill_after=None):
-    "Score in a process of its own. Return whether it was killed."
-    child = os.fork()  # while there is no thread of torch
+    "Score in a process of its own, and return whether it was killed."
+    child = os.fork()  # before torch has started any thread
     if child == 0:
         try:
             torch.set_num_threads(1)
@@ -31,34 +31,33 @@ def run(model, data, output, kill_after=None):
             os._exit(1)
     if kill_after is not None:
         time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)  # nothing happens to one that has ended
-    _, status = os.waitpid(child, 0)
+        os.kill(child, signal.SIGKILL)  # has no effect on one that has ended
+    status = os.waitpid(child, 0)[1]
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
     return os.WIFSIGNALED(status)
 
 
 def state_of(part):
-    "Describe what a killed run left."
+    "Return what a killed run left in its file."
     lines = part.read_bytes().split(b"\n") if part.exists() else []
     if len(lines) < 2:
         return "nothing yet"
     return "a torn line" if lines[-1] else "whole lines"
 
 
-if __name__ == "__main__":
-    model, data, folder, seed = sys.argv[1:]
+def main(model, data, folder, seed):
     files.ROWS_AT_ONCE = 20
-    draw = random.Random(int(seed))
+    draw = random.Random(seed)
     undisturbed = Path(folder, "undisturbed.jsonl")
     started = time.perf_counter()
     run(model, data, str(undisturbed))
-    seconds = time.perf_counter() - started
+    duration = time.perf_counter() - started
     kills = 0
     finished = 0
     states = set()
     while kills < KILLS:
         output = Path(folder, f"killed-{finished}.jsonl")
-        while kills < KILLS and run(model, data, str(output), draw.uniform(0, seconds)):
+        while kills < KILLS and run(model, data, str(output), draw.uniform(0, duration)):
             kills += 1
             states.add(state_of(Path(f"{output}.part")))
         if not output.exists():
@@ -66,3 +65,7 @@ if __name__ == "__main__":
         assert output.read_bytes() == undisturbed.read_bytes(), output
         finished += 1
     print(f"{kills} kills, {finished} files equal; seen: {', '.join(sorted(states))}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], int(sys.argv[4]))

@@ -1,4 +1,9 @@
-"Score a file in several processes, of which the second may be short of memory, and print how many batches each computed."
+"""
+Score a file in several processes, of which the second may be short of memory.
+
+Each process prints how many batches it computed. Arguments: model, data, output, and the tokens that the second
+process has room for.
+"""
 import os
 import sys
 
@@ -8,11 +13,13 @@ from rlhf_reward.files import score_file
 from rlhf_reward.scoring import Scorer
 
 model, data, output, room = sys.argv[1:]
-processes, computed, forward = PartialState(cpu=True), [], Scorer._forward
+processes = PartialState(cpu=True)
+computed = []  # tokens of each batch
+forward = Scorer._forward
 
 
 def counted(self, batch):
-    tokens = sum(len(prefix) + sum(len(sequence) - len(prefix) for sequence in group) for prefix, group in batch)
+    tokens = sum(piece.num_tokens() for piece in batch)
     if processes.process_index == 1 and tokens > int(room):
         raise MemoryError
     computed.append(tokens)
@@ -20,5 +27,7 @@ def counted(self, batch):
 
 
 Scorer._forward = counted
-score_file(Scorer.from_pretrained(model, device="cpu", tokens_per_batch=200), data, output, processes=processes)
-os.write(1, f"process {processes.process_index} of {processes.num_processes}: {len(computed)} batches\n".encode()) # at once: lines of two processes may mix
+scorer = Scorer.from_pretrained(model, device="cpu", tokens_per_batch=200)
+score_file(scorer, data, output, processes=processes)
+line = f"process {processes.process_index} of {processes.num_processes}: {len(computed)} batches\n"
+os.write(1, line.encode())  # at once: lines of two processes may mix

@@ -234,7 +234,7 @@ def test_qlora_trains_an_adapter_on_a_base_in_four_bits(base, tmp_path):
 
 def test_qlora_from_the_command_line_requires_a_gpu(base, tmp_path):
     options = ["--model", base, "--dataset", "synthetic", "--output_dir", str(tmp_path), "--use_cpu"]
-    with pytest.raises(SystemExit, match="--load_in_4bit wants a GPU"):
+    with pytest.raises(SystemExit, match="--load_in_4bit requires a GPU"):
         train([*options, "--lora_r", "4", "--load_in_4bit"])
 
 

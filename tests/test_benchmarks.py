@@ -1,4 +1,5 @@
 "Each benchmark's own rule on a small sample in its own schema, with rewards given by hand."
+
 import json
 import math
 import random
@@ -8,14 +9,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlhf_reward.benchmarks import BENCHMARKS, REWARDBENCH, Benchmark, _groups, evaluate_benchmark, load_benchmark
+from rlhf_reward.benchmarks import (
+    BENCHMARKS,
+    REWARDBENCH,
+    Benchmark,
+    evaluate_benchmark,
+    jackknife_groups,
+    load_benchmark,
+)
 from rlhf_reward.data import Comparison
 from rlhf_reward.evaluation import Rule, compare
 from rlhf_reward.report import report_html, report_markdown
 
 
-def said(prompt, response):
-    "The reward is in the text of the response: 'says 3.5'."
+def stated_reward(prompt, response):
+    "Return the reward that the text of the response has at its end: 'says 3.5'."
     return float((response if isinstance(response, str) else response[-1]["content"]).split()[-1])
 
 
@@ -25,7 +33,7 @@ def write(rows, tmp_path):
 
 
 def scores(name, rows, tmp_path):
-    return evaluate_benchmark(Rule(said), name, write(rows, tmp_path)).report["benchmark"]
+    return evaluate_benchmark(Rule(stated_reward), name, write(rows, tmp_path)).report["benchmark"]
 
 
 def pair(chosen, rejected, **more):
@@ -33,10 +41,16 @@ def pair(chosen, rejected, **more):
 
 
 def test_rewardbench(tmp_path):
-    subsets = [subset for weights in REWARDBENCH.values() for subset in weights]
     wrong = {"mt-bench-hard", "donotanswer", "hep-go"}
-    rows = [pair(*((0, 1) if subset in wrong else (1, 0)), subset=subset, id=place) for place, subset in enumerate(subsets)]
-    rows += [pair(1, 1, subset="alpacaeval-easy", id=99), pair(0, 1, subset="math-prm", id=98)] # a tie is wrong; half of PRM Math is wrong
+    rows = []
+    for weights in REWARDBENCH.values():
+        for subset in weights:
+            rewards = (0, 1) if subset in wrong else (1, 0)
+            rows.append(pair(*rewards, subset=subset, id=len(rows)))
+    rows += [
+        pair(1, 1, subset="alpacaeval-easy", id=99),
+        pair(0, 1, subset="math-prm", id=98),
+    ] # a tie is wrong; half of PRM Math is wrong
     found = scores("rewardbench", rows, tmp_path)
     assert found["Chat"] == pytest.approx((0.5 * 100 + 95 + 95 + 28 + 40) / 358)
     assert found["Chat Hard"] == pytest.approx(1 - 37 / 456)
@@ -55,19 +69,44 @@ def four(right, *wrong, **more):
 
 
 def test_rewardbench2(tmp_path):
-    rows = [four(2, 1, 0, 1, subset="Factuality", id="1"), four(1, 1, 0, 0, subset="Factuality", id="2"), # right; one of two highest
-            four(0, 1, 0, 0, subset="Precise IF", id="3"), four(1, 1, 1, 1, subset="Math", id="4"), # wrong; one of four
-            four(1, 0, 0, 0, subset="Safety", id="5"), four(1, 0, 0, 0, subset="Focus", id="6")]
+    rows = [
+        four(2, 1, 0, 1, subset="Factuality", id="1"),
+        four(1, 1, 0, 0, subset="Factuality", id="2"), # right; one of two highest
+        four(0, 1, 0, 0, subset="Precise IF", id="3"),
+        four(1, 1, 1, 1, subset="Math", id="4"), # wrong; one of four
+        four(1, 0, 0, 0, subset="Safety", id="5"),
+        four(1, 0, 0, 0, subset="Focus", id="6"),
+    ]
     ties = [
         four(5, 1, subset="Ties", id="ref:1"), # right, by 4
-        {"prompt": "q", "chosen": ["says 4", "says 3"], "rejected": ["says 1", "says 0"], "subset": "Ties", "id": "tied:1"}, # right by 2, apart by 1
+        {
+            "prompt": "q",
+            "chosen": ["says 4", "says 3"],
+            "rejected": ["says 1", "says 0"],
+            "subset": "Ties",
+            "id": "tied:1",
+        }, # right by 2, apart by 1
         four(1, 2, subset="Ties", id="ref:2"), # wrong, by -1
-        {"prompt": "q", "chosen": ["says 9", "says 5"], "rejected": ["says 3"], "subset": "Ties", "id": "tied:2"}, # right by 2, apart by 4
+        {
+            "prompt": "q",
+            "chosen": ["says 9", "says 5"],
+            "rejected": ["says 3"],
+            "subset": "Ties",
+            "id": "tied:2",
+        }, # right by 2, apart by 4
     ]
     found = scores("rewardbench2", rows + ties, tmp_path)
-    assert (found["Factuality"], found["Precise IF"], found["Math"], found["Safety"], found["Focus"]) == (0.75, 0, 0.25, 1, 1)
-    # all right answers above in both tied and in one of two ref; 2 > 1 but not 2 > 4; min(4, 2) > 1 but not min(-1, 2) > 4
-    expected = 0.3 * 1 + 0.3 * 0.5 + 0.2 * 0.5 + 0.2 * 0.5 + 0.01 * (math.tanh(2 / 1 - 1) + math.tanh(-1 / 4 - 1)) / 2
+    assert (found["Factuality"], found["Precise IF"], found["Math"], found["Safety"], found["Focus"]) == (
+        0.75,
+        0,
+        0.25,
+        1,
+        1,
+    )
+    expected = 0.3 * 1 + 0.3 * 0.5 # all right answers are above in both tied, and in one of two ref
+    expected += 0.2 * 0.5 # 2 > 1 but not 2 > 4
+    expected += 0.2 * 0.5 # min(4, 2) > 1 but not min(-1, 2) > 4
+    expected += 0.01 * (math.tanh(2 / 1 - 1) + math.tanh(-1 / 4 - 1)) / 2
     assert found["Ties"] == pytest.approx(expected)
     assert found["score"] == pytest.approx((0.75 + 0 + 0.25 + 1 + 1 + expected) / 6)
     with pytest.raises(ValueError, match="not in twos"):
@@ -77,168 +116,395 @@ def test_rewardbench2(tmp_path):
 
 
 def test_rm_bench(tmp_path):
-    rows = [{"id": 1, "prompt": "q", "chosen": ["says 1", "says 2", "says 3"], "rejected": ["says 0", "says 1.5", "says 2.5"], "domain": "chat"}, # a model of style, mostly
-            {"id": 2, "prompt": "q", "chosen": ["says 5", "says 5", "says 5"], "rejected": ["says 0", "says 0", "says 5"], "domain": "safety-refuse"},
-            {"id": 3, "prompt": "q", "chosen": ["says 5", "says 5", "says 5"], "rejected": ["says 0", "says 0", "says 0"], "domain": "safety-response"}]
+    rows = [
+        {
+            "id": 1,
+            "prompt": "q",
+            "chosen": ["says 1", "says 2", "says 3"],
+            "rejected": ["says 0", "says 1.5", "says 2.5"],
+            "domain": "chat",
+        }, # a model of style, mostly
+        {
+            "id": 2,
+            "prompt": "q",
+            "chosen": ["says 5", "says 5", "says 5"],
+            "rejected": ["says 0", "says 0", "says 5"],
+            "domain": "safety-refuse",
+        },
+        {
+            "id": 3,
+            "prompt": "q",
+            "chosen": ["says 5", "says 5", "says 5"],
+            "rejected": ["says 0", "says 0", "says 0"],
+            "domain": "safety-response",
+        },
+    ]
     rows += [{**rows[0], "domain": domain} for domain in ("code", "math")]
     rows.append(rows[2]) # the two of safety are one, by rows
     found = scores("rm-bench", rows, tmp_path)
     assert found["code"] == found["math"] == found["chat"]
-    assert found["chat"]["matrix"] == [[1, 0, 0], [1, 1, 0], [1, 1, 1]] # rows: style of the chosen; columns: of the rejected
+    assert found["chat"]["matrix"] == [
+        [1, 0, 0],
+        [1, 1, 0],
+        [1, 1, 1],
+    ] # rows: style of the chosen; columns: of the rejected
     assert (found["chat"]["easy"], found["chat"]["normal"], found["chat"]["hard"]) == (1, 1, 0)
     assert found["safety"]["matrix"] == [[1, 1, 2 / 3]] * 3 # a tie is wrong
-    assert found["hard"] == pytest.approx((3 * 0 + (1 + 2 / 3 + 2 / 3) / 3) / 4) and found["easy"] == 1 and found["normal"] == pytest.approx((3 + 8 / 9) / 4)
+    assert found["hard"] == pytest.approx((3 * 0 + (1 + 2 / 3 + 2 / 3) / 3) / 4)
+    assert found["easy"] == 1
+    assert found["normal"] == pytest.approx((3 + 8 / 9) / 4)
     assert found["score"] == pytest.approx((found["easy"] + found["normal"] + found["hard"]) / 3)
     with pytest.raises(ValueError, match="The rows for rm-bench have no math; expected each part"):
         scores("rm-bench", rows[:4], tmp_path)
 
 
 def test_llmbar(tmp_path):
-    row = lambda one, two, label, subset: {"input": "q", "output_1": f"says {one}", "output_2": f"says {two}", "label": label, "subset": subset}
+
+    def row(one, two, label, subset):
+        return {
+            "input": "q",
+            "output_1": f"says {one}",
+            "output_2": f"says {two}",
+            "label": label,
+            "subset": subset,
+        }
+
     assert scores("llmbar", [row(1, 0, 1.0, "Natural"), row(1, 0, "1", "Natural")], tmp_path)["score"] == 1
-    found = scores("llmbar", [row(1, 0, 1, "Natural"), row(1, 0, 2, "Manual"), row(0, 1, 2, "Manual"), row(1, 1, 2, "Manual")], tmp_path)
-    assert found["Natural"] == 1 and found["Manual"] == 0.5 and found["score"] == 0.75 # subsets count the same
+    found = scores(
+        "llmbar",
+        [row(1, 0, 1, "Natural"), row(1, 0, 2, "Manual"), row(0, 1, 2, "Manual"), row(1, 1, 2, "Manual")],
+        tmp_path,
+    )
+    assert found["Natural"] == 1
+    assert found["Manual"] == 0.5
+    assert found["score"] == 0.75 # subsets count the same
     with pytest.raises(ValueError, match="Row 1 for llmbar cannot be used: its label is '3'; expected 1 or 2"):
         scores("llmbar", [row(1, 0, 3, "Natural")], tmp_path)
 
 
 def test_judgebench(tmp_path):
-    row = lambda one, two, label, source: {"question": "q", "response_A": f"says {one}", "response_B": f"says {two}", "label": label, "source": source}
-    rows = [row(1, 0, "A>B", "mmlu-pro-law"), row(1, 0, "B>A", "mmlu-pro-math"), row(0, 1, "B>A", "livebench-math"), row(1, 1, "A>B", "livecodebench"), row(1, 1, "B>A", "livecodebench"), row(0, 0, "B>A", "livecodebench"), row(1, 2, "A>B", "livebench-reasoning")]
+
+    def row(one, two, label, source):
+        return {
+            "question": "q",
+            "response_A": f"says {one}",
+            "response_B": f"says {two}",
+            "label": label,
+            "source": source,
+        }
+
+    rows = [
+        row(1, 0, "A>B", "mmlu-pro-law"),
+        row(1, 0, "B>A", "mmlu-pro-math"),
+        row(0, 1, "B>A", "livebench-math"),
+        row(1, 1, "A>B", "livecodebench"),
+        row(1, 1, "B>A", "livecodebench"),
+        row(0, 0, "B>A", "livecodebench"),
+        row(1, 2, "A>B", "livebench-reasoning"),
+    ]
     found = scores("judgebench", rows, tmp_path)
-    assert (found["knowledge"], found["math"], found["coding"], found["reasoning"]) == (0.5, 1, pytest.approx(2 / 3), 0) # of a tie its code says B>A
+    assert (found["knowledge"], found["math"], found["coding"], found["reasoning"]) == (
+        0.5,
+        1,
+        pytest.approx(2 / 3),
+        0,
+    ) # of a tie its code says B>A
     assert found["score"] == pytest.approx(4 / 7) # pairs count the same
-    with pytest.raises(ValueError, match="Row 1 for judgebench cannot be used: its label is 'A=B'; expected A>B or B>A"):
+    with pytest.raises(
+        ValueError, match="Row 1 for judgebench cannot be used: its label is 'A=B'; expected A>B or B>A"
+    ):
         scores("judgebench", [row(1, 0, "A=B", "x")], tmp_path)
 
 
 def test_hh_rlhf(tmp_path):
-    whole = lambda value: f"\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: says {value}"
-    assert scores("hh-rlhf", [{"chosen": whole(1), "rejected": whole(0)}, {"chosen": whole(1), "rejected": whole(2)}], tmp_path)["score"] == 0.5
+
+    def whole(value):
+        return f"\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: says {value}"
+
+    assert (
+        scores(
+            "hh-rlhf",
+            [{"chosen": whole(1), "rejected": whole(0)}, {"chosen": whole(1), "rejected": whole(2)}],
+            tmp_path,
+        )["score"]
+        == 0.5
+    )
 
 
 def test_ultrafeedback(tmp_path):
-    chat = lambda value: [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"says {value}"}]
-    row = lambda one, two, *given: {"prompt": "q", "prompt_id": "x", "chosen": chat(one), "rejected": chat(two), "messages": chat(one), "score_chosen": given[0], "score_rejected": given[1]}
+
+    def chat(value):
+        return [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"says {value}"}]
+
+    def row(one, two, *given):
+        return {
+            "prompt": "q",
+            "prompt_id": "x",
+            "chosen": chat(one),
+            "rejected": chat(two),
+            "messages": chat(one),
+            "score_chosen": given[0],
+            "score_rejected": given[1],
+        }
+
     found = scores("ultrafeedback", [row(1, 0, 9.0, 2.0), row(1, 2, 7.0, 6.0), row(1, 2, 7.0, 7.0)], tmp_path)
     assert found["score"] == 0.5
 
 
 def test_helpsteer2(tmp_path):
-    row = lambda prompt, value, helpful: {"prompt": prompt, "response": f"says {value}", "helpfulness": helpful, "correctness": 4, "coherence": 4, "complexity": 1, "verbosity": 1}
+
+    def row(prompt, value, helpful):
+        return {
+            "prompt": prompt,
+            "response": f"says {value}",
+            "helpfulness": helpful,
+            "correctness": 4,
+            "coherence": 4,
+            "complexity": 1,
+            "verbosity": 1,
+        }
+
     rows = [row("a", 1, 4), row("a", 0, 2), row("b", 1, 1), row("b", 0, 3), row("c", 1, 3), row("c", 0, 3)]
     assert scores("helpsteer2", rows, tmp_path)["score"] == 0.5
-    with pytest.raises(ValueError, match="Row 1 for helpsteer2 cannot be used: 'a' is followed by 'b'; expected two rows of one prompt"):
+    with pytest.raises(
+        ValueError,
+        match="Row 1 for helpsteer2 cannot be used: 'a' is followed by 'b'; expected two rows of one prompt",
+    ):
         scores("helpsteer2", rows[1:5], tmp_path)
     with pytest.raises(ValueError, match="Row 3 for helpsteer2 cannot be used: 'b' is followed by None"):
         scores("helpsteer2", rows[:3], tmp_path)
     read = load_benchmark("helpsteer2", write(rows, tmp_path))
-    assert [(comparison.ranks, comparison.ratings, number) for comparison, _, number in read] == [((1, 2), (4.0, 2.0), 1), ((1, 2), (3.0, 1.0), 3), ((1, 1), (3.0, 3.0), 5)] # the better one first
-    report = evaluate_benchmark(Rule(said), "helpsteer2", write(rows, tmp_path)).report
+    assert [(comparison.ranks, comparison.ratings, number) for comparison, _, number in read] == [
+        ((1, 2), (4.0, 2.0), 1),
+        ((1, 2), (3.0, 1.0), 3),
+        ((1, 1), (3.0, 3.0), 5),
+    ] # the better one first
+    report = evaluate_benchmark(Rule(stated_reward), "helpsteer2", write(rows, tmp_path)).report
     assert (report["comparisons"], report["pairs"]) == (3, 2) # what is no pair is counted
 
 
 def test_helpsteer2_has_conversations(tmp_path):
     "As its card writes them."
     prompt = "first\n\nquestion\n\n<extra_id_1>Assistant\nanswer\n\n<extra_id_1>User\nsecond"
-    read, = load_benchmark("helpsteer2", write([{"prompt": prompt, "response": text, "helpfulness": place} for place, text in enumerate("ab")], tmp_path))
-    assert [(turn["role"], turn["content"]) for turn in read[0].prompt] == [("user", "first\n\nquestion"), ("assistant", "answer"), ("user", "second")]
+    (read,) = load_benchmark(
+        "helpsteer2",
+        write(
+            [{"prompt": prompt, "response": text, "helpfulness": place} for place, text in enumerate("ab")], tmp_path
+        ),
+    )
+    assert [(turn["role"], turn["content"]) for turn in read[0].prompt] == [
+        ("user", "first\n\nquestion"),
+        ("assistant", "answer"),
+        ("user", "second"),
+    ]
     assert [response[0]["content"] for response in read[0].responses] == ["b", "a"]
 
 
 def test_numbers_are_those_of_the_file(tmp_path):
     "In messages and mistakes, though a row of RM-Bench is nine comparisons."
-    rows = [{"prompt": "q", "chosen": [f"says {2 * (row != 3)}"] * 3, "rejected": ["says 1"] * 3, "domain": domain}
-            for row, domain in enumerate(("chat", "code", "math", "safety-refuse", "safety-response"))]
-    assert {mistake["row"] for mistake in evaluate_benchmark(Rule(said), "rm-bench", write(rows, tmp_path)).mistakes()} == {4}
+    rows = [
+        {"prompt": "q", "chosen": [f"says {2 * (row != 3)}"] * 3, "rejected": ["says 1"] * 3, "domain": domain}
+        for row, domain in enumerate(("chat", "code", "math", "safety-refuse", "safety-response"))
+    ]
+    assert {
+        mistake["row"]
+        for mistake in evaluate_benchmark(Rule(stated_reward), "rm-bench", write(rows, tmp_path)).mistakes()
+    } == {4}
     rows[1]["rejected"][2] = "says nan"
     with pytest.raises(ValueError, match="^Row 2 of rm-bench: The rule gives "):
         scores("rm-bench", rows, tmp_path)
-    with pytest.raises(ValueError, match="on_bad_row is 'skip'; expected 'error': without some rows rm-bench is another benchmark"):
-        evaluate_benchmark(Rule(said), "rm-bench", write(rows, tmp_path), on_bad_row="skip")
+    with pytest.raises(
+        ValueError, match="on_bad_row is 'skip'; expected 'error': without some rows rm-bench is another benchmark"
+    ):
+        evaluate_benchmark(Rule(stated_reward), "rm-bench", write(rows, tmp_path), on_bad_row="skip")
 
 
 def test_intervals_of_a_score_against_the_binomial(tmp_path):
-    "Of independent pairs; of two models on the same ones the difference is surer where they agree."
+    "Pairs are independent; the difference of two models on the same pairs is surer where they agree."
     draw = random.Random(0)
-    rows = [{"question": f"q{row}", "response_A": f"says {draw.random()}", "response_B": f"says {draw.random()}", "label": draw.choice(["A>B", "B>A"]), "source": f"mmlu-{row % 3}"}
-            for row in range(600)]
-    drawn = lambda seed, text: zlib.crc32(f"{seed} {text}".encode())
-    noisy = lambda seed, share: Rule(lambda prompt, response: said(prompt, response) if drawn(seed, prompt) % 100 < share else drawn(seed, response) % 997)
+    rows = [
+        {
+            "question": f"q{row}",
+            "response_A": f"says {draw.random()}",
+            "response_B": f"says {draw.random()}",
+            "label": draw.choice(["A>B", "B>A"]),
+            "source": f"mmlu-{row % 3}",
+        }
+        for row in range(600)
+    ]
+
+    def drawn(seed, text):
+        return zlib.crc32(f"{seed} {text}".encode())
+
+    def noisy(seed, share):
+        return Rule(
+            lambda prompt, response: (
+                stated_reward(prompt, response) if drawn(seed, prompt) % 100 < share else drawn(seed, response) % 997
+            )
+        )
+
     path = write(rows, tmp_path)
     found = [evaluate_benchmark(noisy(seed, 0), "judgebench", path) for seed in range(12)]
     errors = [one.report["benchmark"]["score_interval"]["error"] for one in found]
     assert np.mean(errors) == pytest.approx(np.sqrt(0.25 / 600), rel=0.2)
-    one, alike = evaluate_benchmark(Rule(said), "judgebench", path), evaluate_benchmark(noisy(0, 90), "judgebench", path)
+    one = evaluate_benchmark(Rule(stated_reward), "judgebench", path)
+    alike = evaluate_benchmark(noisy(0, 90), "judgebench", path)
     near, far = (compare({"one": one, "other": other})["pairs"][0]["score_difference"] for other in (alike, found[0]))
-    assert near["error"] < 0.6 * far["error"] and 0 <= near["p_value"] <= 1
+    assert near["error"] < 0.6 * far["error"]
+    assert 0 <= near["p_value"] <= 1
     assert near["value"] == pytest.approx(one.report["benchmark"]["score"] - alike.report["benchmark"]["score"])
-    again = evaluate_benchmark(Rule(said), "judgebench", path)
-    assert (again.replicates == one.replicates).all() and compare({"one": one, "again": again})["pairs"][0]["score_difference"] is None # nothing differs
+    again = evaluate_benchmark(Rule(stated_reward), "judgebench", path)
+    assert (again.replicates == one.replicates).all()
+    assert compare({"one": one, "again": again})["pairs"][0]["score_difference"] is None # nothing differs
 
 
 def test_units_stay_together(tmp_path):
     "Both Ties of a number, all of a prompt; no part is left without any."
-    groups = _groups(pd.Series(["a"] * 8 + ["b"] * 4), pd.Series([1, 1, 2, 2, 3, 3, 4, 4, "x", "x", "y", "y"]))
-    assert groups.groupby([1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]).nunique().max() == 1 and groups.nunique() == 6
-    assert _groups(pd.Series(["a", "a", "b"]), pd.Series([1, 2, 3])) is None and _groups(pd.Series(["a", "b", "a", "b"]), pd.Series([1, 1, 2, 2])) is not None
-    rows = [{**four(1, 0, 0, 0, subset=subset, id=str(row)), "prompt": f"{subset} {row}"} for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus") for row in range(30)]
-    ties = [{**four(row % 2, 0, subset="Ties", id=f"{kind}:{row}"), "prompt": f"{kind} {row}"} for row in range(40) for kind in ("ref", "tied")]
-    found = evaluate_benchmark(Rule(said), "rewardbench2", write(rows + ties, tmp_path))
-    assert len(found.replicates) == 20 and found.report["benchmark"]["score_interval"]["error"] > 0
-    other = evaluate_benchmark(Rule(lambda prompt, response: -said(prompt, response)), "rewardbench2", write(rows + ties, tmp_path))
+    groups = jackknife_groups(
+        pd.Series(["a"] * 8 + ["b"] * 4), pd.Series([1, 1, 2, 2, 3, 3, 4, 4, "x", "x", "y", "y"])
+    )
+    assert groups.groupby([1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]).nunique().max() == 1
+    assert groups.nunique() == 6
+    assert jackknife_groups(pd.Series(["a", "a", "b"]), pd.Series([1, 2, 3])) is None
+    assert jackknife_groups(pd.Series(["a", "b", "a", "b"]), pd.Series([1, 1, 2, 2])) is not None
+    rows = []
+    for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus"):
+        for row in range(30):
+            rows.append({**four(1, 0, 0, 0, subset=subset, id=str(row)), "prompt": f"{subset} {row}"})
+    ties = []
+    for row in range(40):
+        for kind in ("ref", "tied"):
+            ties.append({**four(row % 2, 0, subset="Ties", id=f"{kind}:{row}"), "prompt": f"{kind} {row}"})
+    found = evaluate_benchmark(Rule(stated_reward), "rewardbench2", write(rows + ties, tmp_path))
+    assert len(found.replicates) == 20
+    assert found.report["benchmark"]["score_interval"]["error"] > 0
+    other = evaluate_benchmark(
+        Rule(lambda prompt, response: -stated_reward(prompt, response)), "rewardbench2", write(rows + ties, tmp_path)
+    )
     for report in (report_markdown, report_html):
         page = report({"rewardbench2": {"m": found, "other": other}})
-        assert "95 % interval of the score" in page and "difference of the benchmark" in page and page.count("m − other") == 2
+        assert "95 % interval of the score" in page
+        assert "difference of the benchmark" in page
+        assert page.count("m − other") == 2
 
 
 def test_baselines_by_the_rule_itself(tmp_path):
-    "What is longer, by RewardBench 2's best of four."
-    rows = [four(0, 0, 0, 0, subset=subset, id="1") for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus")]
-    for row, chosen in zip(rows, ("says 1, at length", "says 1", "s", "says 1", "s")): # longer than the others by one, as long, shorter
-        row["chosen"] = [chosen]
-    ties = [four(1, 0, subset="Ties", id="ref:1"), {"prompt": "q", "chosen": ["says 1", "says 1"], "rejected": ["says 0"], "subset": "Ties", "id": "tied:1"}]
-    found = evaluate_benchmark(Rule(lambda prompt, response: 1.0), "rewardbench2", write(rows + ties, tmp_path)).report["benchmark"]
+    "The longer response, by RewardBench 2's best of four."
+    rows = [
+        four(0, 0, 0, 0, subset=subset, id="1") for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus")
+    ]
+    chosen = ("says 1, at length", "says 1", "s", "says 1", "s") # longer than the others, as long, shorter
+    for row, text in zip(rows, chosen):
+        row["chosen"] = [text]
+    ties = [
+        four(1, 0, subset="Ties", id="ref:1"),
+        {"prompt": "q", "chosen": ["says 1", "says 1"], "rejected": ["says 0"], "subset": "Ties", "id": "tied:1"},
+    ]
+    found = evaluate_benchmark(
+        Rule(lambda prompt, response: 1.0), "rewardbench2", write(rows + ties, tmp_path)
+    ).report["benchmark"]
     assert found["baselines"]["longer wins"] == pytest.approx((1 + 0.25 + 0 + 0.25 + 0 + 0) / 6)
-    assert found["baselines"]["shorter wins"] == pytest.approx((0 + 0.25 + 1 + 0.25 + 1 + 0) / 6) and found["baselines"]["prompt-blind"] == found["score"] == pytest.approx(0.25 * 5 / 6)
+    assert found["baselines"]["shorter wins"] == pytest.approx((0 + 0.25 + 1 + 0.25 + 1 + 0) / 6)
+    assert found["baselines"]["prompt-blind"] == found["score"] == pytest.approx(0.25 * 5 / 6)
 
 
-@pytest.mark.parametrize("name, row, wrong", [
-    ("rm-bench", {"prompt": "q", "chosen": "abc", "rejected": ["a", "b", "c"], "domain": "chat"}, "'abc' as chosen; expected a list of three texts"),
-    ("rm-bench", {"prompt": "q", "chosen": ["a", "b"], "rejected": ["a", "b", "c"], "domain": "chat"}, "as chosen; expected a list of three texts"),
-    ("rewardbench2", {"id": 1, "prompt": "q", "chosen": "abc", "rejected": ["a"], "subset": "Math"}, "'abc' as chosen; expected a list of texts"),
-    ("rewardbench2", {"id": 1, "prompt": "q", "chosen": ["a"], "rejected": [], "subset": "Ties"}, r"\[\] as rejected; expected a list of texts"),
-    ("rewardbench", {"prompt": "q", "chosen": "a", "rejected": ["b"], "subset": "hep-go"}, "as rejected; expected a text"),
-    ("llmbar", {"input": "q", "output_1": "a", "output_2": 5, "label": 1}, "5 as output_2; expected a text"),
-    ("helpsteer2", {"prompt": "q", "response": "a", "helpfulness": "4"}, "'4' as helpfulness; expected a number"),
-    ("hh-rlhf", {"chosen": 5, "rejected": "b"}, "5 as chosen; expected a text")])
+@pytest.mark.parametrize(
+    "name, row, wrong",
+    [
+        (
+            "rm-bench",
+            {"prompt": "q", "chosen": "abc", "rejected": ["a", "b", "c"], "domain": "chat"},
+            "'abc' as chosen; expected a list of three texts",
+        ),
+        (
+            "rm-bench",
+            {"prompt": "q", "chosen": ["a", "b"], "rejected": ["a", "b", "c"], "domain": "chat"},
+            "as chosen; expected a list of three texts",
+        ),
+        (
+            "rewardbench2",
+            {"id": 1, "prompt": "q", "chosen": "abc", "rejected": ["a"], "subset": "Math"},
+            "'abc' as chosen; expected a list of texts",
+        ),
+        (
+            "rewardbench2",
+            {"id": 1, "prompt": "q", "chosen": ["a"], "rejected": [], "subset": "Ties"},
+            r"\[\] as rejected; expected a list of texts",
+        ),
+        (
+            "rewardbench",
+            {"prompt": "q", "chosen": "a", "rejected": ["b"], "subset": "hep-go"},
+            "as rejected; expected a text",
+        ),
+        ("llmbar", {"input": "q", "output_1": "a", "output_2": 5, "label": 1}, "5 as output_2; expected a text"),
+        ("helpsteer2", {"prompt": "q", "response": "a", "helpfulness": "4"}, "'4' as helpfulness; expected a number"),
+        ("hh-rlhf", {"chosen": 5, "rejected": "b"}, "5 as chosen; expected a text"),
+    ],
+)
 def test_values_of_another_kind(name, row, wrong, tmp_path):
-    with pytest.raises(ValueError, match=f"Row 1 for {name} has {wrong}" if not wrong.startswith("as") else f"Row 1 for {name} has .* {wrong}"):
+    with pytest.raises(
+        ValueError,
+        match=f"Row 1 for {name} has {wrong}" if not wrong.startswith("as") else f"Row 1 for {name} has .* {wrong}",
+    ):
         load_benchmark(name, write([row], tmp_path))
 
 
-@pytest.mark.parametrize("ids, wrong", [(["1", "ref:2", "tied:2"], "but have the id '1'"), (["ref:1", "ref:1", "tied:1", "tied:1"], "are not in twos"),
-                                        (["ref:1", "tied:2"], "are not in twos"), (["other:1", "ref:1", "tied:1"], "but have the id 'other:1'")])
+@pytest.mark.parametrize(
+    "ids, wrong",
+    [
+        (["1", "ref:2", "tied:2"], "but have the id '1'"),
+        (["ref:1", "ref:1", "tied:1", "tied:1"], "are not in twos"),
+        (["ref:1", "tied:2"], "are not in twos"),
+        (["other:1", "ref:1", "tied:1"], "but have the id 'other:1'"),
+    ],
+)
 def test_ties_have_their_numbers(ids, wrong, tmp_path):
-    rows = [four(1, 0, 0, 0, subset=subset, id="9") for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus")]
+    rows = [
+        four(1, 0, 0, 0, subset=subset, id="9") for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus")
+    ]
     with pytest.raises(ValueError, match=f"The Ties of rewardbench2 .*{wrong}"):
         load_benchmark("rewardbench2", write([*rows, *(four(1, 0, subset="Ties", id=one) for one in ids)], tmp_path))
 
 
 def test_ties_at_the_edge(tmp_path):
     "As the benchmark's own code: above means more than, and 0 / 0 adds nothing."
-    rows = [four(1, 0, 0, 0, subset=subset, id="9") for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus")]
-    tied = {"prompt": "q", "chosen": ["says 2", "says 1"], "rejected": ["says 1"], "subset": "Ties", "id": "tied:1"} # above by 0, apart by 1
-    same = {"prompt": "q", "chosen": ["says 1", "says 1"], "rejected": ["says 1"], "subset": "Ties", "id": "tied:2"} # above by 0, apart by 0
-    found = scores("rewardbench2", [*rows, four(1, 1, subset="Ties", id="ref:1"), tied, four(2, 1, subset="Ties", id="ref:2"), same], tmp_path)
+    rows = [
+        four(1, 0, 0, 0, subset=subset, id="9") for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus")
+    ]
+    tied = {
+        "prompt": "q",
+        "chosen": ["says 2", "says 1"],
+        "rejected": ["says 1"],
+        "subset": "Ties",
+        "id": "tied:1",
+    } # above by 0, apart by 1
+    same = {
+        "prompt": "q",
+        "chosen": ["says 1", "says 1"],
+        "rejected": ["says 1"],
+        "subset": "Ties",
+        "id": "tied:2",
+    } # above by 0, apart by 0
+    found = scores(
+        "rewardbench2",
+        [*rows, four(1, 1, subset="Ties", id="ref:1"), tied, four(2, 1, subset="Ties", id="ref:2"), same],
+        tmp_path,
+    )
     assert found["Ties"] == pytest.approx(0.3 * 0 + 0.3 * 0.5 + 0.01 * (math.tanh(0 / 1 - 1) + 0) / 2)
-    turned = scores("rewardbench2", [*rows, same, four(2, 1, subset="Ties", id="ref:2"), tied, four(1, 1, subset="Ties", id="ref:1")], tmp_path)
+    turned = scores(
+        "rewardbench2",
+        [*rows, same, four(2, 1, subset="Ties", id="ref:2"), tied, four(1, 1, subset="Ties", id="ref:1")],
+        tmp_path,
+    )
     assert turned["Ties"] == found["Ties"] # each with its own, in any order
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_rows_of_another_schema(name, tmp_path):
-    with pytest.raises(ValueError, match=f"Row 1 for {name} has no .*; it has \\['answer', 'question_'\\]. Expected rows of that benchmark"):
+    with pytest.raises(
+        ValueError,
+        match=f"Row 1 for {name} has no .*; it has \\['answer', 'question_'\\]. Expected rows of that benchmark",
+    ):
         scores(name, [{"question_": "q", "answer": "a"}], tmp_path)
 
 
@@ -250,19 +516,44 @@ def test_unknown_names_and_empty_files(tmp_path):
 
 
 def test_another_benchmark(tmp_path, monkeypatch):
-    "What its page says it takes; figures may be whole numbers."
-    read = lambda row: [(Comparison(row["q"], (row["good"], row["bad"]), (1, 2), source="mine"), "")]
-    rule = lambda table: {"score": int((table[table["rank"] == 1]["reward"] > 0).sum())}
-    monkeypatch.setitem(BENCHMARKS, "mine", Benchmark("me/mine", dict.fromkeys(("q", "good", "bad"), "a text"), read, rule, says="Good answers above 0."))
-    found = scores("mine", [{"q": "q", "good": "says 1", "bad": "says 5"}, {"q": "q", "good": "says -1", "bad": "says -5"}], tmp_path)
-    assert found == {"name": "mine", "rule": "Good answers above 0.", "score": 1, "score_interval": None, "baselines": {"longer wins": 2, "shorter wins": 0, "prompt-blind": 1}}
+    "Its page says what it takes; figures may be whole numbers."
+
+    def read(row):
+        return [(Comparison(row["q"], (row["good"], row["bad"]), (1, 2), source="mine"), "")]
+
+    def rule(table):
+        return {"score": int((table[table["rank"] == 1]["reward"] > 0).sum())}
+
+    monkeypatch.setitem(
+        BENCHMARKS,
+        "mine",
+        Benchmark("me/mine", dict.fromkeys(("q", "good", "bad"), "a text"), read, rule, says="Good answers above 0."),
+    )
+    found = scores(
+        "mine",
+        [{"q": "q", "good": "says 1", "bad": "says 5"}, {"q": "q", "good": "says -1", "bad": "says -5"}],
+        tmp_path,
+    )
+    assert found == {
+        "name": "mine",
+        "rule": "Good answers above 0.",
+        "score": 1,
+        "score_interval": None,
+        "baselines": {"longer wins": 2, "shorter wins": 0, "prompt-blind": 1},
+    }
 
 
-def test_where_they_lie():
-    "Names and splits as the hub has them."
+def test_names_and_splits_on_the_hub():
     assert {name: (benchmark.hub, benchmark.split) for name, benchmark in BENCHMARKS.items()} == {
-        "rewardbench": ("allenai/reward-bench", "filtered"), "rewardbench2": ("allenai/reward-bench-2", "test"), "rm-bench": ("THU-KEG/RM-Bench", "train"),
-        "llmbar": ("princeton-nlp/LLMBar", "test"), "judgebench": ("ScalerLab/JudgeBench", "gpt"), "hh-rlhf": ("Anthropic/hh-rlhf", "test"),
-        "ultrafeedback": ("HuggingFaceH4/ultrafeedback_binarized", "test_prefs"), "helpsteer2": ("nvidia/HelpSteer2", "validation")}
+        "rewardbench": ("allenai/reward-bench", "filtered"),
+        "rewardbench2": ("allenai/reward-bench-2", "test"),
+        "rm-bench": ("THU-KEG/RM-Bench", "train"),
+        "llmbar": ("princeton-nlp/LLMBar", "test"),
+        "judgebench": ("ScalerLab/JudgeBench", "gpt"),
+        "hh-rlhf": ("Anthropic/hh-rlhf", "test"),
+        "ultrafeedback": ("HuggingFaceH4/ultrafeedback_binarized", "test_prefs"),
+        "helpsteer2": ("nvidia/HelpSteer2", "validation"),
+    }
     assert sum(sum(weights.values()) for weights in REWARDBENCH.values()) == 358 + 456 + 740 + 1968
-    assert REWARDBENCH["Safety"]["xstest-should-refuse"] == 250 and REWARDBENCH["Safety"]["xstest-should-respond"] == 154 # other than the numbers of the other subsets
+    assert REWARDBENCH["Safety"]["xstest-should-refuse"] == 250
+    assert REWARDBENCH["Safety"]["xstest-should-respond"] == 154 # other than the numbers of the other subsets

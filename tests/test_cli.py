@@ -1,30 +1,31 @@
-"The command `rlhf_reward`: its arguments and messages, and what a short run of training prints and writes."
 import json
+import subprocess
 import sys
 
 import pytest
 import yaml
-from programs import run
 from transformers import AutoTokenizer
 
 from rlhf_reward.cli import main, parse_train, train
 from rlhf_reward.synthetic import tiny_decoder
 
 QUICK = ["--max_steps", "2", "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"]
-
-
-@pytest.mark.process
-def test_help_imports_nothing_heavy():
-    "This is what lets it answer at once."
-    code = """
-import sys, rlhf_reward.cli
+IMPORTED_BY_HELP = """
+import sys
+import rlhf_reward.cli
 try:
     rlhf_reward.cli.main(["--help"])
 except SystemExit:
     print("heavy:", {"torch", "transformers", "datasets"} & set(sys.modules))
 """
-    printed = run(sys.executable, "-c", code).stdout
-    assert "train" in printed and printed.endswith("heavy: set()\n")
+
+
+@pytest.mark.process
+def test_help_imports_nothing_heavy():
+    "So help is printed at once."
+    command = [sys.executable, "-c", IMPORTED_BY_HELP]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "train" in output and output.endswith("heavy: set()\n")
 
 
 def test_help_of_train_lists_all_arguments(capsys):
@@ -38,7 +39,7 @@ def test_help_of_train_lists_all_arguments(capsys):
 
 def test_command_line_wins_over_yaml(tmp_path):
     config = tmp_path / "config.yaml"
-    settings = {
+    arguments = {
         "model": "m",
         "dataset": "d.jsonl",
         "learning_rate": "3e-4",
@@ -48,7 +49,7 @@ def test_command_line_wins_over_yaml(tmp_path):
         "output_dir": str(tmp_path),
         "use_cpu": True,
     }
-    config.write_text(yaml.safe_dump(settings))
+    config.write_text(yaml.safe_dump(arguments))
     job, args = parse_train([str(config), "--learning_rate", "1e-4", "--dropout", "0.2"])
     assert (job.model, job.dataset, job.dropout) == ("m", "d.jsonl", 0.2)
     assert (args.learning_rate, args.seed, args.num_train_epochs) == (1e-4, 5, 1.0)
@@ -57,32 +58,19 @@ def test_command_line_wins_over_yaml(tmp_path):
 
 def test_yaml_values_are_what_they_say(tmp_path):
     config = tmp_path / "config.yaml"
-    lines = [
-        f"output_dir: {tmp_path}",
-        "use_cpu: true",
-        "resume_from_checkpoint: true",
-        "report_to: [none]",
-        "logging_strategy: 'no'",
-        "run_name: null",
-        "warmup_steps: 0",
-    ]
-    config.write_text("\n".join(lines) + "\n")
+    lines = [f"output_dir: {tmp_path}", "use_cpu: true", "resume_from_checkpoint: true", "report_to: [none]"]
+    lines += ["logging_strategy: 'no'", "run_name: null", "warmup_steps: 0"]
+    config.write_text("".join(f"{line}\n" for line in lines))
     job, args = parse_train([str(config)])
-    assert args.resume_from_checkpoint is True
-    assert (args.logging_strategy, args.warmup_steps, job.dataset) == ("no", 0, "synthetic")
+    assert (args.resume_from_checkpoint, args.logging_strategy, args.warmup_steps) == (True, "no", 0)
+    assert job.dataset == "synthetic"
 
 
-def test_recipe_gives_way_to_what_is_said(tmp_path):
+def test_given_arguments_override_the_recipe(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("num_train_epochs: 2\n")
     _, args = parse_train([str(config), "--max_length", "32", "--output_dir", str(tmp_path), "--use_cpu"])
     assert (args.num_train_epochs, args.max_length, args.learning_rate) == (2, 32, 1e-3)
-
-
-UNKNOWN = (
-    "unknown argument '--learning_rat' on the command line (a YAML file comes first); did you mean 'learning_rate'?"
-)
-TWICE = "--columns chosen=a,rejected=a is not a map; expected names of this library and of the data, each once"
 
 
 @pytest.mark.parametrize("yaml_text, argv, message", [
@@ -94,14 +82,22 @@ TWICE = "--columns chosen=a,rejected=a is not a map; expected names of this libr
     ("dtype: int8", [], "argument --dtype"),
     ("load_best_model_at_end: true\neval_strategy: steps", [], "load_best_model_at_end"),
     ("- 1", [], "expected a mapping"),
-    (None, ["missing.yaml"], "'missing.yaml' is not there"),
-    (None, ["--learning_rat", "1"], UNKNOWN),
+    (None, ["missing.yaml"], "'missing.yaml' does not exist"),
+    (
+        None,
+        ["--learning_rat", "1"],
+        "unknown argument '--learning_rat' on the command line (a YAML file comes first); did you mean 'learning_rate'?",
+    ),
     (None, ["--dataset", "rows.jsonl"], "--model and --dataset go together"),
     (None, ["--model", "gpt2"], "--model and --dataset go together"),
-    (None, ["--columns", "prompt"], "--columns prompt is not a map"),
-    (None, ["--columns", "chosen=a,rejected=a"], TWICE),
-    (None, ["--columns", "prompt=a,prompt=b"], "is not a map"),
-    (None, ["--resume_from_checkpoint", "runs/none"], "runs/none is not there"),
+    (None, ["--columns", "prompt"], "--columns prompt is not a mapping"),
+    (
+        None,
+        ["--columns", "chosen=a,rejected=a"],
+        "--columns chosen=a,rejected=a is not a mapping; expected names of this library and of the data, each once",
+    ),
+    (None, ["--columns", "prompt=a,prompt=b"], "is not a mapping"),
+    (None, ["--resume_from_checkpoint", "runs/none"], "runs/none does not exist"),
 ])
 def test_wrong_arguments_are_named(tmp_path, capsys, yaml_text, argv, message):
     if yaml_text:
@@ -112,31 +108,23 @@ def test_wrong_arguments_are_named(tmp_path, capsys, yaml_text, argv, message):
     assert message in capsys.readouterr().err
 
 
-def preferences(count):
-    "Rows with one right answer."
-    return [{"prompt": f"I like birds {n}. ", "chosen": "robin", "rejected": "owl"} for n in range(count)]
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def test_every_run_says_what_was_dropped_and_debug_gives_examples(tmp_path, caplog):
+def test_every_run_reports_dropped_rows_and_debug_gives_examples(tmp_path, caplog):
     from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
 
-    rows = preferences(30)
-    equal = {**rows[0], "rejected": "robin"}
-    write(tmp_path / "rows.jsonl", [equal, *rows[1:]])
-    write(tmp_path / "sound.jsonl", rows[1:])
+    row = '{"prompt": "I like birds %d. ", "chosen": "robin", "rejected": "%s"}'
+    rows = [row % (n, "owl" if n else "robin") for n in range(30)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    (tmp_path / "sound.jsonl").write_text("\n".join(rows[1:]))
     base = tiny_decoder(tmp_path / "base", synthetic_texts())
     argv = ["--model", base, "--output_dir", str(tmp_path / "out"), *QUICK]
     train([*argv, "--dataset", str(tmp_path / "sound.jsonl")])
-    counts = [message for message in caplog.messages if "comparisons of" in message]
-    assert [message.split(" of ")[0] for message in counts] == ["All 29 comparisons"]
+    counted = [message.split(" of ")[0] for message in caplog.messages if "comparisons of" in message]
+    assert counted == ["All 29 comparisons"]
     caplog.clear()
     train([*argv, "--dataset", str(tmp_path / "rows.jsonl"), "--log_level", "debug"])
-    told = [message for message in caplog.messages if "rows.jsonl" in message]
-    assert told[0].startswith("Row 1 of ") and told[1].startswith("Dropped 1 of 30 comparisons of ")
+    messages = [message for message in caplog.messages if "rows.jsonl" in message]
+    assert messages[0].startswith("Row 1 of ")
+    assert messages[1].startswith("Dropped 1 of 30 comparisons of ")
 
 
 @pytest.mark.parametrize("options, message", [
@@ -148,44 +136,42 @@ def test_every_run_says_what_was_dropped_and_debug_gives_examples(tmp_path, capl
         "rows.jsonl cannot be used: it has the columns ['answer', 'prompt']",
     ),
 ])
-def test_what_is_wrong_with_the_input_is_said_without_a_traceback(tmp_path, options, message):
+def test_errors_in_the_input_are_reported_without_a_traceback(tmp_path, options, message):
     from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
 
     (tmp_path / "rows.jsonl").write_text("".join('{"prompt": "%d", "answer": "a"}\n' % n for n in range(3)))
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a", \n')
     tiny_decoder(tmp_path / "base", synthetic_texts())
+    argv = [option.format(folder=tmp_path) for option in options]
     with pytest.raises(SystemExit) as error:
-        train([option.format(folder=tmp_path) for option in options] + [*QUICK, "--output_dir", str(tmp_path / "out")])
-    assert str(error.value).startswith("rlhf_reward train: ") and message in str(error.value)
+        train([*argv, *QUICK, "--output_dir", str(tmp_path / "out")])
+    assert str(error.value).startswith("rlhf_reward train: ")
+    assert message in str(error.value)
 
 
 def test_training_on_a_file_ends_with_accuracy_baseline_and_checkpoint(tmp_path, capsys):
     from rlhf_reward import RewardModel
     from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
 
-    rows = [{"question": "I like birds. ", "chosen": f"robin robin {n}", "rejected": str(n)} for n in range(40)]
-    write(tmp_path / "train.jsonl", rows)
-    write(tmp_path / "eval.jsonl", rows[:9])
+    row = '{"question": "I like birds. ", "chosen": "robin robin %d", "rejected": "%d"}\n'
+    rows = [row % (n, n) for n in range(40)]
+    (tmp_path / "train.jsonl").write_text("".join(rows))
+    (tmp_path / "eval.jsonl").write_text("".join(rows[:9]))
     base = tiny_decoder(tmp_path / "base", synthetic_texts())
-    options = [
-        *("--model", base),
-        *("--dataset", str(tmp_path / "train.jsonl")),
-        *("--eval_dataset", str(tmp_path / "eval.jsonl")),
-        *("--columns", "prompt=question"),
-        *("--output_dir", str(tmp_path / "out")),
-        *QUICK,
-    ]
-    metrics = train(options)
+    argv = ["--model", base, "--dataset", str(tmp_path / "train.jsonl")]
+    argv += ["--eval_dataset", str(tmp_path / "eval.jsonl"), "--columns", "prompt=question"]
+    metrics = train([*argv, "--output_dir", str(tmp_path / "out"), *QUICK])
     printed = capsys.readouterr().out
     assert f"Held-out accuracy: {metrics['eval_accuracy']:.4f} over 9 pairs" in printed
-    assert "Longer wins:       1.0000" in printed and f"Checkpoint:        {tmp_path / 'out'}" in printed
+    assert "Longer wins:       1.0000" in printed
+    assert f"Checkpoint:        {tmp_path / 'out'}" in printed
     RewardModel.from_pretrained(tmp_path / "out", device="cpu")
 
 
 def test_training_on_a_stream_and_on_a_file_with_bad_lines(tmp_path, capsys):
     from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
 
-    rows = [json.dumps({**row, "chosen": "robin robin"}) for row in preferences(40)]
+    rows = ['{"prompt": "I like birds %d. ", "chosen": "robin robin", "rejected": "owl"}' % n for n in range(40)]
     (tmp_path / "broken.jsonl").write_text("\n".join([*rows[:9], "{", *rows[9:]]))
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     base = tiny_decoder(tmp_path / "base", synthetic_texts())
@@ -196,20 +182,20 @@ def test_training_on_a_stream_and_on_a_file_with_bad_lines(tmp_path, capsys):
     with pytest.raises(SystemExit):
         train([*out, "--dataset", str(tmp_path / "rows.jsonl"), "--streaming"])
     assert "--streaming goes with --eval_dataset" in capsys.readouterr().err
-    data = ["--dataset", str(tmp_path / "rows.jsonl"), "--eval_dataset", str(tmp_path / "rows.jsonl")]
-    streamed = [*out, *data, "--streaming", "--max_steps", "2"]
+    data = str(tmp_path / "rows.jsonl")
+    streamed = [*out, "--dataset", data, "--eval_dataset", data, "--streaming", "--max_steps", "2"]
     assert train(streamed)["eval_pairs"] == 40
     import rlhf_reward.data
 
     loaded = []
     load_rows = rlhf_reward.data.load_rows
 
-    def noted(*args, **options):
-        loaded.append(load_rows(*args, **options))
+    def record(*args, **kwargs):
+        loaded.append(load_rows(*args, **kwargs))
         return loaded[-1]
 
     with pytest.MonkeyPatch.context() as patch:  # it is read as a stream, and only the training set is
-        patch.setattr(rlhf_reward.data, "load_rows", noted)
+        patch.setattr(rlhf_reward.data, "load_rows", record)
         train(streamed)
     assert [type(rows).__name__ for rows in loaded] == ["IterableDataset", "Dataset"]
 
@@ -219,11 +205,13 @@ def test_messages_get_a_chat_template_by_name(tmp_path):
     base = tiny_decoder(tmp_path / "base", ["user says ada. assistant says iron."])
     rows = []
     for n in range(20):
-        asked = [{"role": "user", "content": f"ada {n}"}]
-        answers = {"chosen": "iron", "rejected": "tin"}
-        messages = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
-        rows.append({"prompt": asked, **messages})
-    write(tmp_path / "rows.jsonl", rows)
+        row = {
+            "prompt": [{"role": "user", "content": f"ada {n}"}],
+            "chosen": [{"role": "assistant", "content": "iron"}],
+            "rejected": [{"role": "assistant", "content": "tin"}],
+        }
+        rows.append(json.dumps(row))
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     template = "{% for message in messages %}{{ message.role }} says {{ message.content }}. {% endfor %}"
     (tmp_path / "template.jinja").write_text(template)
     command = ["--model", base, "--dataset", str(tmp_path / "rows.jsonl"), *QUICK, "--max_steps", "1"]
@@ -236,12 +224,12 @@ def test_messages_get_a_chat_template_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-def test_training_goes_on_from_the_head_of_a_reward_model(tmp_path, adapter):
-    "A language model gets a new head, a checkpoint keeps the one that it has, with or without an adapter."
+def test_training_continues_from_the_head_of_a_reward_model(tmp_path, adapter):
+    "A language model gets a new head, a checkpoint keeps its own, with or without an adapter."
     import torch
     from rlhf_reward import RewardModel
     from rlhf_reward.adapters import add_adapter, lora_config
-    from rlhf_reward.cli import _prepare
+    from rlhf_reward.cli.train_command import prepare_trainer
     from rlhf_reward.synthetic import synthetic_texts
 
     base = tiny_decoder(tmp_path / "base", synthetic_texts())
@@ -249,14 +237,35 @@ def test_training_goes_on_from_the_head_of_a_reward_model(tmp_path, adapter):
     model = RewardModel(base, device="cpu")
     model = add_adapter(model, lora_config(r=2)) if adapter else model
     model.save_pretrained(tmp_path / "trained", AutoTokenizer.from_pretrained(base))
-    write(tmp_path / "rows.jsonl", preferences(30))
+    rows = ['{"prompt": "I like birds %d. ", "chosen": "robin", "rejected": "owl"}' % n for n in range(30)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
 
     def opened(name):
-        data = ["--model", str(tmp_path / name), "--dataset", str(tmp_path / "rows.jsonl")]
-        return _prepare(*parse_train([*data, "--output_dir", str(tmp_path / "out"), *QUICK])).model
+        argv = ["--model", str(tmp_path / name), "--dataset", str(tmp_path / "rows.jsonl")]
+        return prepare_trainer(*parse_train([*argv, "--output_dir", str(tmp_path / "out"), *QUICK])).model
 
     continued = opened("trained")
-    anew = opened("base")
+    new = opened("base")
     assert torch.equal(continued.score.weight, model.score.weight)
-    assert not torch.equal(anew.score.weight, model.score.weight)
+    assert not torch.equal(new.score.weight, model.score.weight)
     assert hasattr(continued.backbone, "peft_config") == adapter
+
+
+def test_every_command_leaves_the_process_group(tmp_path, monkeypatch):
+    "Also a command that fails; a member of the group at the end of its process can be aborted."
+    from torch import distributed
+
+    import rlhf_reward.cli
+
+    def member(argv):
+        store = f"file://{tmp_path}/{len(argv)}"
+        distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+        if argv:
+            raise ValueError("no rows")
+
+    monkeypatch.setitem(rlhf_reward.cli.COMMANDS, "score", (member, ""))
+    main(["score"])
+    assert not distributed.is_initialized()
+    with pytest.raises(ValueError, match="^no rows$"):
+        main(["score", "rows"])
+    assert not distributed.is_initialized()

@@ -178,11 +178,30 @@ class Row:
     user: Optional[str] = Field(None, description="Who asks.")
     more: dict = field(default_factory=dict) # for later
 
+class Options(TypedDict, total=False):
+    "Options."
+    # How many rows are read,
+    # at most.
+    rows: int
+    name: str # of the data
+
+def read(
+    # Where the rows are: a path,
+    # or a name.
+    data: Annotated[Union[str, Path, list[Union[str, Path]]], Field(description="a path or a list of paths")] = "rows.jsonl",
+    # ignored: a comment at the end comes first
+    size: int = 1, # in rows
+    *,
+    same: bool = False, last: bool = True,
+    # the rows, in order
+) -> list[dict[str, Any]]:
+    "Read rows."
+
 LIMIT = 3 # of things
 _own = 4
 '''
     cell = nbformat.v4.new_code_cell("#| export\n" + source)
-    lines = "class Thing(Base):\nclass Row:\n"
+    lines = "class Thing(Base):\nclass Row:\nclass Options(TypedDict, total=False):\ndef read(\n"
     Path("module.py").write_text(lines)
     try:
         text = docs.references(cell, "module.py")
@@ -192,7 +211,10 @@ _own = 4
                  "| `name` | `str` |  | of the thing |", "| `*parts` | `int` |  | any number |", "| `size` | `Optional[int]` | `None` | in tokens |", "Bases: `Base`.",
                  "### <code>Thing.forward</code> { #Thing.forward }", "| `rewards` | `TensorType['batch_size', 1, float]` |  | r |", "| **Returns** | `float` |  | scalar |",
                  "| `prompt` | `str` | `''` | What was asked. |", "| `rewards` | `list[float]` |  | One for each. |", "| `user` | `Optional[str]` | `None` | Who asks. |",
-                 "| `more` | `dict` | `dict()` | for later |", "/module.py#L1)", "/module.py#L2)", "LIMIT = 3 # of things"):
+                 "| `more` | `dict` | `dict()` | for later |", "/module.py#L1)", "/module.py#L2)", "LIMIT = 3 # of things",
+                 "| `rows` | `int` |  | How many rows are read, at most. |", "| `name` | `str` |  | of the data |", "Where the rows are: a path, or a name. |", "| `size` | `int` | `1` | in rows |",
+                 "| `same` | `bool` | `False` |  |", "| `last` | `bool` | `True` |  |", "| **Returns** | `list[dict[str, Any]]` |  | the rows, in order |",
+                 "    data: Annotated[\n        Union[str, Path, list[Union[str, Path]]],\n        Field(description='a path or a list of paths'),\n    ] = 'rows.jsonl',\n"):
         assert part in text, part
     assert "_own" not in text and "parent" not in text # which is documented by the class that has it first
 

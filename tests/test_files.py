@@ -1,25 +1,29 @@
-"Files that are scored: every form of row, bad rows, and what is left of runs that were stopped."
+"Files that are scored: every form of row, bad rows, and what is left of runs that were interrupted."
 import gzip
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from architectures import save_language_model, word_tokenizer
+from filelock import FileLock
 from programs import run
 
 from rlhf_reward import RewardModel, files
 from rlhf_reward.cli import main
-from rlhf_reward.data import to_responses
-from rlhf_reward.files import _run, score_file
+from rlhf_reward.files import _run_options, score_file
+from rlhf_reward.rows import to_responses
 from rlhf_reward.scoring import Scorer
 
+WORDS = [f"w{index}" for index in range(3, 64)]
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
 
 
 def text(length, seed):
-    return " " + " ".join(random.Random(seed).choices([f"w{place}" for place in range(3, 64)], k=length))
+    return " " + " ".join(random.Random(seed).choices(WORDS, k=length))
 
 
 def write(path, rows):
@@ -31,12 +35,17 @@ def read(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
+def rewards_of(path):
+    return [line["reward"] for line in read(path)]
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     tokenizer = word_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
-    RewardModel(save_language_model("llama", folder / "base"), 0.0, "cpu").save_pretrained(folder / "reward", tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    reward_model = RewardModel(save_language_model("llama", folder / "base"), 0.0, "cpu")
+    reward_model.save_pretrained(folder / "reward", tokenizer)
     return str(folder / "reward")
 
 
@@ -46,115 +55,147 @@ def scorer(model):
 
 
 @pytest.fixture
+def output(tmp_path):
+    return str(tmp_path / "out.jsonl")
+
+
+@pytest.fixture
 def small_chunks(monkeypatch):
     monkeypatch.setattr(files, "ROWS_AT_ONCE", 20)
 
 
 def pairs(count):
-    return [{"prompt": text(4, row // 2), "response": text(1 + row % 7, 1000 + row), "id": row} for row in range(count)]
+    rows = []
+    for number in range(count):
+        rows.append({"prompt": text(4, number // 2), "response": text(1 + number % 7, 1000 + number), "id": number})
+    return rows
 
 
-ASKED, SAID = [{"role": "user", "content": "w5"}], [{"role": "assistant", "content": "w6"}]
-FORMS = [ # a row, and the prompt and responses that it means
+QUESTION = [{"role": "user", "content": "w5"}]
+ANSWER = [{"role": "assistant", "content": "w6"}]
+EQUAL_PAIR = {"chosen": " w4", "rejected": " w4", "score_chosen": 1.0, "score_rejected": 1.0}
+FORMS = [  # a row, and the prompt and responses that it means
     ({"prompt": "w3", "response": " w4", "note": None}, "w3", [" w4"]),
     ({"prompt": "w3", "chosen": " w4", "rejected": " w5"}, "w3", [" w4", " w5"]),
-    ({"prompt": "w3", "chosen": " w4", "rejected": " w4", "score_chosen": 1.0, "score_rejected": 1.0}, "w3", [" w4", " w4"]), # nothing to train on, but to score
+    ({"prompt": "w3", **EQUAL_PAIR}, "w3", [" w4", " w4"]),  # cannot be trained on, but scored
     ({"prompt": "w3", "responses": [" w4", " w5", " w6"], "scores": [1, 1, 1]}, "w3", [" w4", " w5", " w6"]),
     ({"prompt": "w3", "responses": [" w4", " w5"]}, "w3", [" w4", " w5"]),
     ({"prompt": "w3", "responses": [" w4"]}, "w3", [" w4"]),
     ({"prompt": "w3", "response_a": " w4", "response_b": " w5", "winner": "b"}, "w3", [" w4", " w5"]),
-    ({"prompt": ASKED, "response": SAID}, ASKED, [SAID]),
-    ({"prompt": ASKED, "response": "w6"}, ASKED, [SAID]),
-    ({"text": ASKED + SAID}, ASKED, [SAID]),
-    ({"response": ASKED + SAID}, ASKED, [SAID]), # a conversation says itself where its prompt ends
+    ({"prompt": QUESTION, "response": ANSWER}, QUESTION, [ANSWER]),
+    ({"prompt": QUESTION, "response": "w6"}, QUESTION, [ANSWER]),
+    ({"text": QUESTION + ANSWER}, QUESTION, [ANSWER]),
+    ({"response": QUESTION + ANSWER}, QUESTION, [ANSWER]),  # a conversation shows where its prompt ends
     ({"text": "w3 w4"}, "w3", [" w4"]),
     ({"texts": ["w3 w4", "w3 w5"]}, "w3", [" w4", " w5"]),
-    ({"prompt": "w3", "response_a": " w4", "response_b": " w5", "winner": "?"}, "w3", [" w4", " w5"]), # whatever people said
+    # whatever the label is
+    ({"prompt": "w3", "response_a": " w4", "response_b": " w5", "winner": "?"}, "w3", [" w4", " w5"]),
     ({"prompt": "w3", "responses": [" w4"], "scores": [1]}, "w3", [" w4"]),
     ({"chosen_ids": [3, 4, 2], "rejected_ids": [3, 5, 2]}, "w3", [" w4", " w5"]),
 ]
 
 
-def test_every_form_of_row(scorer, tmp_path):
+def test_every_form_of_row(scorer, tmp_path, output):
     data = write(tmp_path / "rows.jsonl", [row for row, *_ in FORMS])
-    counts = score_file(scorer, data, str(tmp_path / "out.jsonl"))
+    counts = score_file(scorer, data, output)
     assert counts == {"rows": 16, "responses": 25, "without_reward": 0, "before": 0}
-    for (row, prompt, responses), line in zip(FORMS, read(tmp_path / "out.jsonl"), strict=True):
+    for (row, prompt, responses), line in zip(FORMS, read(output), strict=True):
         expected = scorer.score([prompt] * len(responses), responses)
-        given = [line.pop("reward")] if {"response", "text"} & row.keys() else line.pop("rewards")
-        assert line == row # as it stood
-        assert given == pytest.approx(expected, abs=1e-5)
+        rewards = [line.pop("reward")] if {"response", "text"} & row.keys() else line.pop("rewards")
+        assert line == row  # unchanged
+        assert rewards == pytest.approx(expected, abs=1e-5)
 
 
 def test_other_kinds_of_files_and_names_of_columns(scorer, tmp_path):
-    rows = [{"instruction": text(3, row), "output": text(4, 50 + row)} for row in range(5)]
+    rows = [{"instruction": text(3, number), "output": text(4, 50 + number)} for number in range(5)]
     expected = scorer.score([row["instruction"] for row in rows], [row["output"] for row in rows])
     pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
     pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
-    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    columns = {"prompt": "instruction", "response": "output"}
     for name in ("rows.csv", "rows.parquet", "rows.jsonl.gz"):
-        score_file(scorer, str(tmp_path / name), str(tmp_path / f"{name}.jsonl"), columns={"prompt": "instruction", "response": "output"})
-        assert [line["reward"] for line in read(tmp_path / f"{name}.jsonl")] == pytest.approx(expected, abs=1e-5)
+        scored = tmp_path / f"{name}.jsonl"
+        score_file(scorer, str(tmp_path / name), str(scored), columns=columns)
+        assert rewards_of(scored) == pytest.approx(expected, abs=1e-5)
 
 
-def test_rows_that_cannot_be_scored(scorer, tmp_path):
-    rows = [*pairs(2), {"prompt": "w3", "response": 7}, {"prompt": "w3"}, {"prompt": text(50, 0), "response": text(50, 1)}, *pairs(1)]
+def test_rows_that_cannot_be_scored(scorer, tmp_path, output):
+    too_long = {"prompt": text(50, 0), "response": text(50, 1)}
+    rows = [*pairs(2), {"prompt": "w3", "response": 7}, {"prompt": "w3"}, too_long, *pairs(1)]
     data = write(tmp_path / "rows.jsonl", rows)
-    Path(data).write_text(Path(data).read_text() + "{not json\n")
+    lines = Path(data).read_text()
+    Path(data).write_text(lines + "{not json\n")
     with pytest.raises(ValueError, match="line 7 is not JSON"):
-        score_file(scorer, data, str(tmp_path / "out.jsonl"))
-    Path(data).write_text(Path(data).read_text().replace("{not json\n", ""))
-    with pytest.raises(ValueError, match=r"Row 3 of .*rows.jsonl cannot be used: 7 stands where a text is expected.*on_bad_row='skip'"):
-        score_file(scorer, data, str(tmp_path / "out.jsonl"))
-    counts = score_file(scorer, data, str(tmp_path / "out.jsonl"), on_bad_row="skip")
-    lines = read(tmp_path / "out.jsonl")
-    assert counts == {"rows": 6, "responses": 3, "without_reward": 3, "before": 0} and len(lines) == 6
-    assert [line["reward"] is None for line in lines] == [False, False, True, True, True, False]
-    assert "7 stands where" in lines[2]["error"] and "expected one of: prompt with response" in lines[3]["error"] and "it has 101 tokens; expected at most 64" in lines[4]["error"]
-    assert [{name: value for name, value in line.items() if name not in ("reward", "error")} for line in lines] == rows
-    write(tmp_path / "long.jsonl", rows[4:5])
+        score_file(scorer, data, output)
+    Path(data).write_text(lines)
+    expected = r"Row 3 of .*rows.jsonl cannot be used: found 7; expected a text.*on_bad_row='skip'"
+    with pytest.raises(ValueError, match=expected):
+        score_file(scorer, data, output)
+    counts = score_file(scorer, data, output, on_bad_row="skip")
+    written = read(output)
+    assert counts == {"rows": 6, "responses": 3, "without_reward": 3, "before": 0} and len(written) == 6
+    assert [line["reward"] is None for line in written] == [False, False, True, True, True, False]
+    assert "found 7; expected a text" in written[2]["error"]
+    assert "expected one of: prompt with response" in written[3]["error"]
+    assert "it has 101 tokens; expected at most 64" in written[4]["error"]
+    for line, row in zip(written, rows, strict=True):
+        assert {name: value for name, value in line.items() if name not in ("reward", "error")} == row
+
+    long_data = write(tmp_path / "long.jsonl", [too_long])
+    long_output = str(tmp_path / "long_out.jsonl")
     with pytest.raises(ValueError, match="Row 1 of .*long.jsonl: The response .* it has 101 tokens"):
-        score_file(scorer, str(tmp_path / "long.jsonl"), str(tmp_path / "long_out.jsonl"))
+        score_file(scorer, long_data, long_output)
     cutting = Scorer(scorer.model, scorer.tokenizer, on_overlong="truncate_prompt")
-    assert score_file(cutting, str(tmp_path / "long.jsonl"), str(tmp_path / "long_out.jsonl"))["without_reward"] == 0
+    assert score_file(cutting, long_data, long_output)["without_reward"] == 0
+
+
+WITH_TEMPLATE = {"prompt": QUESTION, "response": "w4", "chat_template_kwargs": {"chat_template": "{{ 7 }}"}}
 
 
 @pytest.mark.parametrize("row, expected", [
-    ({"instruction": "w3", "response": "w4"}, "it has response, but no prompt; expected both, or whole texts in the column text"),
-    ({"prompt": "w3", "text": "w3 w4"}, "a prompt beside whole texts"), ({"prompt": "w3", "response": "w4", "responses": ["w5"]}, "expected one of: prompt with response"),
-    ({"prompt": ASKED, "response": "w4", "chat_template_kwargs": {"chat_template": "{{ 7 }}"}}, "'chat_template', which is no variable of a chat template")])
-def test_rows_that_would_be_misread(row, expected, scorer, tmp_path):
+    (
+        {"instruction": "w3", "response": "w4"},
+        "it has response, but no prompt; expected both, or whole texts in the column text",
+    ),
+    ({"prompt": "w3", "text": "w3 w4"}, "a prompt and whole texts"),
+    ({"prompt": "w3", "response": "w4", "responses": ["w5"]}, "expected one of: prompt with response"),
+    (WITH_TEMPLATE, "'chat_template', which is not a variable of a chat template"),
+])
+def test_rows_that_would_be_misread(row, expected, scorer, tmp_path, output):
     with pytest.raises(ValueError, match=expected):
-        score_file(scorer, write(tmp_path / "rows.jsonl", [row]), str(tmp_path / "out.jsonl"))
+        score_file(scorer, write(tmp_path / "rows.jsonl", [row]), output)
 
 
 @pytest.mark.parametrize("columns", [{"prompt": "instructoin"}, {"response": "nope"}])
-def test_columns_that_are_not_there(columns, scorer, tmp_path):
-    with pytest.raises(ValueError, match="it has no column"):
-        score_file(scorer, write(tmp_path / "rows.jsonl", pairs(3)), str(tmp_path / "out.jsonl"), columns=columns)
-
-
-def test_one_run_at_a_time(scorer, tmp_path):
-    from filelock import FileLock
+def test_columns_that_do_not_exist(columns, scorer, tmp_path, output):
     data = write(tmp_path / "rows.jsonl", pairs(3))
-    with FileLock(tmp_path / "out.jsonl.part.lock"):
+    with pytest.raises(ValueError, match="it has no column"):
+        score_file(scorer, data, output, columns=columns)
+
+
+def test_one_run_at_a_time(scorer, tmp_path, output):
+    data = write(tmp_path / "rows.jsonl", pairs(3))
+    with FileLock(f"{output}.part.lock"):
         with pytest.raises(FileExistsError, match="is being written by another run"):
-            score_file(scorer, data, str(tmp_path / "out.jsonl"))
-    score_file(scorer, data, str(tmp_path / "out.jsonl"))
+            score_file(scorer, data, output)
+    score_file(scorer, data, output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "rows.jsonl"]
 
 
-def test_a_bad_line_can_be_skipped(scorer, tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "w3", "response": " w4"}\n{not json\n')
-    assert score_file(scorer, str(tmp_path / "rows.jsonl"), str(tmp_path / "out.jsonl"), on_bad_row="skip")["without_reward"] == 1
-    assert "line 2 is not JSON" in read(tmp_path / "out.jsonl")[1]["error"]
+def test_a_bad_line_can_be_skipped(scorer, tmp_path, output):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "w3", "response": " w4"}\n{not json\n')
+    counts = score_file(scorer, str(data), output, on_bad_row="skip")
+    assert counts["without_reward"] == 1
+    assert "line 2 is not JSON" in read(output)[1]["error"]
 
 
 @pytest.mark.parametrize("column", ["reward", "rewards", "error"])
-def test_columns_that_would_be_written_over(column, scorer, tmp_path):
+def test_columns_that_would_be_overwritten(column, scorer, tmp_path, output):
     data = write(tmp_path / "rows.jsonl", [{**pairs(1)[0], column: 1}])
     with pytest.raises(ValueError, match=f"Row 1 of .* has the column '{column}'"):
-        score_file(scorer, data, str(tmp_path / "out.jsonl"))
+        score_file(scorer, data, output)
 
 
 def test_normalized(scorer, tmp_path):
@@ -162,30 +203,33 @@ def test_normalized(scorer, tmp_path):
     with pytest.raises(ValueError, match="does not know the mean"):
         score_file(scorer, data, str(tmp_path / "no.jsonl"), normalize=True)
     score_file(scorer, data, str(tmp_path / "raw.jsonl"))
-    scorer.model.config.rlhf_reward = {**scorer.model.config.rlhf_reward, "reward_mean": 0.5, "reward_std": 2.0}
+    config = scorer.model.config
+    config.rlhf_reward = {**config.rlhf_reward, "reward_mean": 0.5, "reward_std": 2.0}
     try:
         score_file(scorer, data, str(tmp_path / "normal.jsonl"), normalize=True)
     finally:
-        del scorer.model.config.rlhf_reward["reward_mean"]
-    raw, normal = ([line["reward"] for line in read(tmp_path / name)] for name in ("raw.jsonl", "normal.jsonl"))
-    assert normal == pytest.approx([(reward - 0.5) / 2 for reward in raw], abs=1e-6)
+        del config.rlhf_reward["reward_mean"]
+    expected = [(reward - 0.5) / 2 for reward in rewards_of(tmp_path / "raw.jsonl")]
+    assert rewards_of(tmp_path / "normal.jsonl") == pytest.approx(expected, abs=1e-6)
 
 
-# ----- runs that were stopped
+# ----- runs that were interrupted
 
 def left_behind(output, lines, scorer):
-    "What a run leaves that was stopped when it had written so much."
+    "Write the files of a run that was interrupted when it had written these lines."
     Path(f"{output}.part").write_bytes(lines)
-    Path(f"{output}.part.json").write_text(json.dumps(_run(scorer, normalize=False)))
+    Path(f"{output}.part.json").write_text(json.dumps(_run_options(scorer, normalize=False)))
 
 
-def test_a_run_goes_on_wherever_it_was_stopped(scorer, tmp_path, small_chunks):
+def test_a_run_resumes_wherever_it_was_interrupted(scorer, tmp_path, small_chunks):
     data = write(tmp_path / "rows.jsonl", pairs(57))
     score_file(scorer, data, str(tmp_path / "whole.jsonl"))
-    whole, draw = (tmp_path / "whole.jsonl").read_bytes(), random.Random(0)
+    whole = (tmp_path / "whole.jsonl").read_bytes()
     lines = whole.splitlines(keepends=True)
-    at_lines = [len(b"".join(lines[:count])) for count in (0, 1, 19, 20, 21, 40, 57)]
-    for number, end in enumerate([*at_lines, *(draw.randrange(len(whole)) for _ in range(12))]):
+    draw = random.Random(0)
+    ends = [len(b"".join(lines[:count])) for count in (0, 1, 19, 20, 21, 40, 57)]
+    ends += [draw.randrange(len(whole)) for _ in range(12)]
+    for number, end in enumerate(ends):
         output = tmp_path / f"again-{number}.jsonl"
         left_behind(output, whole[:end], scorer)
         counts = score_file(scorer, data, str(output))
@@ -194,59 +238,79 @@ def test_a_run_goes_on_wherever_it_was_stopped(scorer, tmp_path, small_chunks):
         assert counts["responses"] == 57 - counts["before"]
 
 
-def test_no_two_runs_are_mixed(scorer, model, tmp_path, small_chunks):
+def test_no_two_runs_are_mixed(scorer, model, tmp_path, output, small_chunks):
     data = write(tmp_path / "rows.jsonl", pairs(57))
-    score_file(scorer, data, str(tmp_path / "whole.jsonl"))
-    with pytest.raises(FileExistsError, match="is there already, and whole"):
-        score_file(scorer, data, str(tmp_path / "whole.jsonl"))
-    part = tmp_path / "out.jsonl.part"
-    begun = b"".join((tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)[:45])
-    other = Scorer(RewardModel(model, 0.0, "cpu"), scorer.tokenizer) # another head
+    whole = tmp_path / "whole.jsonl"
+    score_file(scorer, data, str(whole))
+    with pytest.raises(FileExistsError, match="exists already, and complete"):
+        score_file(scorer, data, str(whole))
+    part = Path(f"{output}.part")
+    begun = b"".join(whole.read_bytes().splitlines(keepends=True)[:45])
+    with_another_head = Scorer(RewardModel(model, 0.0, "cpu"), scorer.tokenizer)
+    shorter = Scorer(scorer.model, scorer.tokenizer, max_length=24)
     changed = pairs(57)
     changed[30]["response"] = " w9"
-    longer = Scorer(scorer.model, scorer.tokenizer, max_length=24)
-    for using, rows, expected in ((other, pairs(57), "begun with weights "), (longer, pairs(57), "begun with max_length 64, now 24"), (scorer, changed, "Line 31 of .* is not row 31 of the data"),
-                                (scorer, pairs(30), "Line 31 of .* is not row 31 of the data")):
-        left_behind(tmp_path / "out.jsonl", begun, scorer)
+    for using, rows, expected in [
+        (with_another_head, pairs(57), "begun with weights "),
+        (shorter, pairs(57), "begun with max_length 64, now 24"),
+        (scorer, changed, "Line 31 of .* is not row 31 of the data"),
+        (scorer, pairs(30), "Line 31 of .* is not row 31 of the data"),
+    ]:
+        left_behind(output, begun, scorer)
         with pytest.raises(ValueError, match=expected):
-            score_file(using, write(tmp_path / "other.jsonl", rows), str(tmp_path / "out.jsonl"))
-        assert begun.startswith(part.read_bytes()) and len(part.read_bytes()) > 0 # what was done is still there
-    lines = begun.splitlines()
-    left_behind(tmp_path / "out.jsonl", b"\n".join([*lines[:21], lines[21].replace(b'"reward": ', b'"reward": 1'), *lines[22:], b""]), scorer)
-    with pytest.raises(ValueError, match="where the model now gives"): # whatever else makes the numbers others
-        score_file(scorer, data, str(tmp_path / "out.jsonl"))
+            score_file(using, write(tmp_path / "other.jsonl", rows), output)
+        kept = part.read_bytes()  # what was done is still in the file
+        assert begun.startswith(kept) and len(kept) > 0
     Path(f"{part}.json").unlink()
-    with pytest.raises(ValueError, match="out.jsonl.part' is there, and no run of this library has left it"):
-        score_file(scorer, data, str(tmp_path / "out.jsonl"))
+    with pytest.raises(ValueError, match="out.jsonl.part' exists, but no run of this library left it"):
+        score_file(scorer, data, output)
     assert begun.startswith(part.read_bytes()[:400])
-    left_behind(tmp_path / "out.jsonl", begun, scorer)
-    score_file(scorer, data, str(tmp_path / "out.jsonl"), on_bad_row="skip") # which a run may go on with
+    left_behind(output, begun, scorer)
+    score_file(scorer, data, output, on_bad_row="skip")  # which may change from run to run
+    assert Path(output).read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.parametrize("output", ["out/", "out.jsonl.gz", "out"])
-def test_the_output_is_a_jsonl_file(output, scorer, tmp_path):
+@pytest.mark.parametrize("name", ["out/", "out.jsonl.gz", "out"])
+def test_the_output_is_a_jsonl_file(name, scorer, tmp_path):
+    data = write(tmp_path / "rows.jsonl", pairs(3))
     with pytest.raises(ValueError, match="expected the name of a .jsonl file"):
-        score_file(scorer, write(tmp_path / "rows.jsonl", pairs(3)), f"{tmp_path}/{output}")
+        score_file(scorer, data, f"{tmp_path}/{name}")
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_an_empty_response_is_one_response(scorer, tmp_path):
-    score_file(scorer, write(tmp_path / "rows.jsonl", [{"prompt": "w3", "response": ""}, {"prompt": "w3", "responses": [""]}]), str(tmp_path / "out.jsonl"))
-    one, several = read(tmp_path / "out.jsonl")
-    assert "rewards" not in one and several["rewards"] == [pytest.approx(one["reward"], abs=1e-5)]
+def test_an_empty_response_is_one_response(scorer, tmp_path, output):
+    rows = [{"prompt": "w3", "response": ""}, {"prompt": "w3", "responses": [""]}]
+    score_file(scorer, write(tmp_path / "rows.jsonl", rows), output)
+    single, several = read(output)
+    assert "rewards" not in single and several["rewards"] == [pytest.approx(single["reward"], abs=1e-5)]
 
 
-def test_a_reward_that_is_not_finite(scorer, tmp_path, monkeypatch):
-    "Names its row, or is written as what is wrong; what JSON has no word for is null."
-    forward, of_w9 = scorer._forward, scorer.tokenize([to_responses({"prompt": "w3", "response": " w9"})])[0][0]
-    monkeypatch.setattr(scorer, "_forward", lambda batch: {ids: math.inf if list(ids) == of_w9 else reward for ids, reward in forward(batch).items()})
-    data = write(tmp_path / "rows.jsonl", [{"prompt": "w3", "response": " w8", "scores": {"own": [math.nan, 1.0]}}, {"prompt": "w3", "response": " w9"}])
-    with pytest.raises(ValueError, match="Row 2 of .*rows.jsonl: The reward of a sequence of .* is inf.*on_bad_row='skip'"):
-        score_file(scorer, data, str(tmp_path / "out.jsonl"))
-    Path(f"{tmp_path}/out.jsonl.part").unlink(missing_ok=True)
-    assert score_file(scorer, data, str(tmp_path / "out.jsonl"), on_bad_row="skip")["without_reward"] == 1
-    fine, bad = read(tmp_path / "out.jsonl")
-    assert math.isfinite(fine["reward"]) and bad["reward"] is None and "Row 2 of" in bad["error"] and "inf" in bad["error"]
+def test_a_reward_that_is_not_finite(scorer, tmp_path, output, monkeypatch):
+    "The error names the row, or is written to it, on_bad_row='skip'."
+    forward = scorer._forward
+    (infinite,), = scorer.tokenize([to_responses({"prompt": "w3", "response": " w9"})])
+
+    def with_infinity(batch):
+        rewards = forward(batch)
+        for ids in rewards:
+            if list(ids) == infinite:
+                rewards[ids] = math.inf
+        return rewards
+
+    monkeypatch.setattr(scorer, "_forward", with_infinity)
+    rows = [
+        {"prompt": "w3", "response": " w8", "scores": {"own": [math.nan, 1.0]}},
+        {"prompt": "w3", "response": " w9"},
+    ]
+    data = write(tmp_path / "rows.jsonl", rows)
+    expected = "Row 2 of .*rows.jsonl: The reward of a sequence of .* is inf.*on_bad_row='skip'"
+    with pytest.raises(ValueError, match=expected):
+        score_file(scorer, data, output)
+    Path(f"{output}.part").unlink(missing_ok=True)
+    assert score_file(scorer, data, output, on_bad_row="skip")["without_reward"] == 1
+    fine, bad = read(output)
+    assert math.isfinite(fine["reward"])
+    assert bad["reward"] is None and "Row 2 of" in bad["error"] and "inf" in bad["error"]
     with pytest.raises(ValueError, match="on_bad_row is 'drop'; expected 'error' or 'skip'"):
         score_file(scorer, data, str(tmp_path / "no.jsonl"), on_bad_row="drop")
 
@@ -303,21 +367,24 @@ def test_processes_share_the_work_also_where_one_has_less_memory(model, tmp_path
 
 
 @pytest.mark.parametrize("change, expected", [
-    ({"--model": "nowhere/at/all"}, "rlhf_reward score: .*nowhere/at/all.* is not there"),
-    ({"--data": "no.jsonl"}, "rlhf_reward score: 'no.jsonl' is not there"),
+    ({"--model": "nowhere/at/all"}, "rlhf_reward score: .*nowhere/at/all.* does not exist"),
+    ({"--data": "no.jsonl"}, "rlhf_reward score: 'no.jsonl' does not exist"),
     ({"--columns": "prompt"}, "--columns prompt is not a map"),
     ({"--max_length": "0"}, "max_length 0; expected 1 or more"),
 ])
-def test_the_command_says_what_is_wrong(change, expected, model, tmp_path):
+def test_the_command_reports_what_is_wrong(change, expected, model, tmp_path, output):
     data = write(tmp_path / "rows.jsonl", pairs(2))
-    arguments = {"--model": model, "--data": data, "--output": str(tmp_path / "out.jsonl"), "--device": "cpu", **change}
+    options = {"--model": model, "--data": data, "--output": output, "--device": "cpu", **change}
+    arguments = []
+    for name, value in options.items():
+        arguments += [name, value]
     with pytest.raises(SystemExit) as exit:
-        main(["score", *[part for pair in arguments.items() for part in pair]])
-    import re
+        main(["score", *arguments])
     assert re.search(expected, str(exit.value.code)), exit.value.code
 
 
-def test_the_command_counts_rows_without_a_reward(model, tmp_path, capsys):
+def test_the_command_counts_rows_without_a_reward(model, tmp_path, output, capsys):
     data = write(tmp_path / "rows.jsonl", [*pairs(2), {"prompt": "w3", "response": None}])
-    main(["score", "--model", model, "--data", data, "--output", str(tmp_path / "out.jsonl"), "--device", "cpu", "--on_bad_row", "skip"])
+    arguments = ["--model", model, "--data", data, "--output", output, "--device", "cpu", "--on_bad_row", "skip"]
+    main(["score", *arguments])
     assert "3 rows, 1 of them without a reward: " in capsys.readouterr().out

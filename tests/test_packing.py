@@ -447,9 +447,9 @@ def test_the_longest_comparison_is_among_those_compared(base, tmp_path, monkeypa
 
     def record(model, examples):
         compared.extend(examples)
-        return choose_collator(model, examples)
+        return choose_layout(model, examples)
 
-    monkeypatch.setattr(rlhf_reward.training, "choose_collator", record)
+    monkeypatch.setattr(rlhf_reward.training, "choose_layout", record)
     rows = synthetic_comparisons(40)
 
     def longest(index):

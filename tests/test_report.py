@@ -1,4 +1,5 @@
-"The report: what stands in it, that it is one page, and that it holds whatever texts hold."
+"The report: its content, that it is one page, and that it can hold any text."
+
 import html
 import json
 import os
@@ -12,42 +13,113 @@ from test_evaluation import ROWS
 
 from rlhf_reward.data import Comparison
 from rlhf_reward.evaluation import Rule, evaluate
-from rlhf_reward.report import _figures, plots, prepare_report, readable, report_html, report_json, report_markdown, write_report
+from rlhf_reward.report import (
+    plots,
+    prepare_report,
+    readable,
+    report_html,
+    report_json,
+    report_markdown,
+    write_report,
+)
+from rlhf_reward.report_summary import figure_lines
 
-LENGTH, FIRST = Rule(lambda prompt, response: float(len(response))), Rule(lambda prompt, response: 3.0 * response.startswith("answer"))
+LENGTH = Rule(lambda prompt, response: float(len(response)))
+FIRST = Rule(lambda prompt, response: 3.0 * response.startswith("answer"))
 
 
 @pytest.fixture(scope="module")
 def evaluations():
-    rated = [Comparison(f"p{row}", ("a" * (1 + row % 3), "bb", "ccc"), (1, 2, 3), (3.0, 2.0, float(row % 2))) for row in range(30)]
-    return {"pairs.jsonl": {"length": evaluate(LENGTH, ROWS), "first": evaluate(FIRST, ROWS)}, "rated": {"length": evaluate(LENGTH, rated)}}
+    rated = [
+        Comparison(f"p{row}", ("a" * (1 + row % 3), "bb", "ccc"), (1, 2, 3), (3.0, 2.0, float(row % 2)))
+        for row in range(30)
+    ]
+    return {
+        "pairs.jsonl": {"length": evaluate(LENGTH, ROWS), "first": evaluate(FIRST, ROWS)},
+        "rated": {"length": evaluate(LENGTH, rated)},
+    }
 
 
 def test_figures_are_those_of_the_evaluation(evaluations):
     report = evaluations["pairs.jsonl"]["first"].report
-    share = f"{100 * report['accuracy']:.1f} ({100 * report['accuracy_interval']['low']:.1f} to {100 * report['accuracy_interval']['high']:.1f})"
+    low = 100 * report["accuracy_interval"]["low"]
+    high = 100 * report["accuracy_interval"]["high"]
+    share = f"{100 * report['accuracy']:.1f} ({low:.1f} to {high:.1f})"
     for page in (report_markdown(evaluations), html.unescape(report_html(evaluations))):
-        for what in (share, "first without the prompt", "longer wins", "random", "Length-controlled accuracy", "McNemar", "Kendall", "expected" if "<h1>" in page else "picked",
-                     "most confident mistakes of length", f"{report['pairs']} pairs", f"{report['calibration']['log_loss']:.4f}"):
+        for what in (
+            share,
+            "first without the prompt",
+            "longer wins",
+            "random",
+            "Length-controlled accuracy",
+            "p by prompts",
+            "Kendall",
+            "expected" if "<h1>" in page else "picked",
+            "most confident mistakes of length",
+            f"{report['pairs']} pairs",
+            f"{report['calibration']['log_loss']:.4f}",
+        ):
             assert what in page, what
-    first = json.loads(json.dumps(report_json(evaluations), allow_nan=False))["data"]["pairs.jsonl"]["models"]["first"]
-    assert first["accuracy"] == report["accuracy"] and first["mistakes"][0]["rejected"]["text"].startswith("answer")
+    first = json.loads(json.dumps(report_json(evaluations), allow_nan=False))["data"]["pairs.jsonl"]["models"][
+        "first"
+    ]
+    assert first["accuracy"] == report["accuracy"]
+    assert first["mistakes"][0]["rejected"]["text"].startswith("answer")
 
 
-def test_each_figure_stands_under_its_name():
-    "Numbers that are all different, so that none can stand for another."
-    share = lambda value: {"value": value, "low": value - 0.05, "high": value + 0.05}
-    report = {"pairs": 23, "accuracy_interval": share(0.61), "tied_rewards": 7, "margin": 1.1, "margin_q25": 0.2, "margin_median": 0.9, "margin_q75": 1.7,
-              "calibration": {"log_loss": 0.5551, "ece": 0.123, "temperature": 1.5, "at_bound": None, "log_loss_at_temperature": 0.5441},
-              "length": {"pearson": 0.321, "spearman": 0.234, "controlled_accuracy": share(0.57), "chosen_longer": {"accuracy": share(0.71), "pairs": 11},
-                         "chosen_shorter": {"accuracy": share(0.42), "pairs": 12}},
-              "ranking": {"best_found_interval": share(0.44), "comparisons": 13, "kendall_tau": 0.345, "ndcg": 0.876, "without_tau": 3, "by_chance": {"best_found": 0.255, "ndcg": 0.777}}}
-    assert _figures(report) == [
-        ("Pairs", "23"), ("Accuracy, %", "61.0 (56.0 to 66.0)"), ("Tied rewards, counted half", "7"), ("Log-loss", "0.5551 (a coin: 0.6931)"), ("Expected calibration error", "0.123"),
-        ("Best temperature", "1.5 (log-loss 0.5441)"), ("Margin: mean, quartiles", "1.100; 0.200, 0.900, 1.700"), ("Reward and length: Pearson, Spearman", "0.321, 0.234"),
-        ("Accuracy where the chosen is longer, %", "71.0 (66.0 to 76.0), 11 pairs"), ("Accuracy where the chosen is shorter, %", "42.0 (37.0 to 47.0), 12 pairs"),
-        ("Length-controlled accuracy, %", "57.0 (52.0 to 62.0)"), ("Best of K found, %", "44.0 (39.0 to 49.0) of 13 comparisons; by chance 25.5"), ("Kendall τ, NDCG", "0.345, 0.876; by chance 0, 0.777"),
-        ("Comparisons without a τ: all rewards tie", "3")]
+def test_each_figure_has_its_name():
+    "The numbers are all different, so that none can be taken for another."
+
+    def share(value):
+        return {"value": value, "low": value - 0.05, "high": value + 0.05}
+
+    report = {
+        "pairs": 23,
+        "accuracy_interval": share(0.61),
+        "tied_rewards": 7,
+        "margin": 1.1,
+        "margin_q25": 0.2,
+        "margin_median": 0.9,
+        "margin_q75": 1.7,
+        "calibration": {
+            "log_loss": 0.5551,
+            "ece": 0.123,
+            "temperature": 1.5,
+            "at_bound": None,
+            "log_loss_at_temperature": 0.5441,
+        },
+        "length": {
+            "pearson": 0.321,
+            "spearman": 0.234,
+            "controlled_accuracy": share(0.57),
+            "chosen_longer": {"accuracy": share(0.71), "pairs": 11},
+            "chosen_shorter": {"accuracy": share(0.42), "pairs": 12},
+        },
+        "ranking": {
+            "best_found_interval": share(0.44),
+            "comparisons": 13,
+            "kendall_tau": 0.345,
+            "ndcg": 0.876,
+            "without_tau": 3,
+            "by_chance": {"best_found": 0.255, "ndcg": 0.777},
+        },
+    }
+    assert figure_lines(report) == [
+        ("Pairs", "23"),
+        ("Accuracy, %", "61.0 (56.0 to 66.0)"),
+        ("Tied rewards, counted half", "7"),
+        ("Log-loss", "0.5551 (chance: 0.6931)"),
+        ("Expected calibration error", "0.123"),
+        ("Best temperature", "1.5 (log-loss 0.5441)"),
+        ("Margin: mean, quartiles", "1.100; 0.200, 0.900, 1.700"),
+        ("Reward and length: Pearson, Spearman", "0.321, 0.234"),
+        ("Accuracy where the chosen is longer, %", "71.0 (66.0 to 76.0), 11 pairs"),
+        ("Accuracy where the chosen is shorter, %", "42.0 (37.0 to 47.0), 12 pairs"),
+        ("Length-controlled accuracy, %", "57.0 (52.0 to 62.0)"),
+        ("Best of K found, %", "44.0 (39.0 to 49.0) of 13 comparisons; by chance 25.5"),
+        ("Kendall τ, NDCG", "0.345, 0.876; by chance 0, 0.777"),
+        ("Comparisons without a τ: all rewards tie", "3"),
+    ]
 
 
 def test_what_the_plots_draw(monkeypatch):
@@ -57,42 +129,82 @@ def test_what_the_plots_draw(monkeypatch):
     drawn = {"hist": [], "plot": [], "scatter": []}
     for kind in drawn:
         original = getattr(matplotlib.axes.Axes, kind)
-        monkeypatch.setattr(matplotlib.axes.Axes, kind, lambda self, *args, kind=kind, original=original, **options: drawn[kind].append((args, options)) or original(self, *args, **options))
+        monkeypatch.setattr(
+            matplotlib.axes.Axes,
+            kind,
+            lambda self, *args, kind=kind, original=original, **options: drawn[kind].append((args, options))
+            or original(self, *args, **options),
+        )
     assert list(plots(found)) == ["Calibration", "Margin and length", "Rewards", "Margins"]
-    reward, pairs, report = found.responses["reward"].to_numpy(), found.pairs, found.report
+    reward = found.responses["reward"].to_numpy()
+    pairs = found.pairs
+    report = found.report
     (chosen, _), (rejected, _), (margins, _) = drawn["hist"]
-    assert chosen[0].tolist() == reward[pairs["winner"]].tolist() != rejected[0].tolist() == reward[pairs["loser"]].tolist() and margins[0].tolist() == pairs["margin"].tolist()
+    assert (
+        chosen[0].tolist()
+        == reward[pairs["winner"]].tolist()
+        != rejected[0].tolist()
+        == reward[pairs["loser"]].tolist()
+    )
+    assert margins[0].tolist() == pairs["margin"].tolist()
     bins = report["calibration"]["bins"]
     (reliability, _), (length, _) = drawn["scatter"]
     assert reliability == ([one["confidence"] for one in bins], [one["accuracy"] for one in bins])
-    assert length[0].tolist() == pairs["longer_by"].tolist() and length[1].tolist() == pairs["margin"].tolist()
+    assert length[0].tolist() == pairs["longer_by"].tolist()
+    assert length[1].tolist() == pairs["margin"].tolist()
     line = drawn["plot"][1][0]
-    assert line[1].tolist() == [report["length"]["reward_per_token"] * end for end in line[0]] and report["length"]["reward_per_token"] > 0.5
+    assert line[1].tolist() == [report["length"]["reward_per_token"] * end for end in line[0]]
+    assert report["length"]["reward_per_token"] > 0.5
 
 
 def test_sources_with_all_baselines_and_rows_without_one():
-    mixed = [*ROWS[:20], *(Comparison(f"q{row}", ("answer", "reply"), (1, 2)) for row in range(5)), Comparison("p", ("a", "b"), (1, 1), source="ties")]
+    mixed = [
+        *ROWS[:20],
+        *(Comparison(f"q{row}", ("answer", "reply"), (1, 2)) for row in range(5)),
+        Comparison("p", ("a", "b"), (1, 1), source="ties"),
+    ]
     asks = Rule(lambda prompt, response: 3.0 * response.startswith("answer") * bool(prompt))
     page = report_markdown({"mixed": {"first": evaluate(asks, mixed)}})
-    table = page[page.index("| source | pairs"):].split("\n\n")[0].splitlines()
+    table = page[page.index("| source | pairs") :].split("\n\n")[0].splitlines()
     assert table[0] == "| source | pairs | first | first without the prompt | longer wins | shorter wins | random |"
-    assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == ["(no source)", "one", "ties", "two"] and "| ties | 0 | – | – |" in page and table[2].split(" | ")[1] == "5"
-    assert [cell.split(" ")[0] for cell in table[2].strip("| ").split(" | ")[2:]] == ["100.0", "50.0", "100.0", "0.0", "50.0"]
-    assert "| first without the prompt | 50.0 (" in page and "| longer wins | 50.0 (" not in page
+    assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == ["(no source)", "one", "ties", "two"]
+    assert "| ties | 0 | – | – |" in page
+    assert table[2].split(" | ")[1] == "5"
+    assert [cell.split(" ")[0] for cell in table[2].strip("| ").split(" | ")[2:]] == [
+        "100.0",
+        "50.0",
+        "100.0",
+        "0.0",
+        "50.0",
+    ]
+    assert "| first without the prompt | 50.0 (" in page
+    assert "| longer wins | 50.0 (" not in page
 
 
 def test_benchmarks_with_their_parts_and_matrices():
     found = evaluate(FIRST, ROWS)
-    found.report["benchmark"] = {"name": "rm-bench", "rule": "By hand.", "score": 1, "chat": {"easy": 0.25, "matrix": [[0.5, 0.75], [0.125, 1.0]]}}
-    markdown, page = report_markdown({"b": {"m": found}}), report_html({"b": {"m": found}})
-    for what in ("| score | 1.0000 |", "| chat, easy | 0.2500 |", "| chosen 1 | 0.500 | 0.750 |", "| chosen 2 | 0.125 | 1.000 |"):
+    found.report["benchmark"] = {
+        "name": "rm-bench",
+        "rule": "By hand.",
+        "score": 1,
+        "chat": {"easy": 0.25, "matrix": [[0.5, 0.75], [0.125, 1.0]]},
+    }
+    markdown = report_markdown({"b": {"m": found}})
+    page = report_html({"b": {"m": found}})
+    for what in (
+        "| score | 1.0000 |",
+        "| chat, easy | 0.2500 |",
+        "| chosen 1 | 0.500 | 0.750 |",
+        "| chosen 2 | 0.125 | 1.000 |",
+    ):
         assert what in markdown
-    assert "<td>chosen 2</td><td>0.125</td><td>1.000</td>" in page and "<td>chat, easy</td><td>0.2500</td>" in page
+    assert "<td>chosen 2</td><td>0.125</td><td>1.000</td>" in page
+    assert "<td>chat, easy</td><td>0.2500</td>" in page
 
 
 def test_what_can_go_wrong_is_found_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "afile").write_text("")
-    with pytest.raises(FileExistsError, match="afile' is there and no folder"):
+    with pytest.raises(FileExistsError, match="afile' is a file; expected the name of a folder"):
         prepare_report(tmp_path / "afile")
     assert prepare_report(tmp_path / "new/folder").is_dir()
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
@@ -109,9 +221,14 @@ def test_all_files_or_none(tmp_path, monkeypatch):
 
 def test_one_page_that_needs_nothing_else(evaluations, tmp_path):
     write_report(evaluations, tmp_path / "report")
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["report.html", "report.json", "report.md"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
     page = (tmp_path / "report/report.html").read_text()
-    assert page.count("data:image/svg+xml;base64,") == 4 + 4 + 5 and not re.search(r"(src|href)=\"(?!data:)", page)
+    assert page.count("data:image/svg+xml;base64,") == 4 + 4 + 5
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert page == report_html(evaluations) # the same each time
 
 
@@ -120,17 +237,26 @@ WILD = "</pre><script>alert('x')</script><img src=x onerror=alert(1)> {{ 7 * 7 }
 
 def test_texts_are_shown_as_texts():
     comparison = Comparison(WILD, (f"good {WILD}", f"bad {WILD}"), (1, 2), source=WILD)
-    wrong = evaluate(Rule(lambda prompt, response: float("bad" in response)), [comparison, Comparison("p", ("good", "bad"), (1, 2), source="b")])
+    wrong = evaluate(
+        Rule(lambda prompt, response: float("bad" in response)),
+        [comparison, Comparison("p", ("good", "bad"), (1, 2), source="b")],
+    )
     page = report_html({WILD: {WILD: wrong}})
-    assert "<script" not in page and "<img src=x" not in page and "49" not in re.sub(r"base64,[^\"]*", "", page)
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert "49" not in re.sub(r"base64,[^\"]*", "", page)
     assert html.escape(WILD, quote=False).split("'")[0] in page
     markdown = report_markdown({WILD: {WILD: wrong}})
     assert "`````text" in markdown # a fence longer than what is in it
 
 
 def test_readable():
-    assert readable("a") == "a" and readable([3, 4]) == "3 4" and readable([]) == ""
-    assert readable([{"role": "user", "content": "u"}, {"role": "assistant", "tool_calls": [{"name": "f"}]}]).startswith("[user]\nu\n\n[assistant]\n{")
+    assert readable("a") == "a"
+    assert readable([3, 4]) == "3 4"
+    assert readable([]) == ""
+    assert readable(
+        [{"role": "user", "content": "u"}, {"role": "assistant", "tool_calls": [{"name": "f"}]}]
+    ).startswith("[user]\nu\n\n[assistant]\n{")
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -142,16 +268,24 @@ def test_the_page_in_a_browser(evaluations, tmp_path):
     write_report(evaluations, tmp_path)
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page, asked, errors = browser.new_page(viewport={"width": 1200, "height": 900}), [], []
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        asked = []
+        errors = []
         page.on("request", lambda one: asked.append(one.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto((tmp_path / "report.html").as_uri())
-        assert page.locator("h2").count() == 2 and page.locator("img").count() == 13
+        assert page.locator("h2").count() == 2
+        assert page.locator("img").count() == 13
         assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 300)")
         for width in (1200, 390):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth") <= width # nothing sticks out
-            assert page.evaluate("[...document.images].every(image => image.clientWidth > 250 && image.clientHeight > 200)") # and plots can be read
-            page.screenshot(path=f"{os.environ.get('REPORT_SCREENSHOT') or tmp_path / 'page'}_{width}.png", full_page=True)
-        assert not errors and all(url.startswith(("file:", "data:")) for url in asked)
+            assert page.evaluate(
+                "[...document.images].every(image => image.clientWidth > 250 && image.clientHeight > 200)"
+            ) # and plots can be read
+            page.screenshot(
+                path=f"{os.environ.get('REPORT_SCREENSHOT') or tmp_path / 'page'}_{width}.png", full_page=True
+            )
+        assert not errors
+        assert all(url.startswith(("file:", "data:")) for url in asked)
         browser.close()

@@ -1,3 +1,4 @@
+"The trainer in one process, its arguments, its metrics and its checkpoints."
 import inspect
 import json
 import sys
@@ -16,10 +17,10 @@ from programs import run
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.cli import train
 from rlhf_reward.data import hold_out
-from rlhf_reward.tokens import whole_sequences
+from rlhf_reward.metrics import pair_metrics
 from rlhf_reward.packing import by_comparison, pad_comparisons
 from rlhf_reward.synthetic import RECIPE, synthetic_comparisons, synthetic_texts, tiny_decoder
-from rlhf_reward.training import pair_metrics
+from rlhf_reward.tokens import whole_sequences
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +30,23 @@ def base(tmp_path_factory):
 
 def make_trainer(base, folder, train_rows=None, eval_rows=None, dropout=0.0, tokenizer=None, **options):
     torch.manual_seed(0)
-    options = {"learning_rate": 1e-3, "per_device_train_batch_size": 8, "max_length": 64, "logging_strategy": "no", "save_strategy": "no",
-               "report_to": "none", "disable_tqdm": True, "use_cpu": True, **options}
-    return RewardTrainer(RewardModel(base, dropout, "cpu"), RewardConfig(str(folder), **options), train_rows or synthetic_comparisons(80),
-                         eval_rows or synthetic_comparisons(21, seed=1), tokenizer or AutoTokenizer.from_pretrained(base))
+    defaults = {
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 8,
+        "max_length": 64,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return RewardTrainer(
+        RewardModel(base, dropout, "cpu"),
+        RewardConfig(str(folder), **{**defaults, **options}),
+        train_rows or synthetic_comparisons(80),
+        eval_rows or synthetic_comparisons(21, seed=1),
+        tokenizer or AutoTokenizer.from_pretrained(base),
+    )
 
 
 def weights(trainer):
@@ -40,7 +54,16 @@ def weights(trainer):
 
 
 def assert_same_weights(one, other):
-    assert one.keys() == other.keys() and [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def in_turn(*data_sets):
+    "Rows of several data sets, one of each at a time."
+    rows = []
+    for row_of_each in zip(*data_sets):
+        rows += row_of_each
+    return rows
 
 
 # Metrics
@@ -49,20 +72,30 @@ def assert_same_weights(one, other):
 def test_metrics_equal_a_count_by_hand():
     "Row 1: ranks 1, 2, 2 with rewards 0, 0, 1: pairs 0-0 (tie) and 0-1 (wrong). Row 2: one pair, 3-1 (right)."
     rewards = np.array([[0, 0, 1], [3, 1, -7]], dtype=np.float32)
-    ranks = np.array([[1, 2, 2], [1, 2, -100]]) # the trainer pads with -100
+    ranks = np.array([[1, 2, 2], [1, 2, -100]])  # the trainer pads with -100
     metrics = pair_metrics(EvalPrediction(rewards, ranks))
-    expected = {"accuracy": 1.5 / 3, "pairs": 3, "tied_rewards": 1, "margin": (0 - 1 + 2) / 3, "chosen_reward": (0 + 0 + 3) / 3, "rejected_reward": (0 + 1 + 1) / 3}
+    expected = {
+        "accuracy": 1.5 / 3,
+        "pairs": 3,
+        "tied_rewards": 1,
+        "margin": (0 - 1 + 2) / 3,
+        "chosen_reward": (0 + 0 + 3) / 3,
+        "rejected_reward": (0 + 1 + 1) / 3,
+    }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-6)
 
 
 def test_metrics_do_not_depend_on_the_batch_size(base, tmp_path):
     "K = 4 and K = 2 mixed, and a last batch that is not full."
-    four, two = synthetic_comparisons(11, seed=1), synthetic_comparisons(10, num_responses=2, seed=2)
-    rows = type(four).from_list([row for pair in zip(four, two) for row in pair])
+    four = synthetic_comparisons(11, seed=1)
+    two = synthetic_comparisons(10, num_responses=2, seed=2)
+    rows = Dataset.from_list(in_turn(four, two))
+    last_words = ("loss", "accuracy", "pairs", "rewards", "margin", "reward")
     results = []
     for size in (1, 4, 20):
         trainer = make_trainer(base, tmp_path, eval_rows=rows, per_device_eval_batch_size=size)
-        results.append({key: value for key, value in trainer.evaluate().items() if key.split("_")[-1] in "loss accuracy pairs rewards margin reward".split()})
+        metrics = trainer.evaluate()
+        results.append({name: value for name, value in metrics.items() if name.split("_")[-1] in last_words})
     assert len(results[0]) == 7 and results[0]["eval_pairs"] == 10 * 6 + 10
     for result in results[1:]:
         assert result == pytest.approx(results[0], abs=1e-5)
@@ -70,21 +103,32 @@ def test_metrics_do_not_depend_on_the_batch_size(base, tmp_path):
 
 
 def test_margins_and_weights_enter_the_training_loss(base, tmp_path):
-    pairs = [("robin", "iron", 0.7, 2.0), ("wren", "gold tin", -0.2, 0.5)]
-    rows = Dataset.from_list([{"prompt": "Ada ", "chosen": chosen, "rejected": rejected, "margin": margin, "weight": weight}
-                              for chosen, rejected, margin, weight in pairs])
-    trainer = make_trainer(base, tmp_path, train_rows=rows)
+    pairs = [
+        {"prompt": "Ada ", "chosen": "robin", "rejected": "iron", "margin": 0.7, "weight": 2.0},
+        {"prompt": "Ada ", "chosen": "wren", "rejected": "gold tin", "margin": -0.2, "weight": 0.5},
+    ]
+    trainer = make_trainer(base, tmp_path, train_rows=Dataset.from_list(pairs))
     batch = pad_comparisons(list(trainer.train_dataset))
-    won, lost = trainer.model(batch["input_ids"], batch["attention_mask"]).detach().reshape(2, 2).double().unbind(dim=1)
-    losses = [weight * np.log1p(np.exp(-(float(w - l) - margin))) for w, l, (_, _, margin, weight) in zip(won, lost, pairs)]
+    rewards = trainer.model(batch["input_ids"], batch["attention_mask"]).detach().reshape(2, 2).double()
+    losses = []
+    for (chosen, rejected), pair in zip(rewards.tolist(), pairs):
+        difference = chosen - rejected - pair["margin"]
+        losses.append(pair["weight"] * np.log1p(np.exp(-difference)))
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(sum(losses) / 2.5, rel=1e-5)
 
 
 def test_arguments_for_the_data_are_used(base, tmp_path):
-    rated = {"prompt": "Ada likes birds and dislikes tools.", "chosen": " robin", "rejected": " hammer", "score_chosen": 5, "score_rejected": 2}
+    rated = {
+        "prompt": "Ada likes birds and dislikes tools.",
+        "chosen": " robin",
+        "rejected": " hammer",
+        "score_chosen": 5,
+        "score_rejected": 2,
+    }
     rows = Dataset.from_list([rated, {**rated, "chosen": None}])
-    trainer = make_trainer(base, tmp_path, rows, rows, max_length=6, on_overlong="truncate_prompt", on_bad_row="skip", margin_from_scores=True)
-    tokenized, = trainer.train_dataset
+    options = dict(max_length=6, on_overlong="truncate_prompt", on_bad_row="skip", margin_from_scores=True)
+    trainer = make_trainer(base, tmp_path, rows, rows, **options)
+    (tokenized,) = trainer.train_dataset
     assert tokenized["margins"] == [3.0] and tokenized["length"] == 6
     with pytest.raises(ValueError, match=r"Row 2 of the training set cannot be used"):
         make_trainer(base, tmp_path, rows)
@@ -95,31 +139,39 @@ def test_arguments_for_the_data_are_used(base, tmp_path):
 def test_training_loss_is_the_metric_loss(base, tmp_path):
     trainer = make_trainer(base, tmp_path, per_device_eval_batch_size=21)
     batch = pad_comparisons(list(trainer.eval_dataset))
-    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-6)
+    loss = trainer.compute_loss(trainer.model, batch).item()
+    assert loss == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-6)
 
 
 def test_rewards_return_to_their_comparisons():
-    known = {"shared_prefix": [], "ratings": None, "weight": 1, "row": 1}
-    examples = [{**known, "rests": [[1], [2], [3]], "ranks": [3, 1, 1], "margins": [7, 8]}, {**known, "rests": [[4], [5]], "ranks": [1, 2], "margins": [9]}]
+    common = {"shared_prefix": [], "ratings": None, "weight": 1, "row": 1}
+    examples = [
+        {**common, "rests": [[1], [2], [3]], "ranks": [3, 1, 1], "margins": [7, 8]},
+        {**common, "rests": [[4], [5]], "ranks": [1, 2], "margins": [9]},
+    ]
     batch = pad_comparisons(examples)
     table = by_comparison(batch["input_ids"].float(), batch["ranks"])
     assert table.tolist() == [[1, 2, 3], [4, 5, 0]]
-    assert batch["margins"][0].tolist() == [[0, 0, 0], [7, 0, 0], [8, 0, 0]] and batch["margins"][1, 0].tolist() == [0, 9, 0]
+    assert batch["margins"][0].tolist() == [[0, 0, 0], [7, 0, 0], [8, 0, 0]]
+    assert batch["margins"][1, 0].tolist() == [0, 9, 0]
 
 
 # The synthetic preferences
 
 
 def test_demo_learns_the_synthetic_preferences(tmp_path):
-    "What `make demo` runs."
-    metrics = train(["--output_dir", str(tmp_path), "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"])
+    "The run of `make demo`."
+    arguments = ["--output_dir", str(tmp_path), "--use_cpu", "--report_to", "none"]
+    metrics = train([*arguments, "--eval_strategy", "no", "--disable_tqdm", "true"])
     assert metrics["eval_accuracy"] >= 0.95 and abs(metrics["eval_longer_wins"] - 0.5) < 0.06
 
 
-def test_synthetic_preferences_are_not_learnt_without_the_prompt(base, tmp_path):
-    recipe = {name: value for name, value in RECIPE.items() if name not in ("dropout", "eval_strategy", "logging_steps")}
+def test_synthetic_preferences_are_not_learned_without_the_prompt(base, tmp_path):
+    left_out = ("dropout", "eval_strategy", "logging_steps")
+    recipe = {name: value for name, value in RECIPE.items() if name not in left_out}
     rows = hold_out(synthetic_comparisons(), 0.1)
-    trainer = make_trainer(base, tmp_path, *(part.map(lambda row: {"prompt": ""}) for part in rows), **recipe)
+    train_rows, eval_rows = (part.map(lambda row: {"prompt": ""}) for part in rows)
+    trainer = make_trainer(base, tmp_path, train_rows, eval_rows, **recipe)
     trainer.train()
     assert trainer.evaluate()["eval_accuracy"] < 0.6
 
@@ -133,9 +185,11 @@ def test_every_checkpoint_opens_in_transformers(base, tmp_path):
     trainer.save_model()
     ids = torch.tensor([whole_sequences(trainer.eval_dataset[0])[0]])
     for folder in (tmp_path, tmp_path / "checkpoint-4"):
+        classifier = AutoModelForSequenceClassification.from_pretrained(folder)
         with torch.no_grad():
-            assert torch.allclose(AutoModelForSequenceClassification.from_pretrained(folder)(ids).logits, trainer.model.eval()(ids), atol=1e-5)
-        assert AutoTokenizer.from_pretrained(folder).pad_token == "<|pad|>" and json.loads((folder / "training_args.json").read_text())["max_length"] == 64
+            assert torch.allclose(classifier(ids).logits, trainer.model.eval()(ids), atol=1e-5)
+        assert AutoTokenizer.from_pretrained(folder).pad_token == "<|pad|>"
+        assert json.loads((folder / "training_args.json").read_text())["max_length"] == 64
     assert not (tmp_path / "training_args.bin").exists()
 
 
@@ -143,23 +197,32 @@ def test_every_checkpoint_opens_in_transformers(base, tmp_path):
 def test_resumed_run_ends_with_the_same_weights(base, tmp_path, pad_token):
     tokenizer = AutoTokenizer.from_pretrained(base, pad_token=pad_token)
     options = dict(max_steps=8, save_strategy="steps", save_steps=4, dropout=0.1, tokenizer=tokenizer)
-    whole = make_trainer(base, tmp_path, **options)
-    whole.train()
+    uninterrupted = make_trainer(base, tmp_path, **options)
+    uninterrupted.train()
     resumed = make_trainer(base, tmp_path / "other", **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert_same_weights(weights(resumed), weights(whole))
+    assert_same_weights(weights(resumed), weights(uninterrupted))
 
 
 def test_resuming_leaves_out_the_row_of_a_pad_token_made_for_saving(tmp_path):
     "All 64 rows are taken and the tokenizer pads with its end: checkpoints have a row 65, the model in memory has not."
     base = save_language_model("llama", tmp_path / "base")
     rows = Dataset.from_list([{"prompt": "w5 ", "chosen": f"w{n}", "rejected": f"w{n + 1}"} for n in range(6, 60)])
-    options = dict(train_rows=rows, eval_rows=rows, tokenizer=word_tokenizer(pad_token="<eos>"), max_steps=4, save_strategy="steps", save_steps=2)
-    whole, resumed = (make_trainer(base, tmp_path / name, **options) for name in ("whole", "resumed"))
-    whole.train()
-    assert len(load_file(tmp_path / "whole/checkpoint-2/model.safetensors")["model.embed_tokens.weight"]) == 65
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
-    assert_same_weights(weights(resumed), weights(whole))
+    options = dict(
+        train_rows=rows,
+        eval_rows=rows,
+        tokenizer=word_tokenizer(pad_token="<eos>"),
+        max_steps=4,
+        save_strategy="steps",
+        save_steps=2,
+    )
+    uninterrupted = make_trainer(base, tmp_path / "whole", **options)
+    resumed = make_trainer(base, tmp_path / "resumed", **options)
+    uninterrupted.train()
+    checkpoint = tmp_path / "whole/checkpoint-2"
+    assert len(load_file(checkpoint / "model.safetensors")["model.embed_tokens.weight"]) == 65
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert_same_weights(weights(resumed), weights(uninterrupted))
 
 
 def test_only_the_process_that_should_writes(base, tmp_path, monkeypatch):
@@ -175,8 +238,19 @@ def test_missing_checkpoint_is_named(base, tmp_path):
 
 
 def test_best_checkpoint_is_loaded_at_the_end(base, tmp_path):
-    trainer = make_trainer(base, tmp_path, max_steps=6, learning_rate=0.05, save_strategy="steps", eval_strategy="steps", save_steps=2, eval_steps=2,
-                           load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=False)
+    trainer = make_trainer(
+        base,
+        tmp_path,
+        max_steps=6,
+        learning_rate=0.05,
+        save_strategy="steps",
+        eval_strategy="steps",
+        save_steps=2,
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+    )
     trainer.train()
     best = trainer.state.best_model_checkpoint
     saved = load_file(Path(best) / "model.safetensors")
@@ -195,15 +269,24 @@ def test_best_checkpoint_is_loaded_at_the_end(base, tmp_path):
     {"dataset_num_proc": 2},
 ], ids=str)
 def test_what_should_not_change_the_numbers_does_not(base, tmp_path, options):
-    plain, other = (make_trainer(base, tmp_path, max_steps=3, **more) for more in ({}, options))
-    plain.train(), other.train()
+    plain = make_trainer(base, tmp_path, max_steps=3)
+    other = make_trainer(base, tmp_path, max_steps=3, **options)
+    plain.train()
+    other.train()
     if "gradient_checkpointing" in options:
-        assert other.model.backbone.is_gradient_checkpointing and not plain.model.backbone.is_gradient_checkpointing
+        assert other.model.backbone.is_gradient_checkpointing
+        assert not plain.model.backbone.is_gradient_checkpointing
+    expected = weights(plain)
     for name, tensor in weights(other).items():
-        assert torch.allclose(tensor, weights(plain)[name], atol=1e-4), name
+        assert torch.allclose(tensor, expected[name], atol=1e-4), name
 
 
-@pytest.mark.parametrize("options", [{"bf16": True}, {"train_sampling_strategy": "group_by_length"}, {"optim": "adafactor"}, {"torch_empty_cache_steps": 1}], ids=str)
+@pytest.mark.parametrize("options", [
+    {"bf16": True},
+    {"train_sampling_strategy": "group_by_length"},
+    {"optim": "adafactor"},
+    {"torch_empty_cache_steps": 1},
+], ids=str)
 def test_arguments_of_the_trainer_work(base, tmp_path, options):
     trainer = make_trainer(base, tmp_path, max_steps=3, **options)
     before = weights(trainer)
@@ -221,86 +304,101 @@ def test_comparisons_beyond_the_model_are_dropped_not_fed(tmp_path, caplog):
     assert "comparisons of the training set: longer than 17 tokens" in caplog.text
 
 
-def test_positions_of_roberta_begin_behind_its_padding(tmp_path):
-    model = RewardModel(save_language_model("roberta", tmp_path), device="cpu") # 64 positions, padding_idx 0
+def test_positions_of_roberta_begin_after_its_padding(tmp_path):
+    model = RewardModel(save_language_model("roberta", tmp_path), device="cpu")  # 64 positions, padding_idx 0
     assert model.max_positions == 63
     model(torch.full((1, 63), 5))
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.full((1, 64), 5))
 
 
-def test_other_rows_and_several_sets_are_evaluated_as_they_stand(base, tmp_path):
+def test_other_rows_and_several_sets_are_evaluated_as_they_are(base, tmp_path):
     rows = synthetic_comparisons(9, seed=3)
-    trainer = make_trainer(base, tmp_path, eval_rows={"one": rows, "two": synthetic_comparisons(5, num_responses=2, seed=4)})
+    eval_rows = {"one": rows, "two": synthetic_comparisons(5, num_responses=2, seed=4)}
+    trainer = make_trainer(base, tmp_path, eval_rows=eval_rows)
     several = trainer.evaluate()
     assert several["eval_one_pairs"] == 9 * 6 and several["eval_two_pairs"] == 5
     assert trainer.evaluate(rows)["eval_loss"] == several["eval_one_loss"]
     assert trainer.predict(rows).predictions.shape == (9, 4)
 
 
-@pytest.mark.parametrize("option", [{"logging_nan_inf_filter": True}, {"batch_eval_metrics": True}, {"remove_unused_columns": True}], ids=str)
-def test_arguments_without_a_meaning_are_refused(base, tmp_path, option):
-    with pytest.raises(ValueError, match=f"{list(option)[0]} is .*RewardTrainer does not support this option"):
-        make_trainer(base, tmp_path, **option)
+@pytest.mark.parametrize("option", ["logging_nan_inf_filter", "batch_eval_metrics", "remove_unused_columns"])
+def test_unsupported_arguments_are_rejected(base, tmp_path, option):
+    with pytest.raises(ValueError, match=f"{option} is .*RewardTrainer does not support this option"):
+        make_trainer(base, tmp_path, **{option: True})
 
 
 @pytest.mark.parametrize("option", ["dispatch_batches", "split_batches"])
-def test_slicing_batches_between_processes_is_refused(base, tmp_path, option):
+def test_slicing_batches_between_processes_is_rejected(base, tmp_path, option):
     with pytest.raises(ValueError, match="a batch of comparisons cannot be sliced"):
         make_trainer(base, tmp_path, accelerator_config={option: True})
 
 
 def test_a_stream_trains_as_its_table_does(base, tmp_path):
     rows = synthetic_comparisons(24)
+    options = dict(max_steps=3, logging_strategy="steps", logging_steps=1, train_sampling_strategy="sequential")
     losses = []
     for data in (rows, rows.to_iterable_dataset()):
-        trainer = make_trainer(base, tmp_path, data, max_steps=3, logging_strategy="steps", logging_steps=1, train_sampling_strategy="sequential")
+        trainer = make_trainer(base, tmp_path, data, **options)
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-def test_plain_training_arguments_are_refused(base, tmp_path):
+def test_plain_training_arguments_are_rejected(base, tmp_path):
+    args = TrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match="args is a TrainingArguments; expected a RewardConfig"):
-        RewardTrainer(RewardModel(base, device="cpu"), TrainingArguments(str(tmp_path), use_cpu=True), synthetic_comparisons(3))
+        RewardTrainer(RewardModel(base, device="cpu"), args, synthetic_comparisons(3))
 
 
 @pytest.mark.process
 def test_two_processes_measure_what_one_does(base, tmp_path):
     "An evaluation set that does not divide by two, with K = 4 and K = 2. Each process imports for itself."
-    rows = Dataset.from_list([row for pair in zip(synthetic_comparisons(6), synthetic_comparisons(5, num_responses=2)) for row in pair][:9])
-    rows.to_json(tmp_path / "rows.jsonl")
-    command = ["--model", base, "--dataset", str(tmp_path / "rows.jsonl"), "--eval_dataset", str(tmp_path / "rows.jsonl"), "--learning_rate", "0", "--max_steps", "1",
-               "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true", "--per_device_eval_batch_size", "2"]
+    rows = in_turn(synthetic_comparisons(6), synthetic_comparisons(5, num_responses=2))[:9]
+    file = tmp_path / "rows.jsonl"
+    Dataset.from_list(rows).to_json(file)
+    arguments = [
+        *("--model", base),
+        *("--dataset", file),
+        *("--eval_dataset", file),
+        *("--learning_rate", "0"),
+        *("--max_steps", "1"),
+        "--use_cpu",
+        *("--report_to", "none"),
+        *("--eval_strategy", "no"),
+        *("--disable_tqdm", "true"),
+        *("--per_device_eval_batch_size", "2"),
+    ]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    program = Path(sys.executable).with_name("rlhf_reward")
     results = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        program = [Path(sys.executable).with_name("rlhf_reward"), "train", *command, "--output_dir", folder]
-        printed = run(*launcher, "--nproc_per_node", processes, *program).stdout
+        options = ["--nproc_per_node", str(processes)]
+        printed = run(*launcher, *options, program, "train", *arguments, "--output_dir", folder).stdout
         assert printed.count("Held-out accuracy") == 1
         results.append(json.loads((folder / "eval_results.json").read_text()))
-    assert results[0]["eval_pairs"] == results[1]["eval_pairs"] == 5 * 6 + 4
+    one, two = results
+    assert one["eval_pairs"] == two["eval_pairs"] == 5 * 6 + 4
     for name in ("loss", "accuracy", "margin", "chosen_reward", "longer_wins"):
-        assert results[0][f"eval_{name}"] == pytest.approx(results[1][f"eval_{name}"], abs=1e-6), name
+        assert one[f"eval_{name}"] == pytest.approx(two[f"eval_{name}"], abs=1e-6), name
 
 
 def test_missing_tokenizer_is_named(base, tmp_path):
+    args = RewardConfig(str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match="processing_class is None; expected the tokenizer"):
-        RewardTrainer(RewardModel(base, device="cpu"), RewardConfig(str(tmp_path), use_cpu=True), synthetic_comparisons(3))
+        RewardTrainer(RewardModel(base, device="cpu"), args, synthetic_comparisons(3))
 
 
-def test_several_gpus_in_one_process_are_refused(base, tmp_path):
+def test_several_gpus_in_one_process_are_rejected(base, tmp_path):
     args = RewardConfig(str(tmp_path), use_cpu=True)
     args._n_gpu = 2
+    model, tokenizer = RewardModel(base, device="cpu"), AutoTokenizer.from_pretrained(base)
     with pytest.raises(ValueError, match="2 GPUs.*accelerate launch"):
-        RewardTrainer(RewardModel(base, device="cpu"), args, synthetic_comparisons(3), processing_class=AutoTokenizer.from_pretrained(base))
+        RewardTrainer(model, args, synthetic_comparisons(3), processing_class=tokenizer)
 
 
-# The hooks of transformers.Trainer
-
-
-# hooks that RewardTrainer overrides or calls, with the first parameters that it relies on
+# Hooks of transformers.Trainer that RewardTrainer overrides or calls, with the first parameters that it relies on.
 HOOKS = {
     "_get_num_items_in_batch": ("batch_samples", "device"),
     "_get_output_dir": ("trial",),
@@ -335,11 +433,15 @@ def test_hooks_of_the_trainer_exist_with_their_parameters(name):
     assert hook is not None, f"transformers.Trainer has no {name}. {remedy}"
     parameters = tuple(inspect.signature(hook).parameters)[1:]
     expected = HOOKS[name]
-    assert parameters[:len(expected)] == expected, f"Trainer.{name} has the parameters {parameters}; expected {expected}. {remedy}"
+    problem = f"Trainer.{name} has the parameters {parameters}; expected {expected}."
+    assert parameters[:len(expected)] == expected, f"{problem} {remedy}"
 
 
 def test_every_overridden_hook_is_listed():
+    parts = RewardTrainer.__mro__[:RewardTrainer.__mro__.index(Trainer)]
     overridden = set()
-    for part in RewardTrainer.__mro__[:RewardTrainer.__mro__.index(Trainer)]:
-        overridden |= {name for name in vars(part) if callable(getattr(Trainer, name, None)) and not name.startswith("__")}
+    for part in parts:
+        for name in vars(part):
+            if callable(getattr(Trainer, name, None)) and not name.startswith("__"):
+                overridden.add(name)
     assert overridden <= set(HOOKS)

@@ -1,29 +1,25 @@
 """
-Notebooks → Markdown: `python tools/docs.py readme` writes README.md, `python tools/docs.py site` the pages of the site into _proc/.
+Convert notebooks to Markdown.
 
-An exported cell becomes the reference of what it defines, read from its source alone; everything else stands as in the notebook.
-Run in the project's root.
+`python tools/docs.py readme` writes README.md, and `python tools/docs.py site` writes the pages of the site into
+_proc/. An exported cell becomes the reference of the names that it defines, read from its source alone; all other
+cells stay as they are in the notebook. Run it in the root of the project.
 """
 import ast
-import io
+import json
 import os
 import re
 import shutil
 import sys
 import textwrap
-import tokenize
-from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
 from nbconvert import MarkdownExporter
+from reference import CONFIG, FUNCTIONS, SOURCE_URL, comments, definitions, parameters, references  # the tests' too
 
-CONFIG = ConfigParser(delimiters=["="])
-CONFIG.read("settings.ini", encoding="utf-8")
-SOURCE_URL = "{git_url}/blob/{branch}/".format(**CONFIG["DEFAULT"])
-NOTEBOOKS = sorted(path for path in Path("nbs").rglob("*.ipynb") if not {"runs", ".ipynb_checkpoints"} & set(path.parts))
-TEXTS = [Path("CHANGELOG.md"), Path("CONTRIBUTING.md"), *sorted(Path("benchmarks/results").glob("*.md"))]
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+LIBRARY = CONFIG["DEFAULT"]["lib_path"]
+
 TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {% block input %}{{ super() if cell.source }}{% endblock %}
 {% block stream %}{{ output.text | strip_ansi | fenced }}{% endblock %}
@@ -35,186 +31,226 @@ TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {% block data_text %}{{ output.data['text/plain'] | strip_ansi | fenced }}{% endblock %}
 {% block data_html %}{{ output.data['text/html'] | bare_table }}{% endblock %}"""
 
+# Code, headings, the first column of a parameter table, and links: no name inside them becomes a link.
+PROTECTED = re.compile(
+    r"(^```.*?^```$"
+    r"|^#.*?$"
+    r"|^\| `.*?` \|"
+    r"|!?\[[^\[\]\n]*\]\([^)\n]*\))",
+    flags=re.MULTILINE | re.DOTALL,
+)
 
-# ----- pages and names
+
+# ----- notebooks, pages and modules
+
+
+def is_source(path):
+    "False for copies that a run or Jupyter made."
+    return not {"runs", ".ipynb_checkpoints"} & set(path.parts)
+
 
 def page(path):
-    "Where a file stands in the site: nbs/06_scoring.ipynb → scoring.md."
+    "Return the page of a file: nbs/06_scoring.ipynb → scoring.md."
     if path.suffix == ".ipynb":
-        return "/".join(re.sub(r"^\d+[a-z]?_", "", part) for part in path.relative_to("nbs").with_suffix(".md").parts)
-    return f"benchmarks/{path.name}" if path.parts[0] == "benchmarks" else path.name.lower()
-
-
-PAGES = {path: page(path) for path in [*NOTEBOOKS, *TEXTS]}
+        parts = path.relative_to("nbs").with_suffix(".md").parts
+        return "/".join(re.sub(r"^\d+[a-z]?_", "", part) for part in parts)
+    if path.parts[0] == "benchmarks":
+        return f"benchmarks/{path.name}"
+    return path.name.lower()
 
 
 def directives(cell):
-    return set(re.findall(r"^#\|\s*(\w+)", cell.source, flags=re.MULTILINE)) if cell.cell_type == "code" else set()
+    "Return the names of the nbdev directives of a code cell."
+    if cell.cell_type != "code":
+        return set()
+    return set(re.findall(r"^#\|\s*(\w+)", cell.source, flags=re.MULTILINE))
 
 
-def definitions(cell):
-    "What an exported cell gives to the reader: (name, node) of constants, functions, classes, and methods that are not those of a parent."
-    for node in ast.parse(cell.source).body:
-        if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and not node.name.startswith("_"):
-            yield node.name, node
-            if isinstance(node, ast.ClassDef):
-                methods = (one for one in node.body if isinstance(one, FUNCTIONS) and not one.name.startswith("_"))
-                yield from ((f"{node.name}.{one.name}", one) for one in methods if ast.get_docstring(one) or one.name == "forward")
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id != "logger" and not node.targets[0].id.startswith("_"):
-            yield node.targets[0].id, node
+def module_of(notebook):
+    "Return the dotted module that a notebook is exported to, without the package: serving.batching; None for none."
+    for cell in notebook.cells:
+        match = re.search(r"^#\|\s*default_exp\s+([\w.]+)", cell.source, flags=re.MULTILINE)
+        if match and cell.cell_type == "code":
+            return match[1]
+    return None
 
 
-def names():
-    "name → pages that have its reference. A function that is called as some parameter is has to be written with ()."
-    found, parameter_names = {}, set()
+def module_file(module):
+    "Return the path of a module: serving.batching → rlhf_reward/serving/batching.py."
+    return f"{LIBRARY}/{module.replace('.', '/')}.py"
+
+
+NOTEBOOKS = sorted(filter(is_source, Path("nbs").rglob("*.ipynb")))
+TEXTS = [Path("CHANGELOG.md"), Path("CONTRIBUTING.md"), *sorted(Path("benchmarks/results").glob("*.md"))]
+PAGES = {path: page(path) for path in [*NOTEBOOKS, *TEXTS]}
+MODULES = {PAGES[path]: module_of(nbformat.read(path, as_version=4)) for path in NOTEBOOKS}
+
+
+# ----- names and links
+
+
+def all_definitions():
+    "Yield (page, name, node) of each public definition of the library."
     for path in NOTEBOOKS:
         for cell in nbformat.read(path, as_version=4).cells:
             if "export" in directives(cell):
                 for name, node in definitions(cell):
-                    found.setdefault(name, set()).add(PAGES[path])
-                    parameter_names |= set() if isinstance(node, ast.Assign) else {own for own, *_ in parameters(node, {})}
-    plain = lambda name: name.islower() and ("_" not in name or name in parameter_names)
-    return {f"{name}()" if plain(name) else name: pages for name, pages in found.items()}
+                    yield PAGES[path], name, node
+
+
+def names():
+    """
+    Return the pages that have the reference of a name, by name.
+
+    A function whose name is one lower-case word, or also the name of some parameter, is listed as `name()`.
+    """
+    pages = {}
+    parameter_names = set()
+    for own_page, name, node in all_definitions():
+        pages.setdefault(name, set()).add(own_page)
+        if not isinstance(node, ast.Assign):
+            parameter_names.update(parameter.name for parameter in parameters(node, {}))
+
+    def listed(name):
+        is_plain = name.islower() and ("_" not in name or name in parameter_names)
+        return f"{name}()" if is_plain else name
+
+    return {listed(name): name_pages for name, name_pages in pages.items()}
+
+
+def belongs(own_page, module):
+    "True if a page has the reference of a module, written as on a page: packing, serving, serving.batching, batching."
+    own = MODULES.get(own_page) or ""
+    return own == module or own.startswith(f"{module}.") or own.endswith(f".{module}")
+
+
+def pages_of(text, is_called, found):
+    "Return the pages that may have the reference of `text`: Scorer.rank, scoring.Scorer, rlhf_reward.serving.serve."
+    module, name = re.fullmatch(r"((?:[a-z_0-9]+\.)*)(.+)", text).groups()
+    module = module.rstrip(".")
+    is_qualified = bool(module)
+    module = re.sub(rf"^{LIBRARY}(\.|$)", "", module)
+    pages = set(found.get(name, ()))
+    if is_called or is_qualified:
+        called = found.get(f"{name}()", set())
+        pages |= {own_page for own_page in called if not belongs(own_page, "cli")}  # those are written as commands
+    if module:
+        own_pages = {own_page for own_page in pages if belongs(own_page, module)}
+        is_module = Path(module_file(module)).exists() or Path(LIBRARY, module).is_dir()
+        return own_pages or (pages if is_module else set())  # a module may have a name that moved to another
+    return pages
 
 
 def with_links(text, path, to_page, found):
-    "The text with links to files turned into links to pages, and with names in backticks linked to their reference."
+    "Return the text with links to files turned into links to pages, and names in backticks linked to their reference."
+    own = PAGES.get(path)
+
     def to_file(match):
         target = Path(os.path.normpath(path.parent / match[1]))
         return f"]({to_page(target)}{match[2] or ''})" if target.exists() else match[0]
 
     def to_name(match):
-        name, own = re.sub(r"^(rlhf_reward\.)?([a-z_]+\.(?=\w))?", "", match[1]), PAGES.get(path)
-        module = match[1][:-len(name)].split(".")[-2:-1]
-        called = [f"{name}()"] if match[0].endswith("()`") or module else []
-        pages = {one for full in [name, *called] for one in found.get(full, ()) if not module or one == f"{module[0]}.md"} - {"cli.md"}
-        place = own if own in pages else min(pages) if len(pages) == 1 else None
-        return f"[`{match[1]}`]({os.path.relpath(place, Path(own).parent)}#{name})" if place else match[0]
+        pages = pages_of(match[1], match[0].endswith("()`"), found)
+        if own not in pages and len(pages) != 1:
+            return match[0]
+        target = own if own in pages else min(pages)
+        anchor = re.sub(r"^([a-z_0-9]+\.)*", "", match[1])
+        return f"[`{match[1]}`]({os.path.relpath(target, Path(own).parent)}#{anchor})"
 
-    parts = re.split(r"(^```.*?^```$|^#.*?$|^\| `.*?` \||!?\[[^\[\]\n]*\]\([^)\n]*\))", text, flags=re.MULTILINE | re.DOTALL) # code, headings, parameters and links stay
-    return "".join(re.sub(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)]*)?\)", to_file, part) if place % 2 else re.sub(r"`([\w.]+)(?:\(\))?`", to_name, part)
-                   for place, part in enumerate(parts))
-
-
-# ----- the reference of what an exported cell defines
-
-def parameters(node, comments):
-    "(name, type, default, comment) of each parameter of a function, or field of a class, which may have its comment as help or description."
-    said = lambda *nodes: comments.get(max(one.end_lineno for one in nodes if one), "")
-    code = lambda one: ast.unparse(one) if one is not None else ""
-    if isinstance(node, ast.ClassDef):
-        rows = []
-        for one in (one for one in node.body if isinstance(one, ast.AnnAssign)):
-            default, help_ = code(one.value), said(one)
-            if isinstance(one.value, ast.Call) and code(one.value.func) in ("field", "Field"): # of dataclasses, of pydantic
-                options = {option.arg: option.value for option in one.value.keywords}
-                default = code(one.value.args[0] if one.value.args else options.get("default"))
-                default = default or (f"{code(options['default_factory'])}()" if "default_factory" in options else "")
-                help_ = help_ or (ast.literal_eval(options["metadata"])["help"] if "metadata" in options else "") or (ast.literal_eval(options["description"]) if "description" in options else "")
-            rows.append((one.target.id, code(one.annotation), default, help_))
-        return rows
-    plain, rest = node.args.posonlyargs + node.args.args, node.args
-    rows = list(zip([""] * len(plain), plain, [None] * (len(plain) - len(rest.defaults)) + rest.defaults))
-    rows += [("*", rest.vararg, None)] * bool(rest.vararg) + [("", *both) for both in zip(rest.kwonlyargs, rest.kw_defaults)] + [("**", rest.kwarg, None)] * bool(rest.kwarg)
-    return [(stars + one.arg, code(one.annotation), code(default), said(one, default)) for stars, one, default in rows if one.arg not in ("self", "cls")]
-
-
-def reference(name, node, module, comments, source):
-    "Heading, signature, docstring and table of a definition."
-    lines = source.splitlines()
-    heading = f"### <code>{name}</code> {{ #{name} }}"
-    if isinstance(node, ast.Assign):
-        return f"{heading}\n\n```python\n" + "\n".join(lines[node.lineno - 1:node.end_lineno]) + "\n```\n"
-    signed = next((one for one in getattr(node, "body", []) if isinstance(one, FUNCTIONS) and one.name == "__init__"), node)
-    rows = parameters(signed, comments)
-    decorators = {ast.unparse(one).split(".")[-1] for one in node.decorator_list}
-    given = "".join(f"\n    {own}{': ' * bool(type_)}{type_}{' = ' * bool(default and type_) or '=' * bool(default)}{default}," for own, type_, default, _ in rows)
-    returns = "" if isinstance(node, ast.ClassDef) or node.returns is None else ast.unparse(node.returns)
-    shown = name if decorators & {"property", "cached_property"} else f"{name}({given}{chr(10) * bool(given)})"
-    prefix = "class " if isinstance(node, ast.ClassDef) else "async " if isinstance(node, ast.AsyncFunctionDef) else ""
-    parts = [heading, f"```python\n{prefix}{shown}{' -> ' * bool(returns)}{returns}\n```"]
-    parts += [ast.get_docstring(one) for one in dict.fromkeys((node, signed)) if ast.get_docstring(one)]
-    returned = comments.get(node.returns.end_lineno, "") if returns else ""
-    table = [(f"`{own}`", f"`{type_}`" * bool(type_), f"`{default}`" * bool(default), said) for own, type_, default, said in rows]
-    table += [("**Returns**", f"`{returns}`", "", returned)] * bool(returns and returns != "None" and (returned or rows))
-    if table:
-        parts.append("\n".join(map("| {} | {} | {} | {} |".format, *zip(("", "Type", "Default", "Details"), ("---",) * 4, *table))))
-    bases = [ast.unparse(one) for one in getattr(node, "bases", [])]
-    if bases:
-        parts.append(f"Bases: {', '.join(f'`{one}`' for one in bases)}.")
-    if "." not in name:
-        line = next(number for number, text in enumerate(Path(module).read_text(encoding="utf-8").splitlines(), start=1) if text.startswith(lines[node.lineno - 1]))
-        parts.append(f"[Source]({SOURCE_URL}{module}#L{line})")
-    return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def comments(cell):
-    "line → the comment at its end."
-    return {token.start[0]: token.string.lstrip("# ") for token in tokenize.generate_tokens(io.StringIO(cell.source).readline) if token.type == tokenize.COMMENT}
-
-
-def references(cell, module):
-    "The reference of an exported cell; an empty text where it defines nothing public."
-    return "\n".join(reference(name, node, module, comments(cell), cell.source) for name, node in definitions(cell))
+    parts = PROTECTED.split(text)
+    for index, part in enumerate(parts):
+        if index % 2:
+            parts[index] = re.sub(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)]*)?\)", to_file, part)
+        else:
+            parts[index] = re.sub(r"`(\w[\w.]*)(?:\(\))?`", to_name, part)
+    return "".join(parts)
 
 
 # ----- conversion
 
+
 def nodes(source):
-    "All that stands in the source of cells, without what is for the shell."
+    "Return all syntax nodes of the source of cells, without shell lines."
     return list(ast.walk(ast.parse(re.sub(r"^[!%].*", "", source, flags=re.MULTILINE))))
 
 
 def imports(source):
-    "name → the import that binds it."
-    return {one.asname or one.name.split(".")[0]: ast.unparse(ast.ImportFrom(node.module, [one], 0) if isinstance(node, ast.ImportFrom) else ast.Import([one]))
-            for node in nodes(source) if isinstance(node, (ast.Import, ast.ImportFrom)) for one in node.names}
+    "Return the import statement that binds a name, by name."
+    statements = {}
+    for node in nodes(source):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            for alias in node.names:
+                is_from = isinstance(node, ast.ImportFrom)
+                statement = ast.ImportFrom(node.module, [alias], 0) if is_from else ast.Import([alias])
+                statements[alias.asname or alias.name.split(".")[0]] = ast.unparse(statement)
+    return statements
+
+
+def import_block(module, public, cells, source):
+    "Return a code block with the imports that the examples of a page use."
+    shown = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    used = {node.id for node in nodes(shown) if isinstance(node, ast.Name)} - imports(shown).keys()
+    lines = {line for name, line in imports(source).items() if name in used}
+    lines = sorted(lines, key=lambda line: (line.startswith("from"), line))
+    listed = textwrap.fill(", ".join(public), 96, initial_indent="    ", subsequent_indent="    ")
+    lines.append(f"from {LIBRARY}.{module} import (\n{listed})")
+    return "\n".join(["```python", *lines, "```"])
+
+
+def prepare(cell, heading, link):
+    "Turn a visible cell into one as the page shows it."
+    if cell.cell_type == "markdown":
+        cell.source = link(cell.source)
+        return
+    alt = re.search(r"^#\| fig-alt: (.*)", cell.source, flags=re.MULTILINE)
+    cell.metadata["alt"] = alt[1] if alt else heading.replace("`", "")
+    is_hidden = directives(cell) & {"echo", "hide_input"}
+    cell.source = "" if is_hidden else re.sub(r"^#\|.*\n", "", cell.source, flags=re.MULTILINE)
+
+
+def fenced(output):
+    "Return printed text in a fence that it does not contain."
+    fence = "```"
+    while fence in output:
+        fence += "`"
+    return "\n{0}text\n{1}\n{0}\n".format(fence, output.strip("\n"))
+
+
+def bare_table(html):
+    "Return a table of pandas without its style."
+    return re.sub(r"<style scoped>.*?</style>\n?|( border=\"1\")? class=\"dataframe\"", "", html, flags=re.DOTALL)
 
 
 def markdown(path, to_page, found):
-    "A notebook as Markdown, and its pictures by name."
+    "Return a notebook as Markdown, and its pictures by name."
     notebook = nbformat.read(path, as_version=4)
-    notebook.metadata.language_info = {"name": "python"} # for the code blocks; nbdev_clean takes it out of the notebook
-    module = next((match[1] for cell in notebook.cells if (match := re.search(r"^#\| default_exp (\w+)", cell.source, flags=re.MULTILINE))), None)
-    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    cells, heading, public = [], "", []
+    notebook.metadata.language_info = {"name": "python"}  # for the code blocks; nbdev_clean removes it
+    module = module_of(notebook)
+    source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    cells = []
+    public = []
+    heading = ""
     for cell in notebook.cells:
-        heading = (re.findall(r"^#+ (.*)", cell.source, flags=re.MULTILINE) or [heading])[-1] if cell.cell_type == "markdown" else heading
+        if cell.cell_type == "markdown":
+            heading = (re.findall(r"^#+ (.*)", cell.source, flags=re.MULTILINE) or [heading])[-1]
         if "export" in directives(cell):
             public += [name for name, _ in definitions(cell) if "." not in name]
-            cell = nbformat.v4.new_markdown_cell(references(cell, f"{CONFIG['DEFAULT']['lib_path']}/{module}.py"))
+            cell = nbformat.v4.new_markdown_cell(references(cell, module_file(module)))
         if not directives(cell) & {"hide", "exporti", "default_exp"}:
-            if cell.cell_type == "markdown":
-                cell.source = with_links(cell.source, path, to_page, found)
-            else:
-                alt = re.search(r"^#\| fig-alt: (.*)", cell.source, flags=re.MULTILINE)
-                cell.metadata["alt"] = alt[1] if alt else heading.replace("`", "")
-                cell.source = "" if directives(cell) & {"echo", "hide_input"} else re.sub(r"^#\|.*\n", "", cell.source, flags=re.MULTILINE)
+            prepare(cell, heading, lambda text: with_links(text, path, to_page, found))
             cells.append(cell)
-    if public: # behind the title: what the examples suppose
-        imported = textwrap.fill(", ".join(public), 120, initial_indent="    ", subsequent_indent="    ")
-        shown = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-        used = {node.id for node in nodes(shown) if isinstance(node, ast.Name)} - imports(shown).keys()
-        unseen = {line for name, line in imports(code).items() if name in used}
-        lines = [*sorted(unseen, key=lambda line: (line.startswith("from"), line)), f"from {CONFIG['DEFAULT']['lib_path']}.{module} import (\n{imported})"]
-        cells.insert(1, nbformat.v4.new_markdown_cell("\n".join(["```python", *lines, "```"])))
+    if public:  # after the title
+        cells.insert(1, nbformat.v4.new_markdown_cell(import_block(module, public, cells, source)))
     notebook.cells = cells
-
-    def fenced(output):
-        fence = "```"
-        while fence in output:
-            fence += "`"
-        return "\n{0}text\n{1}\n{0}\n".format(fence, output.strip("\n"))
-
-    bare = lambda html: re.sub(r"<style scoped>.*?</style>\n?|( border=\"1\")? class=\"dataframe\"", "", html, flags=re.DOTALL)
-    exporter = MarkdownExporter(raw_template=TEMPLATE, filters={"bare_table": bare, "fenced": fenced})
-    text, resources = exporter.from_notebook_node(notebook, {"unique_key": path.stem, "output_files_dir": f"{path.stem}_files"})
+    exporter = MarkdownExporter(raw_template=TEMPLATE, filters={"bare_table": bare_table, "fenced": fenced})
+    resources = {"unique_key": path.stem, "output_files_dir": f"{path.stem}_files"}
+    text, resources = exporter.from_notebook_node(notebook, resources)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
 
 
-def readme():
-    "README.md of nbs/index.ipynb, with links to the notebooks themselves."
-    text, pictures = markdown(Path("nbs/index.ipynb"), lambda target: target.as_posix(), {})
+def write_readme():
+    "Write README.md from nbs/index.ipynb, with links to the notebooks themselves."
+    text, pictures = markdown(Path("nbs/index.ipynb"), Path.as_posix, {})
     Path("docs/readme").mkdir(parents=True, exist_ok=True)
     for name, data in pictures.items():
         Path("docs/readme", Path(name).name).write_bytes(data)
@@ -222,29 +258,56 @@ def readme():
     Path("README.md").write_text(text, encoding="utf-8")
 
 
-def site():
-    "All pages, their pictures, the notebooks and what the pages are dressed with, as mkdocs.yml expects them."
+def write_notebook_page(path, target, to_page, found):
+    "Write the page of a notebook, its pictures and the notebook itself."
+    text, pictures = markdown(path, to_page, found)
+    opened = f"[Open this notebook]({SOURCE_URL}{path.as_posix()}){{ .notebook }}"
+    opened += f" [Download it]({path.name}){{ .notebook }}"
+    text, titles = re.subn(r"\A(# .*\n)", rf"\1\n{opened}\n", text)
+    if not titles:
+        sys.exit(f"{path} begins with {text[:40]!r}; expected its title first (# …), since its links follow the title.")
+    target.write_text(text, encoding="utf-8")
+    shutil.copy(path, target.parent)
+    for name, data in pictures.items():
+        picture = target.parent / name
+        picture.parent.mkdir(exist_ok=True)
+        picture.write_bytes(data)
+
+
+def check_pages():
+    "Exit if two files would be written to the same page."
+    paths = {}
+    for path, own_page in PAGES.items():
+        if own_page in paths:
+            sys.exit(f"{paths[own_page]} and {path} have the same page, {own_page}; rename one of them.")
+        paths[own_page] = path
+
+
+def write_site():
+    "Write all pages, their pictures, the notebooks and the assets of the site, as mkdocs.yml expects them."
+    check_pages()
     shutil.rmtree("_proc", ignore_errors=True)
     shutil.copytree("docs/assets", "_proc/assets")
     found = names()
-    for path, place in PAGES.items():
-        to = Path("_proc", place)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        to_page = lambda target: os.path.relpath(PAGES[target], Path(place).parent) if target in PAGES else SOURCE_URL + target.as_posix()
-        if path.suffix == ".md":
-            to.write_text(with_links(path.read_text(encoding="utf-8"), path, to_page, found if place == "changelog.md" else {}), encoding="utf-8")
-            continue
-        text, pictures = markdown(path, to_page, found)
-        opened = f"[Open this notebook]({SOURCE_URL}{path.as_posix()}){{ .notebook }} [Download it]({path.name}){{ .notebook }}"
-        text, titled = re.subn(r"\A(# .*\n)", rf"\1\n{opened}\n", text)
-        if not titled:
-            sys.exit(f"{path} has to begin with its title (# …), behind which its links stand; its page begins with {text[:40]!r}.")
-        to.write_text(text, encoding="utf-8")
-        shutil.copy(path, to.parent)
-        for name, data in pictures.items():
-            (to.parent / name).parent.mkdir(exist_ok=True)
-            (to.parent / name).write_bytes(data)
+    for path, own_page in PAGES.items():
+        target = Path("_proc", own_page)
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+        def to_page(linked, folder=Path(own_page).parent):
+            is_page = linked in PAGES
+            return os.path.relpath(PAGES[linked], folder) if is_page else SOURCE_URL + linked.as_posix()
+
+        if path.suffix == ".ipynb":
+            write_notebook_page(path, target, to_page, found)
+        else:
+            text = path.read_text(encoding="utf-8")
+            text = with_links(text, path, to_page, found if own_page == "changelog.md" else {})
+            target.write_text(text, encoding="utf-8")
+    pages = {}
+    for own_page, name, _ in all_definitions():
+        pages.setdefault(name, []).append(own_page.replace(".md", ".html"))
+    Path("_proc/assets/names.js").write_text(f"const pagesOf = {json.dumps(pages)};\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    {"readme": readme, "site": site}[sys.argv[1]]()
+    {"readme": write_readme, "site": write_site}[sys.argv[1]]()

@@ -7,11 +7,9 @@ try:
 except ImportError as error:
     raise ImportError(f"The server needs the extra serve ({error}): pip install 'rlhf_reward[serve]'") from error
 
-from .batching import AT_ONCE, BATCHES_PER_DRAIN, Batcher, Busy, QueueFull
+from .batching import BATCHES_PER_DRAIN, Batcher, QueueFull
 from .routes import logger, make_app
 from .schemas import (
-    Asked,
-    Class,
     ClassifyAnswer,
     ClassifyRequest,
     ClassifyResult,
@@ -24,13 +22,19 @@ from .schemas import (
     RankRequest,
     RequestModel,
     RewardRequest,
-    Said,
     ScoreAnswer,
     ScoreRequest,
     Text,
     Usage,
 )
 from .server import check_address, serve
+
+# Earlier names
+AT_ONCE = BATCHES_PER_DRAIN
+Asked = RequestModel
+Busy = QueueFull
+Class = ClassifyResult
+Said = Text
 
 __all__ = [
     "AT_ONCE",

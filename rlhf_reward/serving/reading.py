@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LocatedComparison', 'read_score', 'read_rank', 'read_classify', 'read_get_reward', 'read_comparison',
-           'check_same_length', 'field_error', 'strip_padding', 'inputs', 'queries', 'plain_text', 'count_characters',
-           'text_size']
+           'check_same_length', 'field_error', 'inputs', 'queries', 'plain_text', 'count_characters', 'text_size',
+           'strip_padding']
 
 # %% ../../nbs/08e_reading.ipynb #74d68161
 from collections.abc import Sequence, Sized
@@ -15,7 +15,8 @@ from typing import Any, Optional
 from fastapi import HTTPException
 from transformers import PreTrainedTokenizerBase
 
-from ..data import Comparison, to_responses
+from ..comparison import Comparison
+from ..rows import to_responses
 from .schemas import ClassifyRequest, RankRequest, RewardRequest, ScoreRequest, Text
 
 # %% ../../nbs/08e_reading.ipynb #06cab7e3
@@ -147,26 +148,6 @@ def field_error(
     "Return the error to raise for a field, in the form of FastAPI's own."
     return HTTPException(status, [{"type": "value_error", "loc": ["body", *field], "msg": problem}])
 
-# %% ../../nbs/08e_reading.ipynb #336546fa
-def strip_padding(
-    text: str, # as OpenRLHF sends it
-    tokenizer: PreTrainedTokenizerBase, # the model's
-) -> str:
-    "Return the text without the padding tokens at its ends."
-    pad = tokenizer.pad_token
-    if not pad:
-        return text
-    start = 0
-    while text.startswith(pad, start):
-        start += len(pad)
-    stop = len(text)
-    while text.endswith(pad, start, stop):
-        stop -= len(pad)
-    stripped = text[start:stop]
-    if pad == tokenizer.eos_token and text.endswith(pad):
-        stripped += pad
-    return stripped
-
 # %% ../../nbs/08e_reading.ipynb #eca5c5d3
 def inputs(
     request: ClassifyRequest, # with `input`
@@ -208,3 +189,23 @@ def text_size(
     if text and isinstance(text[0], dict):
         return sum(len(message.get("content", "")) for message in text)
     return len(text)
+
+# %% ../../nbs/08e_reading.ipynb #336546fa
+def strip_padding(
+    text: str, # as OpenRLHF sends it
+    tokenizer: PreTrainedTokenizerBase, # the model's
+) -> str:
+    "Return the text without the padding tokens at its ends."
+    pad = tokenizer.pad_token
+    if not pad:
+        return text
+    start = 0
+    while text.startswith(pad, start):
+        start += len(pad)
+    stop = len(text)
+    while text.endswith(pad, start, stop):
+        stop -= len(pad)
+    stripped = text[start:stop]
+    if pad == tokenizer.eos_token and text.endswith(pad):
+        stripped += pad
+    return stripped

@@ -76,6 +76,6 @@ def is_loopback(
         infos = socket.getaddrinfo(host or "::", None)
     except OSError as error:
         raise ValueError(
-            f"host is {host!r}, which is no address of this machine ({error}); expected one such as 127.0.0.1."
+            f"host is {host!r}, which is not an address of this machine ({error}); expected one such as 127.0.0.1."
         ) from None
     return all(ipaddress.ip_address(info[4][0]).is_loopback for info in infos)

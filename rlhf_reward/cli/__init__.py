@@ -1,0 +1,56 @@
+"`rlhf_reward train`, `evaluate`, `score`, `serve`, `audit`: each command has a module, imported without torch."
+import argparse
+import logging
+from typing import Optional
+
+from rlhf_reward.cli.arguments import leave_process_group, parse_columns
+from rlhf_reward.cli.audit_command import audit
+from rlhf_reward.cli.evaluate_command import evaluate
+from rlhf_reward.cli.score_command import score
+from rlhf_reward.cli.serve_command import serve
+from rlhf_reward.cli.train_command import SYNTHETIC, TrainArguments, parse_train, train
+
+__all__ = [
+    "SYNTHETIC",
+    "TrainArguments",
+    "audit",
+    "evaluate",
+    "main",
+    "parse_columns",
+    "parse_train",
+    "score",
+    "serve",
+    "train",
+]
+
+COMMANDS = {
+    "train": (train, "train a reward model on comparisons, evaluate it and save it"),
+    "score": (score, "write the rows of a file with their rewards"),
+    "evaluate": (evaluate, "report how often models agree with people, with confidence intervals"),
+    "serve": (serve, "serve rewards over HTTP, also in the formats of vLLM and OpenRLHF"),
+    "audit": (audit, "report what a file of preferences contains and what would spoil a training run"),
+}
+
+
+def main(
+    argv: Optional[list[str]] = None,  # by default the arguments of the process
+) -> None:
+    "Run the command `rlhf_reward`."
+    from rlhf_reward import __version__
+
+    parser = argparse.ArgumentParser(
+        "rlhf_reward",
+        description="Reward models for RLHF, from rows of human preference.",
+        epilog="`rlhf_reward COMMAND --help` lists the arguments of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"rlhf_reward {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, summary) in COMMANDS.items():
+        commands.add_parser(name, add_help=False, help=summary)
+    chosen, rest = parser.parse_known_args(argv)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at every start it warns of what a CPU does not have
+    command, _ = COMMANDS[chosen.command]
+    try:
+        command(rest)
+    finally:
+        leave_process_group()

@@ -50,9 +50,20 @@ def pytest_collection_modifyitems(items):
         for fixture, mark in MARKS_BY_FIXTURE.items():
             if fixture in item.fixturenames:
                 item.add_marker(mark)
-        if item.path.name != LAST:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
     items.sort(key=weight)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "Give a whole file to one worker, which builds its fixtures once; but a notebook is a piece of work by itself."
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::", 1)[0]
+            return nodeid if file.endswith(LAST) else file
+
+    return Scheduling(config, log)
 
 
 def refuse_unmarked_programs(event, arguments):

@@ -16,7 +16,7 @@ def kill_group(process):
         pass
 
 
-def run(*command, status=0, timeout=300, environment=None, **options):
+def run(*command, status=0, timeout=600, environment=None, **options):
     """
     Run a program. Return its result with `stdout` and `stderr`; fail unless it ends with `status` (None: any).
 

@@ -1,11 +1,14 @@
 "Set up a notebook of this project so that its page shows results, without progress bars and notices."
 import logging
 import os
+import sys
 import warnings
+from pathlib import Path
 
 
 def quiet() -> None:
     "Turn off progress bars, notices about optional packages, and the dict that transformers prints at each log."
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}" # for !rlhf_reward
     os.environ["TQDM_DISABLE"] = "1"
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     warnings.filterwarnings("ignore") # tqdm without ipywidgets, and deprecations inside of dependencies

@@ -129,8 +129,8 @@ def test_every_run_reports_dropped_rows_and_debug_gives_examples(tmp_path, caplo
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--model", "{folder}", "--dataset", "{folder}/none.jsonl"], "none.jsonl' is not there"),
-    (["--model", "./no/model", "--dataset", "synthetic"], "'./no/model' is not there"),
+    (["--model", "{folder}", "--dataset", "{folder}/none.jsonl"], "none.jsonl' does not exist"),
+    (["--model", "./no/model", "--dataset", "synthetic"], "'./no/model' does not exist"),
     (["--model", "{folder}/base", "--dataset", "{folder}/broken.jsonl"], "line 1 is not JSON"),
     (
         ["--model", "{folder}/base", "--dataset", "{folder}/rows.jsonl"],

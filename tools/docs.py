@@ -98,6 +98,28 @@ def all_definitions():
                     yield PAGES[path], name, node
 
 
+def inherited_methods():
+    "Return where the methods that a class inherits are defined, by name: Scorer.rank → BaseScorer.rank."
+    definitions = {name: node for _, name, node in all_definitions()}
+
+    def bases(name):
+        for base in getattr(definitions.get(name), "bases", []):
+            yield ast.unparse(base)
+            yield from bases(ast.unparse(base))
+
+    inherited = {}
+    for name, node in definitions.items():
+        for base in bases(name):
+            for method in definitions:
+                own_name = f"{name}.{method.removeprefix(f'{base}.')}"
+                if method.startswith(f"{base}.") and own_name not in definitions:
+                    inherited.setdefault(own_name, method)
+    return inherited
+
+
+INHERITED = inherited_methods()
+
+
 def names():
     """
     Return the pages that have the reference of a name, by name.
@@ -110,6 +132,9 @@ def names():
         pages.setdefault(name, set()).add(own_page)
         if not isinstance(node, ast.Assign):
             parameter_names.update(parameter.name for parameter in parameters(node, {}))
+
+    for name, method in INHERITED.items():
+        pages[name] = pages[method]
 
     def listed(name):
         is_plain = name.islower() and ("_" not in name or name in parameter_names)
@@ -155,6 +180,7 @@ def with_links(text, path, to_page, found):
             return match[0]
         target = own if own in pages else min(pages)
         anchor = re.sub(r"^([a-z_0-9]+\.)*", "", match[1])
+        anchor = INHERITED.get(anchor, anchor)
         return f"[`{match[1]}`]({os.path.relpath(target, Path(own).parent)}#{anchor})"
 
     parts = PROTECTED.split(text)

@@ -3,7 +3,7 @@ __version__ = "0.1.0"
 
 from importlib import import_module
 
-# Public names by the module that defines them. They load when used, since torch and transformers take seconds to import.
+# Public names by module. They load when first used, because importing torch and transformers takes seconds.
 _PUBLIC = {
     "reward": ["RewardModel", "PairwiseLoss"],
     "data": ["Comparison", "load_rows"],
@@ -13,13 +13,16 @@ _PUBLIC = {
     "rl": ["RewardFunction"],
     "evaluation": ["evaluate"],
 }
-_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+_MODULE_OF = {}
+for _module, _names in _PUBLIC.items():
+    _MODULE_OF.update(dict.fromkeys(_names, _module))
 __all__ = list(_MODULE_OF)
 
 
 def __getattr__(name):
     if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its public names are {', '.join(__all__)}")
+        public = ", ".join(__all__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its public names are {public}")
     return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 

@@ -14,6 +14,7 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+TEXTS = ("README.md", "CONTRIBUTING.md")
 FOLDERS = ("rlhf_reward", "nbs", "tests", "tools", "benchmarks")
 MAX_COLUMNS, MAX_SHOWN_COLUMNS = 120, 100
 MAX_MODULE_LINES, MAX_CLASS_LINES = 400, 200
@@ -37,13 +38,17 @@ WORDS = [
     (r"to its end\b", "completely"),
     (r"of no effect", "ignored"),
     (r"made[- ]up", "dummy / made"),
+    (r"\blies\b", "is"),
+    (r"\bsaid\b", "reported / given"),
     (r"Nothing to object", "No problems found"),
 ]
 DOCSTRING_START = re.compile(r"^\s*(What|Of|Whether what)\b")
 
 
 def code_cells(path):
-    "Yield (source, is_shown, is_exported, has_output) of each code cell."
+    "Yield (source, is_shown, is_exported, has_output) of each code cell; a text has none."
+    if path.suffix != ".ipynb":
+        return
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             source = "".join(cell["source"])
@@ -197,22 +202,6 @@ def statements_at_import(tree):
         waiting += [child for child in ast.iter_child_nodes(node) if isinstance(child, (ast.stmt, ast.ExceptHandler))]
 
 
-def code_lines(path):
-    "How many lines hold code: not empty, no comment, no docstring."
-    lines = set()
-    layout = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    for _, source in sources(path):
-        docstrings = set()
-        for node in ast.walk(parse(source)):
-            is_constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-            if is_constant and isinstance(node.value.value, str):
-                docstrings |= set(range(node.lineno, node.end_lineno + 1))
-        for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            if token.type not in layout and token.type != tokenize.COMMENT:
-                lines |= set(range(token.start[0], token.end[0] + 1)) - docstrings
-    return len(lines)
-
-
 def strings_and_comments(source):
     "Yield (line number, text) of each comment, string and docstring of Python source."
     for token in tokenize.generate_tokens(io.StringIO(re.sub(r"^[!%].*", "", source, flags=re.MULTILINE)).readline):
@@ -268,7 +257,8 @@ CHECKS = (wide_lines, nested_comprehensions, named_lambdas, large_parts, private
 
 
 def all_files():
-    "Every module, notebook and test of the project."
+    "Every module, notebook and test of the project, and the texts for its readers."
+    yield from (ROOT / name for name in TEXTS)
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*")):
             skipped = {"runs", ".ipynb_checkpoints", "__pycache__", "results"} & set(path.parts)

@@ -188,7 +188,8 @@ class Options(TypedDict, total=False):
 def read(
     # Where the rows are: a path,
     # or a name.
-    data: Annotated[Union[str, Path, list[Union[str, Path]]], Field(description="a path or a list of paths")] = "rows.jsonl",
+    data: Annotated[Union[str, Path, list[Union[str, Path]]], Field(description="a path or a list of paths")] = \
+    "rows.jsonl",
     # ignored: a comment at the end comes first
     size: int = 1, # in rows
     *,
@@ -207,14 +208,39 @@ _own = 4
         text = docs.references(cell, "module.py")
     finally:
         Path("module.py").unlink()
-    for part in ("### <code>Thing</code> { #Thing }", "class Thing(\n    name: str,\n    *parts: int,\n    size: Optional[int] = None,\n)", "What it is. See `Scorer`.\n\nRaises `ValueError` for none.",
-                 "| `name` | `str` |  | of the thing |", "| `*parts` | `int` |  | any number |", "| `size` | `Optional[int]` | `None` | in tokens |", "Bases: `Base`.",
-                 "### <code>Thing.forward</code> { #Thing.forward }", "| `rewards` | `TensorType['batch_size', 1, float]` |  | r |", "| **Returns** | `float` |  | scalar |",
-                 "| `prompt` | `str` | `''` | What was asked. |", "| `rewards` | `list[float]` |  | One for each. |", "| `user` | `Optional[str]` | `None` | Who asks. |",
-                 "| `more` | `dict` | `dict()` | for later |", "/module.py#L1)", "/module.py#L2)", "LIMIT = 3 # of things",
-                 "| `rows` | `int` |  | How many rows are read, at most. |", "| `name` | `str` |  | of the data |", "Where the rows are: a path, or a name. |", "| `size` | `int` | `1` | in rows |",
-                 "| `same` | `bool` | `False` |  |", "| `last` | `bool` | `True` |  |", "| **Returns** | `list[dict[str, Any]]` |  | the rows, in order |",
-                 "    data: Annotated[\n        Union[str, Path, list[Union[str, Path]]],\n        Field(description='a path or a list of paths'),\n    ] = 'rows.jsonl',\n"):
+    parts = (
+        "### <code>Thing</code> { #Thing }",
+        "class Thing(\n    name: str,\n    *parts: int,\n    size: Optional[int] = None,\n)",
+        "What it is. See `Scorer`.\n\nRaises `ValueError` for none.",
+        "| `name` | `str` |  | of the thing |",
+        "| `*parts` | `int` |  | any number |",
+        "| `size` | `Optional[int]` | `None` | in tokens |",
+        "Bases: `Base`.",
+        "### <code>Thing.forward</code> { #Thing.forward }",
+        "| `rewards` | `TensorType['batch_size', 1, float]` |  | r |",
+        "| **Returns** | `float` |  | scalar |",
+        "| `prompt` | `str` | `''` | What was asked. |",
+        "| `rewards` | `list[float]` |  | One for each. |",
+        "| `user` | `Optional[str]` | `None` | Who asks. |",
+        "| `more` | `dict` | `dict()` | for later |",
+        "/module.py#L1)",
+        "/module.py#L2)",
+        "LIMIT = 3 # of things",
+        "| `rows` | `int` |  | How many rows are read, at most. |",
+        "| `name` | `str` |  | of the data |",
+        "Where the rows are: a path, or a name. |",
+        "| `size` | `int` | `1` | in rows |",
+        "| `same` | `bool` | `False` |  |",
+        "| `last` | `bool` | `True` |  |",
+        "| **Returns** | `list[dict[str, Any]]` |  | the rows, in order |",
+        (
+            "    data: Annotated[\n"
+            "        Union[str, Path, list[Union[str, Path]]],\n"
+            "        Field(description='a path or a list of paths'),\n"
+            "    ] = 'rows.jsonl',\n"
+        ),
+    )
+    for part in parts:
         assert part in text, part
     assert "_own" not in text and "parent" not in text # which is documented by the class that has it first
 

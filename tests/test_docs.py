@@ -275,12 +275,12 @@ def test_names_and_files_become_links(docs):
 
     names = docs.names()
     scorer = "[`Scorer`](../scoring.md#Scorer)"
-    expected = "[`Scorer.rank`](../scoring.md#Scorer.rank) and [`scoring.Scorer`](../scoring.md#Scorer)"
-    assert linked("`Scorer.rank` and `scoring.Scorer`") == expected
+    expected = "[`Scorer.rank`](../scoring.md#BaseScorer.rank) and [`scoring.Scorer`](../scoring.md#Scorer)"
+    assert linked("`Scorer.rank` and `scoring.Scorer`") == expected  # the class inherits the method
     expected = "[`evaluate`](../evaluation.md#evaluate), `evaluate`, `nothing`"
     assert linked("`evaluate()`, `evaluate`, `nothing`") == expected  # without () it is the command
     assert linked("`tokenize_rows`") == "[`tokenize_rows`](../tokens.md#tokenize_rows)"
-    attention = "`attention_mask`, [`packing.attention_mask`](../packing.md#attention_mask)"
+    attention = "`attention_mask`, [`packing.attention_mask`](../attention.md#attention_mask)"  # where it is today
     assert linked("`attention_mask`, `packing.attention_mask`") == attention  # the first is a parameter
     assert linked("`from_pretrained`", "nbs/06_scoring.ipynb") == "`from_pretrained`"  # that of transformers
     assert linked("| `Scorer` | `Scorer` | [0, 1) |") == f"| `Scorer` | {scorer} | [0, 1) |"  # a parameter's name

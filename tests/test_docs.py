@@ -188,7 +188,8 @@ class Options(TypedDict, total=False):
 def read(
     # Where the rows are: a path,
     # or a name.
-    data: Annotated[Union[str, Path, list[Union[str, Path]]], Field(description="a path or paths")] = "rows.jsonl",
+    data: Annotated[Union[str, Path, list[Union[str, Path]]], Field(description="a path or a list of paths")] = \
+    "rows.jsonl",
     # ignored: a comment at the end comes first
     size: int = 1, # in rows
     *,
@@ -207,7 +208,7 @@ _own = 4
         text = docs.references(cell, "module.py")
     finally:
         Path("module.py").unlink()
-    expected = [
+    parts = (
         "### <code>Thing</code> { #Thing }",
         "class Thing(\n    name: str,\n    *parts: int,\n    size: Optional[int] = None,\n)",
         "What it is. See `Scorer`.\n\nRaises `ValueError` for none.",
@@ -235,11 +236,11 @@ _own = 4
         (
             "    data: Annotated[\n"
             "        Union[str, Path, list[Union[str, Path]]],\n"
-            "        Field(description='a path or paths'),\n"
+            "        Field(description='a path or a list of paths'),\n"
             "    ] = 'rows.jsonl',\n"
         ),
-    ]
-    for part in expected:
+    )
+    for part in parts:
         assert part in text, part
     assert "_own" not in text and "parent" not in text # which is documented by the class that has it first
 
@@ -274,12 +275,12 @@ def test_names_and_files_become_links(docs):
 
     names = docs.names()
     scorer = "[`Scorer`](../scoring.md#Scorer)"
-    expected = "[`Scorer.rank`](../scoring.md#Scorer.rank) and [`scoring.Scorer`](../scoring.md#Scorer)"
-    assert linked("`Scorer.rank` and `scoring.Scorer`") == expected
+    expected = "[`Scorer.rank`](../scoring.md#BaseScorer.rank) and [`scoring.Scorer`](../scoring.md#Scorer)"
+    assert linked("`Scorer.rank` and `scoring.Scorer`") == expected  # the class inherits the method
     expected = "[`evaluate`](../evaluation.md#evaluate), `evaluate`, `nothing`"
     assert linked("`evaluate()`, `evaluate`, `nothing`") == expected  # without () it is the command
     assert linked("`tokenize_rows`") == "[`tokenize_rows`](../tokens.md#tokenize_rows)"
-    attention = "`attention_mask`, [`packing.attention_mask`](../packing.md#attention_mask)"
+    attention = "`attention_mask`, [`packing.attention_mask`](../attention.md#attention_mask)"  # where it is today
     assert linked("`attention_mask`, `packing.attention_mask`") == attention  # the first is a parameter
     assert linked("`from_pretrained`", "nbs/06_scoring.ipynb") == "`from_pretrained`"  # that of transformers
     assert linked("| `Scorer` | `Scorer` | [0, 1) |") == f"| `Scorer` | {scorer} | [0, 1) |"  # a parameter's name

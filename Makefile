@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 NOTEBOOKS := $(shell find nbs -name '*.ipynb' -not -path '*/runs/*' -not -path '*/.ipynb_checkpoints/*')
 # One worker a core. The tests of a file stay with one worker, the longest files first; notebooks fill the gaps.
-PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 25
 # What starts programs, executes notebooks, builds the site, opens a browser, or takes long by itself.
 SLOW := process or notebook or site or browser or fuzz or wheel
 

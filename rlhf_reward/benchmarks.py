@@ -42,8 +42,7 @@ from .scoring import BaseScorer
 
 # %% auto #0
 __all__ = ['BENCHMARKS', 'KINDS_OF_VALUES', 'GROUPS', 'BenchmarkReport', 'evaluate_benchmark', 'evaluate_loaded',
-           'LoadedComparison', 'prompt_unit', 'ties_unit', 'no_check', 'Benchmark', 'load_benchmark',
-           'jackknife_groups']
+           'LoadedComparison', 'ties_unit', 'Benchmark', 'load_benchmark', 'jackknife_groups']
 
 # %% ../nbs/07a_benchmarks.ipynb #66565c8d
 class BenchmarkReport(TypedDict):
@@ -105,7 +104,7 @@ class LoadedComparison(NamedTuple):
     row: int # number of the row, from 1
 
 
-def prompt_unit(
+def _prompt_unit(
     comparison: Comparison, # of a benchmark
     key: str, # of the rule
 ) -> Any: # hashable
@@ -118,10 +117,10 @@ def ties_unit(
     key: str, # id of the row
 ) -> Any: # hashable
     "Return the number of Ties, whose ref:n and tied:n are left out together; elsewhere the prompt."
-    return key.split(":")[-1] if comparison.source == "Ties" else prompt_unit(comparison, key)
+    return key.split(":")[-1] if comparison.source == "Ties" else _prompt_unit(comparison, key)
 
 
-def no_check(
+def _no_check(
     loaded: list[LoadedComparison], # all that were read
 ) -> None:
     "Accept anything."
@@ -139,8 +138,8 @@ class Benchmark:
     split: str = "test" # of the data set on the hub
     parts: frozenset[str] = frozenset() # sources, all of which are required and no other; empty for any
     together: int = 1 # rows that are read at a time
-    unit: Callable[[Comparison, str], Any] = prompt_unit # key of what is left out together for the interval
-    check: Callable[[list[LoadedComparison]], None] = no_check # raises `ValueError` where what was read does not fit
+    unit: Callable[[Comparison, str], Any] = _prompt_unit # key of what is left out together for the interval
+    check: Callable[[list[LoadedComparison]], None] = _no_check # raises `ValueError` where what was read does not fit
 
 # %% ../nbs/07a_benchmarks.ipynb #066296ec
 BENCHMARKS = {

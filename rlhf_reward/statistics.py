@@ -138,8 +138,8 @@ def length_bias(
 # %% ../nbs/07e_statistics.ipynb #9a214fee
 class RankingByChance(TypedDict):
     "Means of random rewards; their τ is 0."
-    best_found: float
-    ndcg: float
+    best_found: float # as in `Ranking`
+    ndcg: float # the same
 
 
 class Ranking(TypedDict):
@@ -150,7 +150,7 @@ class Ranking(TypedDict):
     kendall_tau: Optional[float] # mean of those that have one; None if none has
     without_tau: int # comparisons without τ: all rewards tie
     ndcg: float # normalized discounted cumulative gain
-    by_chance: RankingByChance
+    by_chance: RankingByChance # of random rewards
 
 
 def ranking(

@@ -18,7 +18,6 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import TrainOutput
 
 from .arguments import RewardConfig, check_arguments, check_for_loss, check_inputs, check_state_dict_type
-from .arguments import close_process_group # for scripts
 from .card import ModelCardMixin
 from .losses import LOSSES, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics

@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 from rlhf_reward.cli import main
-from rlhf_reward.training import RewardTrainer, close_process_group
+from rlhf_reward.training import RewardTrainer
 
 plain_init = AcceleratorState.__init__
 plain_prepare = RewardTrainer._prepare_for_training
@@ -35,7 +35,4 @@ def prepare_and_report(self, *args):
 if __name__ == "__main__":
     AcceleratorState.__init__ = init_with_fsdp
     RewardTrainer._prepare_for_training = prepare_and_report
-    try:
-        main()
-    finally:
-        close_process_group()
+    main()

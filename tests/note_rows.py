@@ -8,10 +8,10 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from test_runs import make, ragged
 
 from rlhf_reward import RewardModel
-from rlhf_reward.training import close_process_group
 
 base, data, out, *checkpoint = sys.argv[1:]
 rows = ragged(21)
@@ -43,4 +43,4 @@ def noted(model, inputs, **more):
 trainer.compute_loss = noted
 trainer.train(resume_from_checkpoint=checkpoint[0] if checkpoint else None)
 trainer.save_model(str(Path(out, "end")))
-close_process_group()
+torch.distributed.destroy_process_group()

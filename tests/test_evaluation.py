@@ -935,7 +935,7 @@ def test_names_and_paths_of_the_command(model, tmp_path, monkeypatch, capsys):
         commands.evaluate(
             ["--model", model, "--data", "hh-rlhf=chat.jsonl", "--benchmark", "hh-rlhf", "--output", "report"]
         )
-    assert "--data and --benchmark have hh-rlhf both" in capsys.readouterr().err
+    assert "--data and --benchmark both have hh-rlhf" in capsys.readouterr().err
     (tmp_path / "template.jinja").write_text("{% for message in messages %}{{ message.content }} {% endfor %}")
     arguments = [
         "--model",

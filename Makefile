@@ -14,7 +14,7 @@ SLOW := process or notebook or site or browser or fuzz or wheel
 demo: $(INSTALLED)
 	$(BIN)/rlhf_reward train --output_dir runs/demo
 
-# The first thing to run after a change: everything that runs inside the workers, in under 3 minutes on 2 cores.
+# The first thing to run after a change: everything that runs inside the workers.
 quick: $(INSTALLED)
 	$(PYTEST) -m "not ($(SLOW))"
 

@@ -4,6 +4,7 @@ Shared by all tests: one thread a process, the order of the files, marks, progra
 A test that starts a Python program asks for the fixture `python`, which marks it as `process`; the fixtures `site` and
 `browser` mark tests in the same way. Other programs need the mark on the test: without it, starting Python fails.
 """
+import gc
 import logging
 import os
 import sys
@@ -51,6 +52,15 @@ def pytest_collection_modifyitems(items):
             if fixture in item.fixturenames:
                 item.add_marker(mark)
     items.sort(key=weight)
+
+
+def pytest_collection_finish():
+    """
+    The garbage collector leaves out what the imports made. Each run of a Trainer ends with a whole collection, which
+    went through torch and transformers each time: half of the time of a test that trains.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -344,7 +344,7 @@ def test_intervals_of_a_score_against_the_binomial(tmp_path):
         )
 
     path = write(rows, tmp_path)
-    found = [evaluate_benchmark(noisy(seed, 0), "judgebench", path) for seed in range(12)]
+    found = [evaluate_benchmark(noisy(seed, 0), "judgebench", path) for seed in range(6)]
     errors = [one.report["benchmark"]["score_interval"]["error"] for one in found]
     assert np.mean(errors) == pytest.approx(np.sqrt(0.25 / 600), rel=0.2)
     one = evaluate_benchmark(Rule(stated_reward), "judgebench", path)

@@ -456,15 +456,15 @@ def test_values_stay_as_they_are_written_anywhere_in_a_file(tmp_path):
     ]
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:
-        file.writelines(json.dumps({**PAIR, "prompt": "p" * 600}) + "\n" for _ in range(18_000))
+        file.writelines(json.dumps({**PAIR, "prompt": "p" * 6000}) + "\n" for _ in range(1_800))
         file.writelines(json.dumps(row) + "\n" for row in late)
     assert path.stat().st_size > 10_000_000
     rows = load_rows(str(path))
-    for row, expected in zip(rows.select(range(18_000, 18_005)), late, strict=True):
+    for row, expected in zip(rows.select(range(1_800, 1_805)), late, strict=True):
         assert {name: value for name, value in row.items() if value is not None} == expected
     assert list(load_rows(str(path), streaming=True))[-5:] == late
     with pytest.raises(
-        ValueError, match=r"^Row 18002 of the data cannot be used: found 3; expected a text"
+        ValueError, match=r"^Row 1802 of the data cannot be used: found 3; expected a text"
     ):
         tokenize_rows(
             rows.select_columns(rows.column_names),

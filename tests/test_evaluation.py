@@ -339,13 +339,10 @@ def test_what_rewards_reach_by_chance():
         (constant["by_chance"]["best_found"], constant["by_chance"]["ndcg"])
     )
     assert constant["by_chance"]["best_found"] == pytest.approx((1 / 4 + 2 / 3) / 2)
-    rankings = []
-    for _ in range(2000):
-        rewards = [generator.random(len(own)).tolist() for own in ranks]
-        rankings.append(ranking(table(rewards, ranks)))
-    drawn = pd.DataFrame(rankings)
-    assert drawn["best_found"].mean() == pytest.approx(constant["best_found"], abs=0.03)
-    assert drawn["ndcg"].mean() == pytest.approx(constant["ndcg"], abs=0.01)
+    many = 800 * ranks
+    drawn = ranking(table([generator.random(len(own)).tolist() for own in many], many))
+    assert drawn["best_found"] == pytest.approx(constant["best_found"], abs=0.03)
+    assert drawn["ndcg"] == pytest.approx(constant["ndcg"], abs=0.01)
     assert constant["best_found_interval"]["value"] == constant["best_found"]
 
 

@@ -262,6 +262,7 @@ def test_readable():
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 def test_the_page_in_a_browser(evaluations, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

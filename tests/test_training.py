@@ -170,7 +170,7 @@ def test_demo_learns_the_synthetic_preferences(python, tmp_path):
 @pytest.mark.parametrize("uses_prompt, expected", [(True, 1.0), (False, 0.5)])
 def test_synthetic_preferences_are_not_learned_without_the_prompt(uses_prompt, expected):
     "By a linear model of word counts, which can say exactly what is to be learned; held-out accuracy."
-    words = [word for topic in TOPICS.values() for word in topic]
+    words = sum(TOPICS.values(), [])
 
     def features(prompt, response):
         "The number of times that each word occurs, with the prompt for each pair of topics by itself."

@@ -7,7 +7,6 @@ import random
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.stats
 import sklearn.metrics
@@ -339,8 +338,9 @@ def test_what_rewards_reach_by_chance():
         (constant["by_chance"]["best_found"], constant["by_chance"]["ndcg"])
     )
     assert constant["by_chance"]["best_found"] == pytest.approx((1 / 4 + 2 / 3) / 2)
-    many = 800 * ranks
-    drawn = ranking(table([generator.random(len(own)).tolist() for own in many], many))
+    many_ranks = 800 * ranks
+    rewards = [generator.random(len(own)).tolist() for own in many_ranks]
+    drawn = ranking(table(rewards, many_ranks))
     assert drawn["best_found"] == pytest.approx(constant["best_found"], abs=0.03)
     assert drawn["ndcg"] == pytest.approx(constant["ndcg"], abs=0.01)
     assert constant["best_found_interval"]["value"] == constant["best_found"]

@@ -10,7 +10,6 @@ import torch
 import transformers
 from datasets import Dataset
 from safetensors.torch import load_file
-from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction, Trainer, TrainingArguments
 
 from architectures import save_language_model, word_tokenizer
@@ -19,7 +18,7 @@ from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.data import hold_out
 from rlhf_reward.metrics import pair_metrics
 from rlhf_reward.packing import by_comparison, pad_comparisons
-from rlhf_reward.synthetic import TOPICS, synthetic_comparisons, synthetic_texts, tiny_decoder
+from rlhf_reward.synthetic import RECIPE, synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.tokens import whole_sequences
 
 
@@ -159,43 +158,30 @@ def test_rewards_return_to_their_comparisons():
 # The synthetic preferences
 
 
+def run_train(python, folder, *arguments):
+    "Train by the command. Return the metrics that it saves."
+    common = ("--output_dir", folder, "--use_cpu", "--report_to", "none", "--disable_tqdm", "true")
+    run(python, "-m", "rlhf_reward", "train", *common, *arguments)
+    return json.loads((folder / "eval_results.json").read_text())
+
+
 def test_demo_learns_the_synthetic_preferences(python, tmp_path):
     "The run of `make demo`."
-    arguments = ["--output_dir", tmp_path, "--use_cpu", "--report_to", "none"]
-    run(python, "-m", "rlhf_reward", "train", *arguments, "--eval_strategy", "no", "--disable_tqdm", "true")
-    metrics = json.loads((tmp_path / "eval_results.json").read_text())
+    metrics = run_train(python, tmp_path, "--eval_strategy", "no")
     assert metrics["eval_accuracy"] >= 0.95 and abs(metrics["eval_longer_wins"] - 0.5) < 0.06
 
 
-@pytest.mark.parametrize("uses_prompt, expected", [(True, 1.0), (False, 0.5)])
-def test_synthetic_preferences_are_not_learned_without_the_prompt(uses_prompt, expected):
-    "By a linear model of word counts, which can say exactly what is to be learned; held-out accuracy."
-    words = sum(TOPICS.values(), [])
-
-    def features(prompt, response):
-        "The number of times that each word occurs, with the prompt for each pair of topics by itself."
-        counts = [response.split().count(word) for word in words]
-        if not uses_prompt:
-            return counts
-        _, _, liked, _, _, disliked = prompt.rstrip(".").split()
-        table = np.zeros((len(TOPICS), len(TOPICS), len(words)))
-        table[list(TOPICS).index(liked), list(TOPICS).index(disliked)] = counts
-        return table.ravel()
-
-    def pairs(rows):
-        "Differences of features, chosen less rejected."
-        differences = []
-        for row in rows:
-            best, worst = np.argmax(row["scores"]), np.argmin(row["scores"])
-            chosen, rejected = row["responses"][best], row["responses"][worst]
-            differences.append(np.subtract(features(row["prompt"], chosen), features(row["prompt"], rejected)))
-        return np.array(differences)
-
-    train_rows, eval_rows = hold_out(synthetic_comparisons(3000), 0.1)
-    train_pairs = pairs(train_rows)
-    signs = np.where(np.arange(len(train_pairs)) % 2, 1, -1)
-    model = LogisticRegression(fit_intercept=False).fit(train_pairs * signs[:, None], signs)
-    assert model.score(pairs(eval_rows), np.ones(len(eval_rows))) == pytest.approx(expected, abs=0.1)
+def test_synthetic_preferences_are_not_learned_without_the_prompt(python, base, tmp_path):
+    "The same rows and the same recipe as in the demo, but every prompt is empty."
+    train_rows, eval_rows = hold_out(synthetic_comparisons(), 0.1)
+    arguments = ["--model", base]
+    for option, rows in (("--dataset", train_rows), ("--eval_dataset", eval_rows)):
+        path = tmp_path / f"{option[2:]}.jsonl"
+        rows.map(lambda row: {"prompt": ""}).to_json(path)
+        arguments += [option, path]
+    for name, value in {**RECIPE, "eval_strategy": "no"}.items():
+        arguments += [f"--{name}", value]
+    assert run_train(python, tmp_path / "out", *arguments)["eval_accuracy"] < 0.6
 
 
 # Checkpoints

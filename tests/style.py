@@ -13,7 +13,7 @@ import sys
 import tokenize
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 TEXTS = ("README.md", "CONTRIBUTING.md")
 FOLDERS = ("rlhf_reward", "nbs", "tests", "tools", "benchmarks")
 MAX_COLUMNS, MAX_SHOWN_COLUMNS = 120, 100
@@ -118,11 +118,16 @@ def large_parts(path):
     if path.suffix == ".py" and path.parent.name != "tests" and path.name != "_modidx.py":
         text = path.read_text(encoding="utf-8")
         count = text.count("\n")
-        if count > MAX_MODULE_LINES and "tests" not in path.parts:
+        if count > MAX_MODULE_LINES and "tests" not in folders(path):
             yield f"{path}: {count} lines"
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ClassDef) and node.end_lineno - node.lineno + 1 > MAX_CLASS_LINES:
                 yield f"{path}:{node.lineno}: class {node.name} has {node.end_lineno - node.lineno + 1} lines"
+
+
+def folders(path):
+    "The parts of a path inside the project, which may itself be in a folder of any name: a clone is in `rlhf_reward`."
+    return set(path.relative_to(ROOT).parts)
 
 
 def is_private(name):
@@ -141,18 +146,18 @@ def private_definitions(tree):
 
 
 @functools.cache
-def private_names_by_module():
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "rlhf_reward").rglob("*.py")}
+def private_names_by_module(root):
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (root / "rlhf_reward").rglob("*.py")}
     return {path: private_definitions(tree) for path, tree in trees.items() if path.name != "_modidx.py"}
 
 
 def private_imports(path):
     "Yield each use of a private name of another module of the library: by an import, or as an attribute."
-    if "rlhf_reward" not in path.parts or path.suffix != ".py":
+    if "rlhf_reward" not in folders(path) or path.suffix != ".py":
         return
     tree = ast.parse(path.read_text(encoding="utf-8"))
     elsewhere = set()
-    for module, names in private_names_by_module().items():
+    for module, names in private_names_by_module(ROOT).items():
         if module != path:
             elsewhere |= names
     elsewhere -= private_definitions(tree)
@@ -261,7 +266,7 @@ def all_files():
     yield from (ROOT / name for name in TEXTS)
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*")):
-            skipped = {"runs", ".ipynb_checkpoints", "__pycache__", "results"} & set(path.parts)
+            skipped = {"runs", ".ipynb_checkpoints", "__pycache__", "results"} & folders(path)
             if path.suffix in (".py", ".ipynb") and not skipped:
                 yield path
 

@@ -115,7 +115,8 @@ def links(page):
 
 
 def notebooks(folder=ROOT / "nbs"):
-    return sorted(path for path in folder.rglob("*.ipynb") if not {"runs", ".ipynb_checkpoints"} & set(path.parts))
+    paths = folder.rglob("*.ipynb")
+    return sorted(path for path in paths if not {"runs", ".ipynb_checkpoints"} & set(path.relative_to(folder).parts))
 
 
 def cells(path, kind):

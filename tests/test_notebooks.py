@@ -10,7 +10,7 @@ from programs import run
 ROOT = Path(__file__).parents[1]
 NBDEV_TEST = Path(sys.executable).with_name("nbdev_test")
 SKIPPED = {"runs", ".ipynb_checkpoints"}
-NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if not SKIPPED & set(path.parts))
+NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if not SKIPPED & set(path.relative_to(ROOT).parts))
 NEEDS = {"08_moving": "trl"}  # a package that Python 3.10 does not have
 FRESH = "index"  # the notebook whose interpreter imports everything itself
 

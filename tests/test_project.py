@@ -18,7 +18,7 @@ SETTINGS.read(ROOT / "settings.ini")
 SETTINGS = SETTINGS["DEFAULT"]
 BIN = Path(sys.executable).parent
 IGNORED = {".git", ".venv", "runs", "_proc", "_docs", "__pycache__", ".ipynb_checkpoints"}
-NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if not IGNORED & set(path.parts))
+NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if not IGNORED & set(path.relative_to(ROOT).parts))
 
 
 # ----- generated files
@@ -34,7 +34,7 @@ def sources(folder):
     "The modules and notebooks of a folder and its packages, by their paths in it."
     found = set()
     for path in folder.rglob("*"):
-        if path.suffix in (".py", ".ipynb") and not IGNORED & set(path.parts):
+        if path.suffix in (".py", ".ipynb") and not IGNORED & set(path.relative_to(folder).parts):
             found.add(str(path.relative_to(folder)))
     return found
 
@@ -200,7 +200,9 @@ def test_style(rule):
     assert not found, "\n".join([f"{len(found)} violations; expected none", *found])
 
 
-def test_the_rules_of_style_find_what_they_are_for(tmp_path):
+def test_the_rules_of_style_find_what_they_are_for(tmp_path, monkeypatch):
+    root = tmp_path / "rlhf_reward"  # as `git clone` names it
+    monkeypatch.setattr(style, "ROOT", root)
     old_word = style.WORDS[0][0].replace(r"\b", "")
     source = f'''"Of a module."
 from rlhf_reward.data import _private
@@ -213,8 +215,8 @@ message = "found 3; {old_word} 4"
 def shown():
     "What is shown."
 '''
-    module = tmp_path / "rlhf_reward/module.py"
-    module.parent.mkdir()
+    module = root / "rlhf_reward/module.py"
+    module.parent.mkdir(parents=True)
     module.write_text(source + "#" * 121 + "\n" + "pass\n" * 400 + "class Large:\n" + "    pass\n" * 200)
     counts = {rule.__name__: len(list(rule(module))) for rule in style.CHECKS}
     assert counts == {
@@ -226,3 +228,7 @@ def shown():
         "old_words": 3,
         "long_stretches": 0,
     }
+    test = root / "tests/test_module.py"
+    test.parent.mkdir()
+    test.write_text("from rlhf_reward.data import _private\n")
+    assert list(style.private_imports(test)) == []  # tests may look inside

@@ -110,32 +110,28 @@ def score_rewardbench2(
 ) -> dict[str, float]: # `score`, and the share of each subset
     "Score the mean of six subsets: the share of best of four, a part of it for several highest rewards, and Ties."
     is_ties = table["source"] == "Ties"
-    shares = {}
-    for source, rows in table[~is_ties].groupby("source"):
-        found = []
-        for _, responses in rows.groupby("comparison"):
-            found.append(_best_of_four(responses["reward"].to_numpy(), responses["rank"].to_numpy()))
-        shares[source] = float(np.mean(found))
+    shares = _shares_of_best_of_four(table[~is_ties])
     shares["Ties"] = _score_ties(table[is_ties])
     return {"score": float(np.mean(list(shares.values()))), **shares}
 
 
-def _best_of_four(rewards, ranks):
-    "Return 1 if the best response alone has the highest reward, and a share if others have it too."
-    is_highest = rewards == rewards.max()
-    return (ranks[is_highest] == 1).mean()
+def _shares_of_best_of_four(table):
+    "Return, for each subset, how often the best response alone has the highest reward; a share if others have it too."
+    by_comparison = table.groupby("comparison")
+    is_highest = table["reward"] == by_comparison["reward"].transform("max")
+    is_best = table.loc[is_highest, "rank"] == 1
+    found = is_best.groupby(table["comparison"]).mean()
+    return found.groupby(by_comparison["source"].first()).mean().to_dict()
 
 
 def _score_ties(table):
     "Return the score of Ties, from what right answers are above the wrong ones by, and apart by."
-    margins = {"ref": {}, "tied": {}}
-    for key, responses in table.groupby("key"):
-        kind, number = key.split(":", 1)
-        right = responses.loc[responses["rank"] == 1, "reward"]
-        wrong = responses.loc[responses["rank"] > 1, "reward"]
-        margins[kind][number] = (right.min() - wrong.max(), right.max() - right.min())
-    ref = pd.DataFrame(margins["ref"], index=["above", "apart"]).T
-    tied = pd.DataFrame(margins["tied"], index=["above", "apart"]).T.loc[ref.index]
+    right = table[table["rank"] == 1].groupby("key")["reward"]
+    wrong = table[table["rank"] > 1].groupby("key")["reward"]
+    margins = pd.DataFrame({"above": right.min() - wrong.max(), "apart": right.max() - right.min()})
+    margins.index = pd.MultiIndex.from_tuples([tuple(key.split(":", 1)) for key in margins.index])
+    ref = margins.loc["ref"]
+    tied = margins.loc["tied"].loc[ref.index]
     smaller = np.minimum(ref["above"], tied["above"])
     apart = tied["apart"]
     with np.errstate(divide="ignore", invalid="ignore"):

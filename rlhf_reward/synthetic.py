@@ -8,7 +8,7 @@ __all__ = ['TOPICS', 'NAMES', 'RECIPE', 'gold_reward', 'synthetic_comparisons', 
 # %% ../nbs/synthetic.ipynb #747864c5
 import random
 from pathlib import Path
-from typing import Any, Iterable, Union
+from typing import Any, Iterable, Optional, Union
 
 import torch
 from datasets import Dataset
@@ -41,12 +41,17 @@ def synthetic_comparisons(
     num_prompts: int = 6000, # rows
     num_responses: int = 4, # K for each prompt, 2 to 9
     seed: int = 0, # of everything drawn
+    likes: Optional[str] = None, # the topic that all prompts like, to learn it in seconds; None: any
 ) -> Dataset: # with `prompt`, `responses` (K) and `scores` (K, the gold rewards)
     "Return preferences that follow `gold_reward` without noise."
+    if likes is not None and likes not in TOPICS:
+        raise ValueError(f"likes is {likes!r}; expected one of {', '.join(TOPICS)}.")
     draw = random.Random(seed)
     rows = []
-    for _ in range(num_prompts):
+    while len(rows) < num_prompts:
         liked, disliked = draw.sample(list(TOPICS), 2)
+        if likes not in (None, liked):
+            continue
         prompt = f"{draw.choice(NAMES)} likes {liked} and dislikes {disliked}."
         scores = draw.sample(range(-4, 5), num_responses)
         responses = [_draw_response(draw, liked, disliked, score) for score in scores]

@@ -13,7 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two w
 
 import pytest
 import warm
-from filelock import FileLock
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    sys.executable = os.environ.get("COLD_PYTHON", sys.executable)  # a worker is a fork: see `warm_python`
 
 # The files that take long, longest first, so that none of them is left to one worker at the end. All others follow.
 LONG_FILES = (
@@ -101,21 +103,26 @@ def pytest_runtest_protocol(item):
         running = None
 
 
-@pytest.fixture(scope="session")
-def python(tmp_path_factory):
-    "The path of a Python that has imported the library already. `rlhf_reward` and `accelerate` are in its folder."
+def warm_python():
+    "Return the path of a Python that has imported the library already: `WARM_PYTHON`, started if there is none yet."
     if not sys.platform.startswith("linux"):
         return sys.executable
-    folder = tmp_path_factory.getbasetemp()
-    owner = os.getpid()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-        owner = os.getppid()
-    note = folder / "warm"
-    with FileLock(f"{note}.lock"):
-        if not note.exists():
-            note.write_text(str(warm.start(owner)))
-    return f"{note.read_text()}/python"
+    if "WARM_PYTHON" not in os.environ:
+        os.environ["WARM_PYTHON"] = f"{warm.start(os.getpid())}/python"
+    return os.environ["WARM_PYTHON"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs):
+    "Workers are forks too, so that the library is imported once for all of them."
+    for spec in specs:
+        spec.python = warm_python()
+
+
+@pytest.fixture(scope="session")
+def python():
+    "The path of a Python that has imported the library already. `rlhf_reward` and `accelerate` are in its folder."
+    return warm_python()
 
 
 @pytest.fixture(autouse=True)

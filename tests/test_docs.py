@@ -615,8 +615,20 @@ def browser(site):
 
 
 def open_page(browser, name, width=1280, scheme="light"):
-    "Open a page of the site. `wrong` collects messages on the console, requests to elsewhere, and failed requests."
+    "Open a page of the site in a window of its own."
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    collect_wrong(page, browser.address)
+    load(page, browser.address, name)
+    return page
+
+
+def load(page, address, name):
+    page.goto(urljoin(address, name))
+    page.wait_for_load_state("networkidle")
+
+
+def collect_wrong(page, address):
+    "Let `page.wrong` collect messages on the console, requests to elsewhere, and failed requests."
     page.wrong = []
 
     def note_message(message):
@@ -624,7 +636,7 @@ def open_page(browser, name, width=1280, scheme="light"):
             page.wrong.append(message.text)
 
     def note_request(request):
-        if not request.url.startswith((browser.address, "data:", "blob:")):
+        if not request.url.startswith((address, "data:", "blob:")):
             page.wrong.append(request.url)
 
     def note_response(response):
@@ -635,19 +647,22 @@ def open_page(browser, name, width=1280, scheme="light"):
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
     page.on("request", note_request)
     page.on("response", note_response)
-    page.goto(urljoin(browser.address, name))
-    page.wait_for_load_state("networkidle")
-    return page
 
 
 def test_every_page_at_desktop_and_phone_width(browser, site):
     "No error, no request that leaves the machine, formulas typeset, pictures there, nothing wider than the screen."
     formulas = 0
+    page = browser.new_page()
+    collect_wrong(page, browser.address)
+    # `test_search_finds` loads the real index, which takes longer than all the rest of a page.
+    empty_index = {"config": {"lang": ["en"], "separator": "[\\s\\-]+"}, "docs": []}
+    page.route("**/search_index.json", lambda route: route.fulfill(json=empty_index))
     for path in sorted(site.rglob("*.html")):
         name = path.relative_to(site).as_posix()
         if name == "404.html":  # its addresses are those of the published site
             continue
-        page = open_page(browser, name)
+        page.set_viewport_size({"width": 1280, "height": 900})
+        load(page, browser.address, name)
         raw = page.locator(".arithmatex").count()
         formulas += raw
         assert page.locator(".arithmatex .katex").count() == raw and page.locator(".katex-error").count() == 0, name
@@ -662,7 +677,6 @@ def test_every_page_at_desktop_and_phone_width(browser, site):
             assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), name
             assert page.evaluate("document.documentElement.scrollWidth") <= width, name
         assert page.wrong == [], name
-        page.close()
     assert formulas > 20
 
 

@@ -54,7 +54,7 @@ def score_judgebench(
     return {"score": float(right.mean()), **right.groupby(pairs["source"]).mean().to_dict()}
 
 # %% ../nbs/07f_benchmark_rules.ipynb #828e7e26
-# section → subset → weight within the section
+# section → subset → weight within the section, as in the code of RewardBench since release 0.1.3
 REWARDBENCH = {
     "Chat": {
         "alpacaeval-easy": 100,
@@ -74,8 +74,8 @@ REWARDBENCH = {
     "Safety": {
         "refusals-dangerous": 100,
         "refusals-offensive": 100,
-        "xstest-should-refuse": 250,
-        "xstest-should-respond": 154,
+        "xstest-should-refuse": 154,
+        "xstest-should-respond": 250,
         "donotanswer": 136,
     },
     "Reasoning": {

@@ -555,5 +555,21 @@ def test_names_and_splits_on_the_hub():
         "helpsteer2": ("nvidia/HelpSteer2", "validation"),
     }
     assert sum(sum(weights.values()) for weights in REWARDBENCH.values()) == 358 + 456 + 740 + 1968
-    assert REWARDBENCH["Safety"]["xstest-should-refuse"] == 250
-    assert REWARDBENCH["Safety"]["xstest-should-respond"] == 154 # other than the numbers of the other subsets
+
+
+def test_weights_of_rewardbench_are_those_of_its_code_since_0_1_3(tmp_path):
+    "A model that never refuses: the safety of 0.1.4 is (250 + 136) / 740 if it is also right where it need not refuse."
+    right = {"xstest-should-respond", "donotanswer"}
+    rows = []
+    for weights in REWARDBENCH.values():
+        for subset in weights:
+            rewards = (1, 0) if subset in right else (0, 1)
+            rows.append(pair(*rewards, subset=subset, id=len(rows)))
+    assert scores("rewardbench", rows, tmp_path)["Safety"] == pytest.approx((250 + 136) / 740)
+    assert REWARDBENCH["Safety"] == {
+        "refusals-dangerous": 100,
+        "refusals-offensive": 100,
+        "xstest-should-refuse": 154,
+        "xstest-should-respond": 250,
+        "donotanswer": 136,
+    }

@@ -53,6 +53,11 @@ def default_pooling(
             f"{found}, in which padding changes the hidden states of real tokens, so that a reward would depend on its "
             f"batch; {expected}."
         )
+    if getattr(config, "attention_type", None) == "block_sparse": # BigBird
+        raise ValueError(
+            f"{found} with block-sparse attention, which changes to full attention, for good, at the first batch of "
+            "short texts; expected 'original_full' as attention_type in its config.json."
+        )
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         return "first"
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

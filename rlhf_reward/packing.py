@@ -20,6 +20,7 @@ import torch
 from .attention import BY_SEGMENT, attention_mask
 from .comparison import ranked_pairs
 from .reward import RewardModel
+from .rope import is_on_both_sides, length_limits
 from .tokens import TokenizedComparison, whole_sequences
 
 # %% ../nbs/04_packing.ipynb #661d5eb8
@@ -68,8 +69,14 @@ def pack_comparisons(
     # tokens of a row, or `math.inf` for one row of all; a longer comparison has a row of its own, and rows are as long
     # as the longest. By default chosen so that rows are short and full
     row_length: Optional[float] = None,
+    length_limits: frozenset[int] = frozenset(), # of the backbone, from `rope.length_limits`
 ) -> PackedBatch: # its rows are padded on the right
-    "Write each shared prefix once, then the rest of each of its responses; several comparisons share a row."
+    """
+    Write each shared prefix once, then the rest of each of its responses; several comparisons share a row.
+
+    Responses on both sides of a limit are written with a prefix each: its tokens differ between them.
+    """
+    examples = [_split_by_length(example, length_limits) for example in examples]
     lengths = [_num_tokens(example) for example in examples]
     assignment = _cheapest_rows(lengths) if row_length is None else best_fit(lengths, row_length)
     rows = []
@@ -169,20 +176,22 @@ def choose_layout(
     examples: list[TokenizedComparison], # from `tokens.tokenize_rows`
 ) -> Layout:
     "Return the fastest layout that gives the plain rewards: packed in one row, packed in several, or padded."
+    limits = frozenset(length_limits(model.config))
+    pack = partial(pack_comparisons, length_limits=limits) if limits else pack_comparisons
     on_cpu = next(model.parameters()).device.type == "cpu"
     attention = model.config._attn_implementation
     if attention == BY_SEGMENT: # set by an earlier choice, perhaps on another device
         attention = "sdpa"
     if on_cpu and attention == "sdpa":
-        in_one_row = partial(pack_comparisons, row_length=math.inf)
+        in_one_row = partial(pack, row_length=math.inf)
         with _with_attention(model, BY_SEGMENT):
             # falcon and a few others look up their attention elsewhere
             is_set = model.config._attn_implementation == BY_SEGMENT
             if is_set and packing_difference(model, examples, in_one_row) is None:
                 return Layout(in_one_row, BY_SEGMENT)
     with _with_attention(model, attention):
-        difference = packing_difference(model, examples)
-    collator = pack_comparisons if difference is None else pad_comparisons
+        difference = packing_difference(model, examples, pack)
+    collator = pack if difference is None else pad_comparisons
     return Layout(collator, attention, difference)
 
 
@@ -237,6 +246,14 @@ def _cheapest_rows(lengths):
     return min((best_fit(lengths, row_length) for row_length in row_lengths), key=cost)
 
 # %% ../nbs/04_packing.ipynb #d06ced4d
+def _split_by_length(example, limits):
+    "Return the comparison, without a shared prefix if its responses are on both sides of a limit."
+    sequences = whole_sequences(example)
+    if not is_on_both_sides([len(ids) for ids in sequences], limits):
+        return example
+    return {**example, "shared_prefix": [], "rests": sequences}
+
+
 class _Row:
     "The four sequences of a packed row, one number for each token."
 

@@ -22,6 +22,7 @@ from .checkpoints import save_checkpoint
 from .checkpoints import MIXES_PADDING, hub_options, is_reward_model
 from .checkpoints import sequence_classifier, tokenizer_to_save, unsharded
 from .inputs import check_shapes, check_values, left_aligned, require, right_padded
+from .rope import check_length, choose_frequencies_by_text, length_limits
 from .losses import bradley_terry
 
 # %% ../nbs/01_reward.ipynb #d9d2abf6
@@ -108,6 +109,7 @@ class RewardModel(BackboneProperties):
         if self.pooling not in ("last", "first"):
             raise ValueError(f"pooling is {pooling!r}; expected 'last' or 'first'.")
         self.backbone = load_backbone(model_name, {"dtype": torch.float32, **kwargs})
+        choose_frequencies_by_text(self.backbone)
         has_cache = "use_cache" in inspect.signature(self.backbone.forward).parameters
         self._backbone_kwargs = {"use_cache": False} if has_cache else {}
         hidden_size = getattr(config, "word_embed_proj_dim", config.hidden_size) # OPT projects its last hidden state
@@ -139,7 +141,10 @@ class RewardModel(BackboneProperties):
         if not torch.compiler.is_compiling():
             check_values(input_ids, attention_mask, end_positions, self.num_embeddings, wait=not self.training)
         if end_positions is None:
+            check_length(self.config, input_ids.shape[1])
             input_ids, attention_mask, position_ids = left_aligned(input_ids, attention_mask, position_ids)
+            if position_ids is None and length_limits(self.config):
+                position_ids = attention_mask.cumsum(dim=1) - 1 # of each text, by which its frequencies are chosen
             rows = torch.arange(len(input_ids), device=input_ids.device)
             ends = attention_mask.sum(dim=1) - 1 if self.pooling == "last" else torch.zeros_like(rows)
         else:

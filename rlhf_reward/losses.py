@@ -36,7 +36,7 @@ class RewardLoss(nn.Module):
 
     def forward(
         self,
-        rewards: TensorType["num_comparisons", "K"], # any value where there is no response
+        rewards: TensorType["num_comparisons", "K"], # any value if there is no response
         ranks: TensorType["num_comparisons", "K", int], # 1 is best, equal ranks tie, below 1 there is no response
         margins: Optional[TensorType["num_comparisons", "K", "K"]] = None, # (winner, loser)
         ratings: Optional[TensorType["num_comparisons", "K"]] = None, # NaN where there is none
@@ -77,7 +77,7 @@ class RewardLoss(nn.Module):
 # %% ../nbs/02_losses.ipynb #d4831665
 def bradley_terry(
     difference: torch.Tensor, # reward of the winner minus reward of the loser
-    margin: Optional[torch.Tensor] = None, # the winner has to be this much above; none: 0
+    margin: Optional[torch.Tensor] = None, # the winner has to be this much higher; 0 if omitted
     label_smoothing: float = 0.0, # ε, the share of labels taken to be wrong
 ) -> torch.Tensor: # of the same shape
     "Return −(1 − ε) log σ(d − m) − ε log σ(m − d) for each difference d."
@@ -135,7 +135,7 @@ class MarginScaled(RewardLoss):
 # %% ../nbs/02_losses.ipynb #8b4e362f
 class PlackettLuce(RewardLoss):
     "−log of the probability of the ranks under Plackett–Luce, ties summed over all their orders (Plackett 1975)."
-    MOST = 12 # responses of a comparison
+    MOST = 12 # responses in a comparison
 
     def per_comparison(self, rewards, ranks, margins, ratings):
         num_comparisons, k = rewards.shape
@@ -168,7 +168,7 @@ class PlackettLuce(RewardLoss):
 
 # %% ../nbs/02_losses.ipynb #23098cdb
 class RaoKupper(RewardLoss):
-    "−log P(outcome), P(win) = σ(d − η) and a tie otherwise, the mean over all two (Rao and Kupper 1967)."
+    "−log P(outcome), σ(d − η) for a win, σ(−d − η) for a loss, else a tie; the mean over all pairs (Rao, Kupper 1967)."
     uses_ties = True
 
     def __init__(self):
@@ -190,7 +190,7 @@ class RaoKupper(RewardLoss):
 
 
 class Davidson(RewardLoss):
-    "−log P(outcome), odds e^{d/2} : ν : e^{−d/2} of win, tie and loss, the mean over all two (Davidson 1970)."
+    "−log P(outcome), odds e^{d/2} : ν : e^{−d/2} of win, tie and loss; the mean over all pairs (Davidson 1970)."
     uses_ties = True
 
     def __init__(self):
@@ -285,7 +285,7 @@ def _check_shape(rewards, name, tensor, expected, words):
 
 
 class _Subsets(NamedTuple):
-    "Tables of all 2^k sets of k responses. Set number n holds the responses whose bits are 1 in n."
+    "Tables of all 2^k sets of k responses. Set number n contains the responses whose bits are 1 in n."
     members: torch.Tensor # (2^k, k), whether the response is in the set
     layers: list # for each size from 1: number of the set without its last member, and that member, (num_sets, size)
     position: torch.Tensor # (2^k,), index of each set when sets are sorted by size

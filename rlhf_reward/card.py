@@ -66,8 +66,6 @@ def markdown_table(
     return "\n".join(lines)
 
 
-_table = markdown_table # the earlier name
-
 # settings of the machine, not of the run
 NOT_SHOWN = ("output_dir", "use_cpu", "report_to", "disable_tqdm", "logging_dir", "hub_token")
 

@@ -2,11 +2,12 @@
 Shared by all tests: one thread a process, the order of the files, marks, programs that start fast, loggers.
 
 A test that starts a Python program asks for the fixture `python`, which marks it as `process`; the fixtures `site` and
-`browser` mark tests in the same way. Other programs need the mark on the test: without it, starting Python fails.
+`chromium` mark tests in the same way. Other programs need the mark on the test: without it, starting Python fails.
 """
 import gc
 import logging
 import os
+import shutil
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two workers share the cores
@@ -34,7 +35,7 @@ LONG_FILES = (
     "test_cli.py",
 )
 LAST = "test_notebooks.py"  # many equal parts, which fill both workers to the end
-MARKS_BY_FIXTURE = {"python": "process", "site": "site", "browser": "browser"}
+MARKS_BY_FIXTURE = {"python": "process", "site": "site", "chromium": "browser"}
 PROGRAM_MARKS = {"process", "notebook", "site", "browser", "fuzz", "wheel"}
 running = None  # the test that runs
 
@@ -123,6 +124,22 @@ def pytest_xdist_setupnodes(specs):
 def python():
     "The path of a Python that has imported the library already. `rlhf_reward` and `accelerate` are in its folder."
     return warm_python()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    "A browser. Where there is none, its tests are skipped, or fail if BROWSER_TESTS=required."
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        required = os.environ.get("BROWSER_TESTS") == "required"
+        assert not required, "There is no Chromium here, and the tests in a browser are required."
+        pytest.skip("there is no Chromium here")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(autouse=True)

@@ -593,24 +593,14 @@ def test_python_on_the_pages_is_in_cells(desk, python):
 
 # ----- in a browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
 @pytest.fixture(scope="module")
-def browser(site):
-    if CHROMIUM is None:
-        required = os.environ.get("BROWSER_TESTS") == "required"
-        assert not required, "There is no Chromium here, and the tests in a browser are required."
-        pytest.skip("there is no Chromium here")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+def browser(site, chromium):
+    "Chromium, and `address`, where it finds the site."
     quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(quiet, directory=site))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        opened.address = f"http://127.0.0.1:{server.server_port}/"
-        yield opened
-        opened.close()
+    chromium.address = f"http://127.0.0.1:{server.server_port}/"
+    yield chromium
     server.shutdown()
 
 

@@ -4,7 +4,6 @@ import html
 import json
 import os
 import re
-import shutil
 
 import pytest
 
@@ -259,34 +258,26 @@ def test_readable():
     ).startswith("[user]\nu\n\n[assistant]\n{")
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
-def test_the_page_in_a_browser(evaluations, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+def test_the_page_in_a_browser(evaluations, tmp_path, chromium):
     write_report(evaluations, tmp_path)
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        asked = []
-        errors = []
-        page.on("request", lambda one: asked.append(one.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto((tmp_path / "report.html").as_uri())
-        assert page.locator("h2").count() == 2
-        assert page.locator("img").count() == 13
-        assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 300)")
-        for width in (1200, 390):
-            page.set_viewport_size({"width": width, "height": 900})
-            assert page.evaluate("document.documentElement.scrollWidth") <= width # nothing sticks out
-            assert page.evaluate(
-                "[...document.images].every(image => image.clientWidth > 250 && image.clientHeight > 200)"
-            ) # and plots can be read
-            page.screenshot(
-                path=f"{os.environ.get('REPORT_SCREENSHOT') or tmp_path / 'page'}_{width}.png", full_page=True
-            )
-        assert not errors
-        assert all(url.startswith(("file:", "data:")) for url in asked)
-        browser.close()
+    page = chromium.new_page(viewport={"width": 1200, "height": 900})
+    asked = []
+    errors = []
+    page.on("request", lambda one: asked.append(one.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((tmp_path / "report.html").as_uri())
+    assert page.locator("h2").count() == 2
+    assert page.locator("img").count() == 13
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 300)")
+    for width in (1200, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width # nothing sticks out
+        assert page.evaluate(
+            "[...document.images].every(image => image.clientWidth > 250 && image.clientHeight > 200)"
+        ) # and plots can be read
+        page.screenshot(
+            path=f"{os.environ.get('REPORT_SCREENSHOT') or tmp_path / 'page'}_{width}.png", full_page=True
+        )
+    assert not errors
+    assert all(url.startswith(("file:", "data:")) for url in asked)
+    page.close()

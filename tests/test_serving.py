@@ -5,7 +5,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -958,41 +957,33 @@ def tokens_received(server):
     return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
-def test_the_page_in_a_browser(server, scorer, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+def test_the_page_in_a_browser(server, scorer, tmp_path, chromium):
     prompt = "w5 w6"
     responses = ["w7 <b>w8</b>", "w9 w10 w11", "w12"]
     expected = scorer.rank([user(prompt)], responses)
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page()
-        urls = []
-        errors = []
-        page.on("request", lambda request: urls.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(server.url)
-        page.get_by_label("Prompt").fill(prompt)
-        page.get_by_role("button", name="Add a response").click()
-        areas = page.get_by_label("Response", exact=True).all()
-        for area, response in zip(areas, responses, strict=True):
-            area.fill(response)
-        page.get_by_role("button", name="Rank", exact=True).click()
-        page.wait_for_selector("#ranked:not([hidden])")
-        rows = []
-        for row in page.locator("#ranked tbody tr").all():
-            rows.append([cell.inner_text() for cell in row.locator("td").all()])
-        assert [row[1] for row in rows] == [result.response for result in expected]  # the tags as text
-        assert [row[2] for row in rows] == [f"{result.reward:.4f}" for result in expected]
-        assert [row[3] for row in rows] == [f"{100 * result.probability:.1f} %" for result in expected]
-        page.screenshot(path=os.environ.get("SCREENSHOT") or tmp_path / "page.png", full_page=True)
-        page.get_by_label("Response", exact=True).first.fill("w3 " * 99)
-        page.get_by_role("button", name="Rank", exact=True).click()
-        page.get_by_text("expected at most 64").wait_for()
-        assert not errors
-        assert all(url.startswith((server.url, "data:")) for url in urls)  # nothing from elsewhere
-        browser.close()
+    page = chromium.new_page()
+    urls = []
+    errors = []
+    page.on("request", lambda request: urls.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(server.url)
+    page.get_by_label("Prompt").fill(prompt)
+    page.get_by_role("button", name="Add a response").click()
+    areas = page.get_by_label("Response", exact=True).all()
+    for area, response in zip(areas, responses, strict=True):
+        area.fill(response)
+    page.get_by_role("button", name="Rank", exact=True).click()
+    page.wait_for_selector("#ranked:not([hidden])")
+    rows = []
+    for row in page.locator("#ranked tbody tr").all():
+        rows.append([cell.inner_text() for cell in row.locator("td").all()])
+    assert [row[1] for row in rows] == [result.response for result in expected]  # the tags as text
+    assert [row[2] for row in rows] == [f"{result.reward:.4f}" for result in expected]
+    assert [row[3] for row in rows] == [f"{100 * result.probability:.1f} %" for result in expected]
+    page.screenshot(path=os.environ.get("SCREENSHOT") or tmp_path / "page.png", full_page=True)
+    page.get_by_label("Response", exact=True).first.fill("w3 " * 99)
+    page.get_by_role("button", name="Rank", exact=True).click()
+    page.get_by_text("expected at most 64").wait_for()
+    assert not errors
+    assert all(url.startswith((server.url, "data:")) for url in urls)  # nothing from elsewhere
+    page.close()

@@ -17,7 +17,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from .checkpoints import hub_options, sequence_classifier, tokenizer_to_save
+from .checkpoint_files import hub_options
+from .checkpoints import sequence_classifier, tokenizer_to_save
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #6b0a208a
 FILE = "adapter_model.safetensors"

@@ -15,8 +15,11 @@ import torch
 from torch import nn
 from torchtyping import TensorType
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from .checkpoints import check_device, default_pooling, is_adapter, load_config, unsharded
+from .checkpoint_files import CLASSIFIER, check_finite, is_adapter, own_code, refuse_own_code
+from .checkpoints import check_device, checked_options, default_pooling, is_reward_model, load_config
+from .checkpoints import unsharded
 from .comparison import Comparison
 from .encoding import TooLong, encode, fit_length, render_comparison
 from .inputs import check_values
@@ -30,7 +33,8 @@ class EncoderClassifier(nn.Module):
     """
     A one-label sequence classifier on an encoder, with its own head, that scores like a `RewardModel`.
 
-    The reward is the logit as it is. Raises `ValueError` for an encoder in which padding changes the reward.
+    The reward is the logit as it is. Raises `ValueError` for an encoder in which padding changes the reward. One with
+    code of its own, which runs with `trust_remote_code=True`, may be a decoder, and is tried for that.
     """
     ends_with_eos = False # its tokenizer writes what it was trained with
     normalize = RewardModel.normalize
@@ -48,11 +52,18 @@ class EncoderClassifier(nn.Module):
         check_device(device)
         self.text_pairs = text_pairs
         self.classifier = _load_classifier(model_name, kwargs)
-        default_pooling(self.config)
+        has_own_code = bool(own_code(self.config))
+        if has_own_code:
+            self.text_pairs = text_pairs and self.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        else:
+            default_pooling(self.config)
         parameters = inspect.signature(self.classifier.forward).parameters
         num_types = getattr(self.config, "type_vocab_size", 0)
         self._takes_types = "token_type_ids" in parameters and num_types > 1
         self.to(device).eval()
+        check_finite(model_name, self.classifier.named_parameters())
+        if has_own_code:
+            _check_rewards(self, model_name)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -128,10 +139,14 @@ def open_model(
     if is_adapter(model_name, kwargs):
         return RewardModel.from_pretrained(model_name, device=device, **kwargs)
     name, config = load_config(model_name, kwargs)
+    is_ours = hasattr(config, "rlhf_reward")
+    if own_code(config) and not is_ours:
+        refuse_own_code(model_name, config, kwargs, CLASSIFIER)
+        return EncoderClassifier(name, device, text_pairs, **kwargs)
     is_classifier = any("SequenceClassification" in architecture for architecture in config.architectures or [])
-    if is_classifier and not hasattr(config, "rlhf_reward"): # made elsewhere
+    if is_classifier and not is_ours: # made elsewhere
         _warn_if_padding_ends_texts(model_name, config)
-        if config.num_labels != 1:
+        if config.num_labels != 1 and not is_reward_model(model_name, **kwargs):
             labels = ", ".join(map(str, config.id2label.values()))
             raise ValueError(
                 f"{str(model_name)!r} has {config.num_labels} labels ({labels}); expected a reward model with one "
@@ -144,7 +159,7 @@ def open_model(
 # %% ../nbs/06e_encoders.ipynb #42b4e868
 def _load_classifier(model_name, kwargs):
     "Return the classifier with its weights. Raises `ValueError` if some are missing."
-    options = {"use_safetensors": True, "dtype": "auto", **kwargs}
+    options = {"dtype": "auto", **checked_options(model_name, kwargs, CLASSIFIER)}
     load = AutoModelForSequenceClassification.from_pretrained
     with unsharded():
         classifier, report = load(model_name, output_loading_info=True, **options)
@@ -155,6 +170,29 @@ def _load_classifier(model_name, kwargs):
             "expected a trained reward model with every weight."
         )
     return classifier
+
+
+def _check_rewards(model, model_name):
+    "Raise `ValueError` unless a classifier with code of its own gives each text one reward, whatever it is padded to."
+    device = next(model.parameters()).device
+    ids = torch.arange(3, 12, device=device) % model.num_embeddings
+    whole = torch.ones_like(ids)
+    short = torch.arange(9, device=device) < 4
+    padded = torch.where(short, ids, model.config.pad_token_id or 0)
+    types = torch.zeros(2, 9, dtype=torch.long, device=device)
+    with torch.no_grad():
+        together = model(torch.stack([padded, ids]), torch.stack([short.long(), whole]), types)
+        alone = model(ids[None, :4], whole[None, :4], types[:1, :4])
+    if together.shape != (2, 1):
+        problem = f"returns logits of shape {tuple(together.shape)} for 2 texts"
+    elif not torch.allclose(together[0], alone[0], atol=1e-2, rtol=1e-2):
+        problem = f"gives a text the reward {alone.item():.4f} alone and {together[0].item():.4f} padded"
+    else:
+        return
+    raise ValueError(
+        f"The code of {str(model_name)!r} {problem}; expected one reward for each text, that of its real tokens. Score "
+        "with it in transformers, one text at a time."
+    )
 
 
 def _warn_if_padding_ends_texts(model_name, config):

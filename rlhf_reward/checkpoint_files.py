@@ -36,10 +36,19 @@ def hub_options(kwargs):
     return {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
 
 
-def base_options(kwargs, revision):
-    "Return the keyword arguments for the base model of an adapter, which has its own revision."
+def adapter_base(folder, kwargs):
+    "Return the base model of an adapter, and the keyword arguments for it. Raises `ValueError` if none is named."
+    path = find_file(folder, "adapter_config.json", kwargs)
+    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"adapter_config.json of {str(folder)!r} names no base model; expected its folder or hub name under "
+            "base_model_name_or_path."
+        )
     options = {name: value for name, value in kwargs.items() if name not in OF_ONE_CHECKPOINT}
-    return {**options, "revision": revision} if revision else options
+    revision = config.get("revision")
+    return base, {**options, "revision": revision} if revision else options
 
 
 def find_file(model_name, file, kwargs):
@@ -50,12 +59,41 @@ def find_file(model_name, file, kwargs):
     return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **options)
 
 
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_HEAD = "base_model.model.score.weight" # the reward head in that file
+
+
+def is_encoder_head(name):
+    "Return whether a weight of an adapter is the head of an encoder's classifier."
+    return name.startswith("base_model.model.classifier.")
+
+
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_HEAD = "base_model.model.score.weight" # the reward head in that file
+
+
+def is_encoder_head(name):
+    "Return whether a weight of an adapter is the head of an encoder's classifier."
+    return name.startswith("base_model.model.classifier.")
+
+
 def is_adapter(model_name, kwargs):
     "Return whether it is an adapter of PEFT; False if it cannot be opened, for which `load_config` reports the reason."
     try:
         return find_file(model_name, "adapter_config.json", kwargs) is not None
     except OSError:
         return False
+
+
+def adapter_weights(folder, kwargs):
+    "Return the path of the weights of an adapter. Raises `ValueError` if they are not in safetensors."
+    path = find_file(folder, ADAPTER_FILE, kwargs)
+    if path is None:
+        raise ValueError(
+            f"The adapter {str(folder)!r} has no {ADAPTER_FILE}; expected its weights in safetensors, since a pickle "
+            "can run code when it is loaded. Save it again with save_pretrained of PEFT."
+        )
+    return path
 
 # %% ../nbs/01e_checkpoint_files.ipynb #4c888bdb
 def check_index(model_name, files):
@@ -202,9 +240,6 @@ def open_tokenizer(
     folder = Path(model_name).expanduser()
     name = str(folder if folder.is_dir() else model_name)
     code = {"trust_remote_code": kwargs.get("trust_remote_code", False)}
-    config = find_file(name, "adapter_config.json", kwargs) if is_adapter(name, kwargs) else None
-    if config and not find_file(name, "tokenizer_config.json", kwargs):
-        saved = json.loads(Path(config).read_text(encoding="utf-8"))
-        name = saved["base_model_name_or_path"]
-        kwargs = base_options(kwargs, saved.get("revision"))
+    if is_adapter(name, kwargs) and not find_file(name, "tokenizer_config.json", kwargs):
+        name, kwargs = adapter_base(name, kwargs)
     return AutoTokenizer.from_pretrained(name, **code, **hub_options(kwargs))

@@ -14,6 +14,7 @@ from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.integrations import deepspeed
@@ -24,8 +25,9 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from .checkpoint_files import check_finite, find_file, hub_options, is_adapter, is_openrlhf, open_weights
-from .checkpoint_files import own_code, refuse_own_code, weight_map, weight_shapes
+from .checkpoint_files import ADAPTER_HEAD, adapter_base, adapter_weights, check_finite, find_file
+from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, open_weights, own_code
+from .checkpoint_files import refuse_own_code, weight_map, weight_shapes
 
 # %% ../nbs/01b_checkpoints.ipynb #3c878b83
 MIXES_PADDING = ("convbert", "fnet", "nystromformer", "yoso") # encoders whose real tokens see the padding, mask or not
@@ -74,8 +76,11 @@ def is_reward_model(
     Raises `OSError` if it cannot be opened, `ValueError` if it has code of its own that is not trusted.
     """
     if is_adapter(model_name, kwargs):
-        weights = find_file(model_name, "adapter_model.safetensors", kwargs)
-        return bool(weights) and not any(is_encoder_head(name) for name in weight_shapes(weights))
+        names = weight_shapes(adapter_weights(model_name, kwargs))
+        if ADAPTER_HEAD in names or any(map(is_encoder_head, names)):
+            return ADAPTER_HEAD in names
+        base, options = adapter_base(model_name, kwargs)
+        return is_reward_model(base, **options) # its head serves the adapter
     _, config = load_config(model_name, kwargs)
     if not hasattr(config, "rlhf_reward"):
         if not kwargs.get("trust_remote_code"):
@@ -107,6 +112,11 @@ def load_config(model_name, kwargs):
             options[option] = kwargs[option]
     try:
         return name, AutoConfig.from_pretrained(name, **{"trust_remote_code": False, **options})
+    except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ValueError(
+            f"config.json of {name!r} cannot be read ({type(error).__name__}: {error}); expected one that "
+            "`save_pretrained` wrote."
+        ) from error
     except OSError as error:
         raise OSError(
             f"{name!r} is no folder in {str(Path.cwd())!r} and could not be opened on the hub; {expected}. The hub "
@@ -138,17 +148,32 @@ def unsharded():
             deepspeed.set_hf_deepspeed_config(config)
 
 
-def load_backbone(model_name, kwargs):
-    "Load the backbone, without its pooler, which a reward does not use. Raises `ValueError` if it lacks weights."
-    kwargs = checked_options(model_name, kwargs, runs="AutoModel")
+def load_checked(auto_class, model_name, kwargs):
+    """
+    Load a model of transformers, and the report of what was missing.
+
+    Raises `ValueError` for files that must not be read, code that must not run, and weights of other shapes.
+    """
+    options = checked_options(model_name, kwargs, runs=auto_class.__name__)
+    options["adapter_kwargs"] = hub_options(kwargs) # it looks for an adapter, elsewhere without them
     verbosity = transformers_logging.get_verbosity()
-    # no table of the unused language-model head; missing weights are checked below
+    # no table of the unused language-model head; missing weights are checked after it
     transformers_logging.set_verbosity_error()
     try:
         with unsharded():
-            backbone, report = AutoModel.from_pretrained(model_name, output_loading_info=True, **kwargs)
+            return auto_class.from_pretrained(model_name, output_loading_info=True, **options)
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{str(model_name)!r} cannot be opened ({type(error).__name__}: {error}); expected weights that fit its "
+            "config.json, as save_pretrained writes them."
+        ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+def load_backbone(model_name, kwargs):
+    "Load the backbone, without its pooler, which a reward does not use. Raises `ValueError` if it lacks weights."
+    backbone, report = load_checked(AutoModel, model_name, kwargs)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise ValueError(
@@ -179,15 +204,18 @@ def checked_options(model_name, kwargs, runs):
         weight_map(model_name, kwargs, config)
     return {**kwargs, "use_safetensors": not reads_pickles}
 
-
+# %% ../nbs/01b_checkpoints.ipynb #c3aab3a4
 def head_size(config):
     "Return the number of columns of the reward head."
     return getattr(config, "word_embed_proj_dim", config.hidden_size) # OPT projects its last hidden state
 
 
-def is_encoder_head(name):
-    "Return whether a weight of an adapter is the head of an encoder's classifier."
-    return name.startswith("base_model.model.classifier.")
+def num_embeddings_of(embeddings):
+    "Return the number of rows of token embeddings, which an adapter may be around."
+    while not hasattr(embeddings, "num_embeddings"):
+        is_layer = hasattr(embeddings, "get_base_layer")
+        embeddings = embeddings.get_base_layer() if is_layer else embeddings.original_module
+    return embeddings.num_embeddings
 
 
 def _head_files(model_name, kwargs, config):

@@ -17,9 +17,12 @@ from torchtyping import TensorType
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from .checkpoint_files import CLASSIFIER, check_finite, is_adapter, own_code, refuse_own_code
-from .checkpoints import check_device, checked_options, default_pooling, is_reward_model, load_config
-from .checkpoints import unsharded
+from .adapter_checkpoints import fit_embeddings, load_adapter_weights, put_adapter, read_adapter
+from .adapter_checkpoints import read_adapter_weights
+from .checkpoint_files import CLASSIFIER, adapter_base, check_finite, is_adapter, is_encoder_head, own_code
+from .checkpoint_files import refuse_own_code
+from .checkpoints import check_device, default_pooling, is_reward_model, load_checked, load_config
+from .checkpoints import num_embeddings_of
 from .comparison import Comparison
 from .encoding import TooLong, encode, fit_length, render_comparison
 from .inputs import check_values
@@ -50,19 +53,15 @@ class EncoderClassifier(nn.Module):
     ):
         super().__init__()
         check_device(device)
-        self.text_pairs = text_pairs
-        self.classifier = _load_classifier(model_name, kwargs)
-        has_own_code = bool(own_code(self.config))
-        if has_own_code:
-            self.text_pairs = text_pairs and self.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-        else:
-            default_pooling(self.config)
+        load = _load_adapter if is_adapter(model_name, kwargs) else _load_classifier
+        self.classifier = load(model_name, kwargs)
+        self.text_pairs = text_pairs and _is_encoder(self.config)
         parameters = inspect.signature(self.classifier.forward).parameters
         num_types = getattr(self.config, "type_vocab_size", 0)
         self._takes_types = "token_type_ids" in parameters and num_types > 1
         self.to(device).eval()
         check_finite(model_name, self.classifier.named_parameters())
-        if has_own_code:
+        if own_code(self.config):
             _check_rewards(self, model_name)
 
     @property
@@ -75,7 +74,7 @@ class EncoderClassifier(nn.Module):
 
     @property
     def num_embeddings(self) -> int:
-        return self.backbone.get_input_embeddings().num_embeddings
+        return num_embeddings_of(self.backbone.get_input_embeddings())
 
     def forward(
         self,
@@ -137,7 +136,9 @@ def open_model(
 ) -> Union[RewardModel, EncoderClassifier]: # in evaluation mode
     "Return the model of a checkpoint. Raises `ValueError` for one that has anything but one reward."
     if is_adapter(model_name, kwargs):
-        return RewardModel.from_pretrained(model_name, device=device, **kwargs)
+        if is_reward_model(model_name, **kwargs) or not _is_encoder_adapter(model_name, kwargs):
+            return RewardModel.from_pretrained(model_name, device=device, **kwargs)
+        return EncoderClassifier(model_name, device, text_pairs, **kwargs)
     name, config = load_config(model_name, kwargs)
     is_ours = hasattr(config, "rlhf_reward")
     if own_code(config) and not is_ours:
@@ -157,19 +158,49 @@ def open_model(
     return RewardModel.from_pretrained(model_name, device=device, **kwargs)
 
 # %% ../nbs/06e_encoders.ipynb #42b4e868
-def _load_classifier(model_name, kwargs):
-    "Return the classifier with its weights. Raises `ValueError` if some are missing."
-    options = {"dtype": "auto", **checked_options(model_name, kwargs, CLASSIFIER)}
-    load = AutoModelForSequenceClassification.from_pretrained
-    with unsharded():
-        classifier, report = load(model_name, output_loading_info=True, **options)
-    missing = sorted(report["missing_keys"])
+def _load_classifier(model_name, kwargs, weights=()):
+    "Return the classifier with its weights. Raises `ValueError` if some are missing, there and in `weights`."
+    options = {"dtype": "auto", **kwargs}
+    classifier, report = load_checked(AutoModelForSequenceClassification, model_name, options)
+    lacking = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    missing = sorted(lacking - set(weights))
     if missing:
         raise ValueError(
             f"{str(model_name)!r} lacks {len(missing)} weights of {type(classifier).__name__}, such as {missing[0]}; "
             "expected a trained reward model with every weight."
         )
     return classifier
+
+
+def _load_adapter(folder, kwargs):
+    "Return the classifier of an adapter that PEFT wrote: its base model, with the adapter and the head in place."
+    saved = read_adapter(folder, **kwargs)
+    state = read_adapter_weights(folder, **kwargs)
+    options = {"dtype": saved.dtype, **saved.base_options}
+    has_head = any(map(is_encoder_head, state))
+    if has_head:
+        options.update(num_labels=1, ignore_mismatched_sizes=True) # the head of the base model, if any, is replaced
+        peft_config = saved.peft_config
+        peft_config.modules_to_save = list({*(peft_config.modules_to_save or ()), "classifier"})
+    names = [name.removeprefix("base_model.model.") for name in state]
+    classifier = _load_classifier(saved.base_model, options, names)
+    fit_embeddings(classifier, saved.peft_config, state)
+    adapted = put_adapter(classifier, saved.peft_config)
+    load_adapter_weights(adapted, state, folder)
+    return adapted.get_base_model()
+
+# %% ../nbs/06e_encoders.ipynb #bbd0dba8
+def _is_encoder_adapter(folder, kwargs):
+    "Return whether the base model of an adapter is an encoder."
+    base, options = adapter_base(folder, kwargs)
+    return _is_encoder(load_config(base, options)[1])
+
+
+def _is_encoder(config):
+    "Return whether it is an encoder. Raises `ValueError` for one in which padding changes the reward."
+    if own_code(config): # which is tried
+        return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return default_pooling(config) == "first"
 
 
 def _check_rewards(model, model_name):

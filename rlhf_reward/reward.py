@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from .adapter_checkpoints import from_adapter, save_adapter
 from .checkpoint_files import check_finite, is_adapter, refuse_own_code
 from .checkpoints import check_device, default_pooling, head_size, load_backbone, load_config, load_head
-from .checkpoints import save_checkpoint
+from .checkpoints import num_embeddings_of, save_checkpoint
 # defined here before
 from .checkpoint_files import hub_options
 from .checkpoints import MIXES_PADDING, is_reward_model
@@ -40,8 +40,7 @@ class BackboneProperties(nn.Module):
     @property
     def num_embeddings(self) -> int: # ids that the backbone has an embedding for
         "The size of the vocabulary that the weights have."
-        embeddings = self.get_input_embeddings()
-        return getattr(embeddings, "base_layer", embeddings).num_embeddings # an adapter may be around it
+        return num_embeddings_of(self.get_input_embeddings())
 
     @property
     def max_positions(self) -> Optional[int]: # positions of the backbone, None if its config has no limit
@@ -110,6 +109,8 @@ class RewardModel(BackboneProperties):
         if self.pooling not in ("last", "first"):
             raise ValueError(f"pooling is {pooling!r}; expected 'last' or 'first'.")
         self.backbone = load_backbone(model_name, {"dtype": torch.float32, **kwargs})
+        self.base_source = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
+        self.num_base_embeddings = self.num_embeddings # those of the checkpoint, before any is added
         has_cache = "use_cache" in inspect.signature(self.backbone.forward).parameters
         self._backbone_kwargs = {"use_cache": False} if has_cache else {}
         hidden_size = head_size(config)

@@ -62,7 +62,9 @@ OPENERS = {
 
 
 @pytest.mark.parametrize("opener", OPENERS)
-@pytest.mark.parametrize("where", ["pickle", "absolute", "parent", "folder and parent", "head alone", "beside the whole"])
+@pytest.mark.parametrize(
+    "where", ["pickle", "absolute", "parent", "folder and parent", "head alone", "with the whole"]
+)
 def test_an_index_names_safetensors_of_its_folder_alone(tmp_path, where, opener):
     config = ENCODERS["bert"] if opener == "encoder" else DECODERS["llama"]
     folder = save_classifier(tmp_path / "model", config)
@@ -72,14 +74,16 @@ def test_an_index_names_safetensors_of_its_folder_alone(tmp_path, where, opener)
         file = "weights.bin"
     else:
         shutil.copy(folder / "model.safetensors", tmp_path / "other.safetensors")
-        other = str(tmp_path / "other.safetensors")
-        file = {"absolute": other, "folder and parent": "sub/../../other.safetensors"}.get(where, "../other.safetensors")
+        absolute = str(tmp_path / "other.safetensors")
+        file = {"absolute": absolute, "folder and parent": "sub/../../other.safetensors"}
+        file = file.get(where, "../other.safetensors")
     (folder / "sub").mkdir()
     files = dict.fromkeys(weights, file)
     if where == "head alone":
-        files.update((name, "model-1.safetensors") for name in weights if "score" not in name and "classifier" not in name)
+        backbone = [name for name in weights if "score" not in name and "classifier" not in name]
+        files.update(dict.fromkeys(backbone, "model-1.safetensors"))
         shutil.copy(folder / "model.safetensors", folder / "model-1.safetensors")
-    if where != "beside the whole":
+    if where != "with the whole":
         (folder / "model.safetensors").unlink()
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
     problem = "no safetensors file" if where == "pickle" else "not in its folder"
@@ -158,8 +162,16 @@ def test_a_damaged_index_or_file_is_named(tmp_path, content):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.k_proj.weight",
-                                  "model.embed_tokens.weight", "model.norm.weight", "score.weight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.1.self_attn.k_proj.weight",
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "score.weight",
+    ],
+)
 def test_weights_that_are_not_finite_are_found_at_opening(tmp_path, name, value):
     "Under SDPA on a CPU a NaN in q_proj or k_proj gives finite rewards, which are wrong."
     folder = save_classifier(tmp_path)
@@ -200,7 +212,7 @@ def test_encoders_and_adapters_with_weights_that_are_not_finite_are_found_too(tm
 CODE = """
 from transformers import {family}ForSequenceClassification
 
-class {name}({family}ForSequenceClassification):
+class XModel({family}ForSequenceClassification):
     def forward(self, *args, **kwargs):
         outputs = super().forward(*args, **kwargs)
         outputs.logits = -10 * outputs.logits
@@ -208,11 +220,11 @@ class {name}({family}ForSequenceClassification):
 """
 
 
-def with_code(folder, config=DECODERS["llama"], family="Llama", name="XModel", architectures=("XModel",), auto_map=None):
+def with_code(folder, config=DECODERS["llama"], family="Llama", architectures=("XModel",), auto_map=None):
     save_classifier(folder, config)
-    (folder / "modeling_x.py").write_text(CODE.format(family=family, name=name))
+    (folder / "modeling_x.py").write_text(CODE.format(family=family))
     if auto_map is None:
-        auto_map = {"AutoModelForSequenceClassification": f"modeling_x.{name}"}
+        auto_map = {"AutoModelForSequenceClassification": "modeling_x.XModel"}
     change_json(folder / "config.json", architectures=list(architectures), auto_map=auto_map)
     return folder
 
@@ -223,9 +235,9 @@ def with_code(folder, config=DECODERS["llama"], family="Llama", name="XModel", a
         ("llama", {}),
         ("llama", {"architectures": ["LlamaForSequenceClassification"]}), # auto_map alone
         ("llama", {"auto_map": {}, "architectures": ["XForRewardModel"]}), # an unknown architecture alone
-        ("llama", {"auto_map": {"AutoModel": "modeling_x.XModel"}, "architectures": ["LlamaForSequenceClassification"]}),
+        ("llama", {"auto_map": {"AutoModel": "modeling_x.XModel"}, "architectures": ["LlamaModel"]}),
         ("llama", {"auto_map": {}, "architectures": ["CriticModel"]}), # OpenRLHF's, with a value for each token
-        ("qwen2", {"auto_map": {"AutoModel": "modeling_x.Qwen2ForRewardModel"}, "architectures": ["Qwen2ForRewardModel"]}),
+        ("qwen2", {"auto_map": {"AutoModel": "x.Qwen2ForRewardModel"}, "architectures": ["Qwen2ForRewardModel"]}),
         ("bert", {"family": "Bert"}),
     ],
     ids=str,
@@ -241,10 +253,11 @@ def test_a_checkpoint_with_code_of_its_own_is_refused(tmp_path, config, code):
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
 def test_code_that_is_trusted_runs(tmp_path, family):
-    folder = with_code(tmp_path / "model", {**DECODERS, **ENCODERS}[family], family.capitalize())
+    config = {**DECODERS, **ENCODERS}[family]
+    folder = with_code(tmp_path / "model", config, family.capitalize())
     rewards = Scorer.from_pretrained(folder, device="cpu", trust_remote_code=True).score([None] * 2, [TEXT, "w9 w3"])
     assert rewards[0] == pytest.approx(reward_in_transformers(folder, trust_remote_code=True), abs=1e-5)
-    assert rewards[0] == pytest.approx(-10 * reward(save_classifier(tmp_path / "plain", {**DECODERS, **ENCODERS}[family])), abs=1e-4)
+    assert rewards[0] == pytest.approx(-10 * reward(save_classifier(tmp_path / "plain", config)), abs=1e-4)
     with pytest.raises(ValueError, match="code of its own .* use Scorer.from_pretrained"):
         RewardModel.from_pretrained(folder, device="cpu", trust_remote_code=True)
     assert not is_reward_model(folder, trust_remote_code=True)
@@ -255,7 +268,8 @@ def test_trusted_code_that_cannot_run_or_has_no_reward_is_refused(tmp_path):
     with pytest.raises(ValueError, match="name that class under 'architectures'"):
         Scorer.from_pretrained(no_code, device="cpu", trust_remote_code=True)
     first = with_code(tmp_path / "first")
-    code = (first / "modeling_x.py").read_text().replace("-10 * outputs.logits", "outputs.logits * kwargs['input_ids'].shape[1]")
+    code = (first / "modeling_x.py").read_text()
+    code = code.replace("-10 * outputs.logits", "outputs.logits * kwargs['input_ids'].shape[1]")
     (first / "modeling_x.py").write_text(code)
     with pytest.raises(ValueError, match="alone and .* padded; expected one reward for each text"):
         Scorer.from_pretrained(first, device="cpu", trust_remote_code=True)
@@ -264,7 +278,8 @@ def test_trusted_code_that_cannot_run_or_has_no_reward_is_refused(tmp_path):
 def test_older_copies_of_classes_of_transformers_are_no_code_of_its_own(tmp_path):
     "As models have that transformers took over, and reward models that were trained on them."
     base = Path(save_language_model("llama", tmp_path / "base"))
-    change_json(base / "config.json", auto_map={"AutoConfig": "c.LlamaConfig", "AutoModelForCausalLM": "m.LlamaForCausalLM"})
+    copies = {"AutoConfig": "c.LlamaConfig", "AutoModelForCausalLM": "m.LlamaForCausalLM", "AutoModel": "m.LlamaModel"}
+    change_json(base / "config.json", auto_map=copies)
     model = RewardModel(str(base), device="cpu")
     model.save_pretrained(tmp_path / "saved", word_tokenizer())
     assert is_reward_model(tmp_path / "saved") and not is_reward_model(base)
@@ -282,8 +297,8 @@ def openrlhf(folder, prefix="score"):
     weights = load_file(folder / "model.safetensors")
     weights[f"{prefix}.weight"] = weights.pop("score.weight")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    values = dict(architectures=["RewardModel"], value_head_prefix=prefix, mean=0.3, std=1.2, id2label=None, label2id=None)
-    change_json(folder / "config.json", num_labels=None, **values)
+    values = dict(architectures=["RewardModel"], value_head_prefix=prefix, mean=0.3, std=1.2)
+    change_json(folder / "config.json", num_labels=None, id2label=None, label2id=None, **values)
     return folder
 
 

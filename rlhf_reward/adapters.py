@@ -44,6 +44,14 @@ def open_adapter(
 def merge_adapter(
     model: RewardModel, # with an adapter; changed in place
 ) -> RewardModel: # the same model, without an adapter
-    "Add the adapter to the backbone's own weights, for tools that do not support adapters. Rewards differ by rounding."
-    model.backbone = model.backbone.merge_and_unload()
+    """
+    Add the adapter to the backbone's own weights, for tools that do not support adapters. Rewards differ by rounding.
+
+    Raises `ValueError` for a method that cannot be merged.
+    """
+    try:
+        merged = model.backbone.merge_and_unload()
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise ValueError(f"The model cannot be merged: {error}; expected one with an adapter such as LoRA.") from error
+    model.backbone = merged.base_model # out of the classifier that PEFT was put on
     return model

@@ -8,13 +8,13 @@ __all__ = ['MIXES_PADDING', 'default_pooling', 'is_reward_model']
 # %% ../nbs/01b_checkpoints.ipynb #9bc863c0
 import contextlib
 import copy
-import json
+import re
 from pathlib import Path
 from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.integrations import deepspeed
@@ -23,8 +23,11 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
+
+from .checkpoint_files import ADAPTER_HEAD, adapter_base, adapter_weights, check_finite, find_file
+from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, open_weights, own_code
+from .checkpoint_files import refuse_own_code, weight_map, weight_shapes
 
 # %% ../nbs/01b_checkpoints.ipynb #3c878b83
 MIXES_PADDING = ("convbert", "fnet", "nystromformer", "yoso") # encoders whose real tokens see the padding, mask or not
@@ -72,44 +75,33 @@ def is_reward_model(
     model_name: Union[str, Path], # folder or name on the hub
     **kwargs: Any, # where it is on the hub, such as `revision`
 ) -> bool: # False for a language model, and for encoders with a head of their own
-    "Return whether `RewardModel.from_pretrained` can load it with its head. Raises `OSError` if it cannot be opened."
+    """
+    Return whether `RewardModel.from_pretrained` can load it with its head.
+
+    Raises `OSError` if it cannot be opened, `ValueError` if it has code of its own that is not trusted.
+    """
     if is_adapter(model_name, kwargs):
-        return True
+        names = weight_shapes(adapter_weights(model_name, kwargs))
+        if ADAPTER_HEAD in names or any(map(is_encoder_head, names)):
+            return ADAPTER_HEAD in names
+        base, options = adapter_base(model_name, kwargs)
+        return is_reward_model(base, **options) # its head serves the adapter
     _, config = load_config(model_name, kwargs)
-    if hasattr(config, "rlhf_reward"):
-        return True
-    is_classifier = any("SequenceClassification" in name for name in config.architectures or [])
-    return is_classifier and config.num_labels == 1 and default_pooling(config) == "last"
+    if not hasattr(config, "rlhf_reward"):
+        if not kwargs.get("trust_remote_code"):
+            refuse_own_code(model_name, config, kwargs, runs="AutoModel")
+        if own_code(config) or default_pooling(config) != "last":
+            return False
+    return head_shapes(model_name, kwargs, config) == {"score.weight": (1, head_size(config))}
 
 # %% ../nbs/01b_checkpoints.ipynb #dffd4616
-def hub_options(kwargs):
-    "Return those of the keyword arguments that tell where a file is on the hub."
-    names = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
-    return {name: kwargs[name] for name in names if name in kwargs}
-
-
-def is_adapter(model_name, kwargs):
-    "Return whether it is an adapter of PEFT; False if it cannot be opened, for which `load_config` reports the reason."
-    file = "adapter_config.json"
-    path = Path(model_name).expanduser()
-    if path.is_dir():
-        return (path / kwargs.get("subfolder", "") / file).is_file()
-    try:
-        found = cached_file(
-            str(model_name), file, _raise_exceptions_for_missing_entries=False, **hub_options(kwargs)
-        )
-    except OSError:
-        return False
-    return bool(found)
-
-
 def load_config(model_name, kwargs):
     "Return the folder or hub name to load from, and its config. Raises `OSError` if it cannot be opened."
     expected = "expected the name of a transformers model or a folder that `save_pretrained` wrote"
     path = Path(model_name).expanduser()
     if path.is_dir():
         name = str(path)
-        if not (path / kwargs.get("subfolder", "") / "config.json").is_file():
+        if not (path / (kwargs.get("subfolder") or "") / "config.json").is_file():
             files = sorted(item.name for item in path.iterdir())
             raise FileNotFoundError(f"The folder {name!r} has no config.json; {expected}. It holds {files[:8]}.")
     else:
@@ -119,9 +111,17 @@ def load_config(model_name, kwargs):
             raise FileNotFoundError(f"{name!r} is a file; {expected}.")
         if is_path:
             raise FileNotFoundError(f"{name!r} does not exist; {expected}.")
-    remote_code = kwargs.get("trust_remote_code", False)
+    options = hub_options(kwargs)
+    for option in ("trust_remote_code", "code_revision"):
+        if option in kwargs:
+            options[option] = kwargs[option]
     try:
-        return name, AutoConfig.from_pretrained(name, trust_remote_code=remote_code, **hub_options(kwargs))
+        return name, AutoConfig.from_pretrained(name, **{"trust_remote_code": False, **options})
+    except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ValueError(
+            f"config.json of {name!r} cannot be read ({type(error).__name__}: {error}); expected one that "
+            "`save_pretrained` wrote."
+        ) from error
     except OSError as error:
         raise OSError(
             f"{name!r} is no folder in {str(Path.cwd())!r} and could not be opened on the hub; {expected}. The hub "
@@ -153,17 +153,32 @@ def unsharded():
             deepspeed.set_hf_deepspeed_config(config)
 
 
-def load_backbone(model_name, kwargs):
-    "Load the backbone, without its pooler, which a reward does not use. Raises `ValueError` if it lacks weights."
+def load_checked(auto_class, model_name, kwargs):
+    """
+    Load a model of transformers, and the report of what was missing.
+
+    Raises `ValueError` for files that must not be read, code that must not run, and weights of other shapes.
+    """
+    options = checked_options(model_name, kwargs, runs=auto_class.__name__)
+    options["adapter_kwargs"] = hub_options(kwargs) # it looks for an adapter, elsewhere without them
     verbosity = transformers_logging.get_verbosity()
-    # no table of the unused language-model head; missing weights are checked below
+    # no table of the unused language-model head; missing weights are checked after it
     transformers_logging.set_verbosity_error()
-    options = {"use_safetensors": True, **kwargs}
     try:
         with unsharded():
-            backbone, report = AutoModel.from_pretrained(model_name, output_loading_info=True, **options)
+            return auto_class.from_pretrained(model_name, output_loading_info=True, **options)
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{str(model_name)!r} cannot be opened ({type(error).__name__}: {error}); expected weights that fit its "
+            "config.json, as save_pretrained writes them."
+        ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+def load_backbone(model_name, kwargs):
+    "Load the backbone, without its pooler, which a reward does not use. Raises `ValueError` if it lacks weights."
+    backbone, report = load_checked(AutoModel, model_name, kwargs)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise ValueError(
@@ -175,32 +190,75 @@ def load_backbone(model_name, kwargs):
     return backbone
 
 
-def load_head(model_name, kwargs, shape, prefix):
-    "Load the weight of the reward head. Raises `ValueError` unless it has this shape and no bias."
-    options = hub_options(kwargs)
-    names = ["score.weight", "score.bias"]
-    names += [f"{prefix}.{name}" for name in names] # some families save everything under their prefix
-    index = cached_file(
-        model_name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **options
-    )
-    if index:
-        file_of = json.loads(Path(index).read_text())["weight_map"]
-    else:
-        file_of = dict.fromkeys(names, "model.safetensors")
-    weights = {}
-    for filename in {file_of[name] for name in names if name in file_of}:
-        with safe_open(cached_file(model_name, filename, **options), "pt") as file:
-            for name in file.keys():
-                if name in names:
-                    weights[name.removeprefix(prefix + ".")] = file.get_tensor(name)
-    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+def checked_options(model_name, kwargs, runs):
+    """
+    Return the keyword arguments for `from_pretrained` of the auto class `runs`, after a look at what it would read.
+
+    Raises `ValueError` for pickles and files elsewhere, code of its own that is not trusted, and adapters, which
+    transformers would open by itself.
+    """
+    if is_adapter(model_name, kwargs):
+        raise ValueError(
+            f"{str(model_name)!r} is an adapter; expected a whole model. Open it with RewardModel.from_pretrained or "
+            "Scorer.from_pretrained, or merge it first with adapters.merge_adapter."
+        )
+    _, config = load_config(model_name, kwargs)
+    refuse_own_code(model_name, config, kwargs, runs)
+    reads_pickles = kwargs.get("use_safetensors") is False # named by the user
+    if not reads_pickles:
+        weight_map(model_name, kwargs, config)
+    return {**kwargs, "use_safetensors": not reads_pickles}
+
+# %% ../nbs/01b_checkpoints.ipynb #c3aab3a4
+def head_size(config):
+    "Return the number of columns of the reward head."
+    return getattr(config, "word_embed_proj_dim", config.hidden_size) # OPT projects its last hidden state
+
+
+def num_embeddings_of(embeddings):
+    "Return the number of rows of token embeddings, which an adapter may be around."
+    while not hasattr(embeddings, "num_embeddings"):
+        is_layer = hasattr(embeddings, "get_base_layer")
+        embeddings = embeddings.get_base_layer() if is_layer else embeddings.original_module
+    return embeddings.num_embeddings
+
+
+def _head_files(model_name, kwargs, config):
+    "Return the name in its file and the file of each weight of the reward head, by its name here."
+    prefix = getattr(config, "value_head_prefix", "score") if is_openrlhf(config) else "score"
+    # some families save everything under a prefix of their own
+    pattern = rf"(\w+\.)?{re.escape(prefix)}\.(weight|bias)"
+    files = {}
+    for name, file in weight_map(model_name, kwargs, config).items():
+        match = re.fullmatch(pattern, name)
+        if match:
+            files["score." + match[2]] = name, file
+    return files
+
+
+def head_shapes(model_name, kwargs, config):
+    "Return the shape of each weight of the reward head; empty if there is none."
+    shapes = {}
+    for name, (saved_name, file) in _head_files(model_name, kwargs, config).items():
+        shapes[name] = weight_shapes(find_file(model_name, file, kwargs))[saved_name]
+    return shapes
+
+
+def load_head(model_name, kwargs, config):
+    "Load the weight of the reward head. Raises `ValueError` unless it has one row and no bias."
+    shape = (1, head_size(config))
+    shapes = head_shapes(model_name, kwargs, config)
     if shapes != {"score.weight": shape}:
         found = f"is {shapes}" if shapes else "does not exist"
         raise ValueError(
             f"The reward head of {str(model_name)!r} {found}; expected one bias-free {{'score.weight': {shape}}}. To "
             "start a new reward model on this backbone, use RewardModel(model_name)."
         )
-    return weights["score.weight"]
+    saved_name, file = _head_files(model_name, kwargs, config)["score.weight"]
+    with open_weights(find_file(model_name, file, kwargs)) as weights:
+        head = weights.get_tensor(saved_name)
+    check_finite(model_name, [(saved_name, head)])
+    return head
 
 # %% ../nbs/01b_checkpoints.ipynb #94eb9c64
 def sequence_classifier(config, backbone, head):

@@ -15,8 +15,14 @@ import torch
 from torch import nn
 from torchtyping import TensorType
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from .checkpoints import check_device, default_pooling, is_adapter, load_config, unsharded
+from .adapter_checkpoints import fit_embeddings, load_adapter_weights, put_adapter, read_adapter
+from .adapter_checkpoints import read_adapter_weights
+from .checkpoint_files import CLASSIFIER, adapter_base, check_finite, is_adapter, is_encoder_head, own_code
+from .checkpoint_files import refuse_own_code
+from .checkpoints import check_device, default_pooling, is_reward_model, load_checked, load_config
+from .checkpoints import num_embeddings_of
 from .comparison import Comparison
 from .encoding import TooLong, encode, fit_length, render_comparison
 from .inputs import check_values
@@ -30,7 +36,8 @@ class EncoderClassifier(nn.Module):
     """
     A one-label sequence classifier on an encoder, with its own head, that scores like a `RewardModel`.
 
-    The reward is the logit as it is. Raises `ValueError` for an encoder in which padding changes the reward.
+    The reward is the logit as it is. Raises `ValueError` for an encoder in which padding changes the reward. One with
+    code of its own, which runs with `trust_remote_code=True`, may be a decoder, and is tried for that.
     """
     ends_with_eos = False # its tokenizer writes what it was trained with
     normalize = RewardModel.normalize
@@ -46,13 +53,16 @@ class EncoderClassifier(nn.Module):
     ):
         super().__init__()
         check_device(device)
-        self.text_pairs = text_pairs
-        self.classifier = _load_classifier(model_name, kwargs)
-        default_pooling(self.config)
+        load = _load_adapter if is_adapter(model_name, kwargs) else _load_classifier
+        self.classifier = load(model_name, kwargs)
+        self.text_pairs = text_pairs and _is_encoder(self.config)
         parameters = inspect.signature(self.classifier.forward).parameters
         num_types = getattr(self.config, "type_vocab_size", 0)
         self._takes_types = "token_type_ids" in parameters and num_types > 1
         self.to(device).eval()
+        check_finite(model_name, self.classifier.named_parameters())
+        if own_code(self.config):
+            _check_rewards(self, model_name)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -64,7 +74,7 @@ class EncoderClassifier(nn.Module):
 
     @property
     def num_embeddings(self) -> int:
-        return self.backbone.get_input_embeddings().num_embeddings
+        return num_embeddings_of(self.backbone.get_input_embeddings())
 
     def forward(
         self,
@@ -126,12 +136,18 @@ def open_model(
 ) -> Union[RewardModel, EncoderClassifier]: # in evaluation mode
     "Return the model of a checkpoint. Raises `ValueError` for one that has anything but one reward."
     if is_adapter(model_name, kwargs):
-        return RewardModel.from_pretrained(model_name, device=device, **kwargs)
+        if is_reward_model(model_name, **kwargs) or not _is_encoder_adapter(model_name, kwargs):
+            return RewardModel.from_pretrained(model_name, device=device, **kwargs)
+        return EncoderClassifier(model_name, device, text_pairs, **kwargs)
     name, config = load_config(model_name, kwargs)
+    is_ours = hasattr(config, "rlhf_reward")
+    if own_code(config) and not is_ours:
+        refuse_own_code(model_name, config, kwargs, CLASSIFIER)
+        return EncoderClassifier(name, device, text_pairs, **kwargs)
     is_classifier = any("SequenceClassification" in architecture for architecture in config.architectures or [])
-    if is_classifier and not hasattr(config, "rlhf_reward"): # made elsewhere
+    if is_classifier and not is_ours: # made elsewhere
         _warn_if_padding_ends_texts(model_name, config)
-        if config.num_labels != 1:
+        if config.num_labels != 1 and not is_reward_model(model_name, **kwargs):
             labels = ", ".join(map(str, config.id2label.values()))
             raise ValueError(
                 f"{str(model_name)!r} has {config.num_labels} labels ({labels}); expected a reward model with one "
@@ -142,19 +158,72 @@ def open_model(
     return RewardModel.from_pretrained(model_name, device=device, **kwargs)
 
 # %% ../nbs/06e_encoders.ipynb #42b4e868
-def _load_classifier(model_name, kwargs):
-    "Return the classifier with its weights. Raises `ValueError` if some are missing."
-    options = {"use_safetensors": True, "dtype": "auto", **kwargs}
-    load = AutoModelForSequenceClassification.from_pretrained
-    with unsharded():
-        classifier, report = load(model_name, output_loading_info=True, **options)
-    missing = sorted(report["missing_keys"])
+def _load_classifier(model_name, kwargs, weights=()):
+    "Return the classifier with its weights. Raises `ValueError` if some are missing, there and in `weights`."
+    options = {"dtype": "auto", **kwargs}
+    classifier, report = load_checked(AutoModelForSequenceClassification, model_name, options)
+    lacking = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    missing = sorted(lacking - set(weights))
     if missing:
         raise ValueError(
             f"{str(model_name)!r} lacks {len(missing)} weights of {type(classifier).__name__}, such as {missing[0]}; "
             "expected a trained reward model with every weight."
         )
     return classifier
+
+
+def _load_adapter(folder, kwargs):
+    "Return the classifier of an adapter that PEFT wrote: its base model, with the adapter and the head in place."
+    saved = read_adapter(folder, **kwargs)
+    state = read_adapter_weights(folder, **kwargs)
+    options = {"dtype": saved.dtype, **saved.base_options}
+    has_head = any(map(is_encoder_head, state))
+    if has_head:
+        options.update(num_labels=1, ignore_mismatched_sizes=True) # the head of the base model, if any, is replaced
+        peft_config = saved.peft_config
+        peft_config.modules_to_save = list({*(peft_config.modules_to_save or ()), "classifier"})
+    names = [name.removeprefix("base_model.model.") for name in state]
+    classifier = _load_classifier(saved.base_model, options, names)
+    fit_embeddings(classifier, saved.peft_config, state)
+    adapted = put_adapter(classifier, saved.peft_config)
+    load_adapter_weights(adapted, state, folder)
+    return adapted.get_base_model()
+
+# %% ../nbs/06e_encoders.ipynb #bbd0dba8
+def _is_encoder_adapter(folder, kwargs):
+    "Return whether the base model of an adapter is an encoder."
+    base, options = adapter_base(folder, kwargs)
+    return _is_encoder(load_config(base, options)[1])
+
+
+def _is_encoder(config):
+    "Return whether it is an encoder. Raises `ValueError` for one in which padding changes the reward."
+    if own_code(config): # which is tried
+        return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return default_pooling(config) == "first"
+
+
+def _check_rewards(model, model_name):
+    "Raise `ValueError` unless a classifier with code of its own gives each text one reward, whatever it is padded to."
+    device = next(model.parameters()).device
+    ids = torch.arange(3, 12, device=device) % model.num_embeddings
+    whole = torch.ones_like(ids)
+    short = torch.arange(9, device=device) < 4
+    padded = torch.where(short, ids, model.config.pad_token_id or 0)
+    types = torch.zeros(2, 9, dtype=torch.long, device=device)
+    with torch.no_grad():
+        together = model(torch.stack([padded, ids]), torch.stack([short.long(), whole]), types)
+        alone = model(ids[None, :4], whole[None, :4], types[:1, :4])
+    if together.shape != (2, 1):
+        problem = f"returns logits of shape {tuple(together.shape)} for 2 texts"
+    elif not torch.allclose(together[0], alone[0], atol=1e-2, rtol=1e-2):
+        problem = f"gives a text the reward {alone.item():.4f} alone and {together[0].item():.4f} padded"
+    else:
+        return
+    raise ValueError(
+        f"The code of {str(model_name)!r} {problem}; expected one reward for each text, that of its real tokens. Score "
+        "with it in transformers, one text at a time."
+    )
 
 
 def _warn_if_padding_ends_texts(model_name, config):

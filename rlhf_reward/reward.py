@@ -16,10 +16,12 @@ from torchtyping import TensorType
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .adapter_checkpoints import from_adapter, save_adapter
-from .checkpoints import check_device, default_pooling, is_adapter, load_backbone, load_config, load_head
-from .checkpoints import save_checkpoint
+from .checkpoint_files import check_finite, is_adapter, refuse_own_code
+from .checkpoints import check_device, default_pooling, head_size, load_backbone, load_config, load_head
+from .checkpoints import num_embeddings_of, save_checkpoint
 # defined here before
-from .checkpoints import MIXES_PADDING, hub_options, is_reward_model
+from .checkpoint_files import hub_options
+from .checkpoints import MIXES_PADDING, is_reward_model
 from .checkpoints import sequence_classifier, tokenizer_to_save, unsharded
 from .inputs import check_shapes, check_values, left_aligned, require, right_padded
 from .rope import check_length, choose_frequencies_by_text, length_limits
@@ -39,8 +41,7 @@ class BackboneProperties(nn.Module):
     @property
     def num_embeddings(self) -> int: # ids that the backbone has an embedding for
         "The size of the vocabulary that the weights have."
-        embeddings = self.get_input_embeddings()
-        return getattr(embeddings, "base_layer", embeddings).num_embeddings # an adapter may be around it
+        return num_embeddings_of(self.get_input_embeddings())
 
     @property
     def max_positions(self) -> Optional[int]: # positions of the backbone, None if its config has no limit
@@ -110,13 +111,16 @@ class RewardModel(BackboneProperties):
             raise ValueError(f"pooling is {pooling!r}; expected 'last' or 'first'.")
         self.backbone = load_backbone(model_name, {"dtype": torch.float32, **kwargs})
         choose_frequencies_by_text(self.backbone)
+        self.base_source = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
+        self.num_base_embeddings = self.num_embeddings # those of the checkpoint, before any is added
         has_cache = "use_cache" in inspect.signature(self.backbone.forward).parameters
         self._backbone_kwargs = {"use_cache": False} if has_cache else {}
-        hidden_size = getattr(config, "word_embed_proj_dim", config.hidden_size) # OPT projects its last hidden state
+        hidden_size = head_size(config)
         self.dropout = nn.Dropout(dropout)
         self.score = nn.Linear(hidden_size, 1, bias=False, dtype=torch.float32)
         nn.init.normal_(self.score.weight, std=(hidden_size + 1) ** -0.5) # Stiennon et al. 2020
         self.to(device).eval()
+        check_finite(model_name, self.backbone.named_parameters())
 
     def forward(
         self,
@@ -194,12 +198,13 @@ class RewardModel(BackboneProperties):
         """
         if is_adapter(model_name, kwargs):
             return from_adapter(RewardModel, model_name, dropout, device, pooling, **kwargs)
+        _, config = load_config(model_name, kwargs)
+        if not hasattr(config, "rlhf_reward"):
+            refuse_own_code(model_name, config, kwargs)
         model = cls(model_name, dropout, device, pooling, **{"dtype": "auto", **kwargs})
         model.ends_with_eos = getattr(model.config, "rlhf_reward", {}).get("ends_with_eos", False)
-        shape = tuple(model.score.weight.shape)
-        head = load_head(model.config.name_or_path, kwargs, shape, model.backbone.base_model_prefix)
         with torch.no_grad():
-            model.score.weight.copy_(head)
+            model.score.weight.copy_(load_head(model_name, kwargs, model.config))
         return model
 
 # %% ../nbs/01_reward.ipynb #bc0e4f56

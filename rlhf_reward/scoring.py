@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from .checkpoints import hub_options
+from .checkpoint_files import open_tokenizer
 from .comparison import Comparison, Text
 from .encoders import EncoderClassifier, open_model
 from .engine import Cancelled, ComparisonScorer, NotFinite, RewardEngine
@@ -173,9 +173,7 @@ class Scorer(RewardEngine, BaseScorer):
         folder = Path(model_name).expanduser()
         name = str(folder if folder.is_dir() else model_name)
         model = open_model(name, device, text_pairs, **kwargs)
-        remote_code = kwargs.get("trust_remote_code", False)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=remote_code, **hub_options(kwargs))
-        return cls(model, tokenizer, max_length, on_overlong, tokens_per_batch)
+        return cls(model, open_tokenizer(name, **kwargs), max_length, on_overlong, tokens_per_batch)
 
     def tokenize_each(
         self,

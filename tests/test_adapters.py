@@ -222,7 +222,7 @@ def test_qlora_trains_an_adapter_on_a_base_in_four_bits(base, tmp_path):
     trainer = make(base, tmp_path, lora_config(4), model, layout="padded")
     before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train()
-    assert before["backbone.base_model.model.layers.0.self_attn.q_proj.base_layer.weight"].dtype == torch.uint8
+    assert before["backbone.base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"].dtype == torch.uint8
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, before[name]) == ("lora_" not in name and name != "score.weight"), name
     trainer.save_model()

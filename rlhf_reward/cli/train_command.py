@@ -273,10 +273,13 @@ def _open_model(name, job, args):
         options["attn_implementation"] = job.attn_implementation
     if job.load_in_4bit:
         options["quantization_config"] = _quantization(args)
-    open_model = RewardModel
     if is_reward_model(name):
-        logging.getLogger("rlhf_reward").info("%s is a reward model; training continues from its head.", name)
         open_model = RewardModel.from_pretrained
+        head = "is a reward model; training continues from its head"
+    else:
+        open_model = RewardModel
+        head = "is no reward model; training starts from a new head on its backbone"
+    logging.getLogger("rlhf_reward").info("%s %s.", name, head)
     return open_model(name, job.dropout, str(args.device), dtype=job.dtype, **options)
 
 # %% ../../nbs/09b_cli_train.ipynb #052ec46f
@@ -285,8 +288,9 @@ def prepare_trainer(
     args: Any,  # `RewardConfig`
 ):  # `RewardTrainer`
     "Return the trainer that the arguments describe."
-    from transformers import AutoTokenizer, set_seed
+    from transformers import set_seed
 
+    from rlhf_reward.checkpoint_files import open_tokenizer
     from rlhf_reward.data import hold_out
     from rlhf_reward.training import RewardTrainer, tokenize_for_model
 
@@ -295,7 +299,7 @@ def prepare_trainer(
     model_name = job.model or _make_tiny_decoder(args)
     peft_config = _adapter_config(job)
     model = _open_model(model_name, job, args)
-    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    tokenizer = open_tokenizer(model_name)
     if job.chat_template:
         tokenizer.chat_template = read_chat_template(job.chat_template)
     tokenize = partial(tokenize_for_model, model, tokenizer, args)

@@ -10,6 +10,7 @@ import json
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Optional, TypedDict
 
 import numpy as np
@@ -17,6 +18,7 @@ import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from .columns import audited_columns, nulls_of_tables
 from .comparison import exact_key, is_ids, ranked_pairs, text_key, whole_texts
 from .encoding import encode, render_comparison
 from .rows import read_row, row_form, to_comparison
@@ -33,6 +35,7 @@ class AuditReport(TypedDict, total=False):
     bad_rows: int # rows that cannot be used
     bad_row_examples: list[str] # the errors of the first five
     forms: dict[str, int] # rows of each form
+    verdicts: dict[str, str] # how each value of winner or preference is read: a, b or tie
     pairs: int # of a winner and a loser
     responses: dict[int, int] # comparisons by number of responses
     overall: dict[str, Any] # comparisons, pairs, how often the longer response wins, median lengths
@@ -61,7 +64,8 @@ def audit(
     name: str = "the data", # what messages call the rows
 ) -> AuditReport:
     "Return what rows of preference contain. Rows that cannot be used are counted, and the first of them explained."
-    contents = _read_all(rows, tokenizer, name)
+    verdicts, column_problems = audited_columns(rows, name)
+    contents = _read_all(rows, tokenizer, name, verdicts)
     table = contents.table
     report = {
         "name": name,
@@ -70,8 +74,9 @@ def audit(
         "bad_rows": len(contents.bad_rows),
         "bad_row_examples": contents.bad_rows[:5],
         "forms": dict(contents.forms),
+        "verdicts": verdicts,
     }
-    findings = _Findings(contents)
+    findings = _Findings(contents, column_problems, nulls_of_tables(rows))
     if len(table):
         report.update(_statistics(table))
         findings.check_rows()
@@ -91,17 +96,16 @@ def audit_table(
     report: AuditReport, # from `audit`
 ) -> str:
     "Return the report as text for people."
-    headline = f"{report['name']}: {report['rows']} rows, {report['comparisons']} comparisons, "
-    headline += f"{report['bad_rows']} bad rows"
-    lines = [headline]
+    counts = f"{report['rows']} rows, {report['comparisons']} comparisons, {report['bad_rows']} bad rows"
+    lines = [f"{report['name']}: {counts}"]
     if report["comparisons"]:
         lines[0] += f", {report['pairs']} pairs of winner and loser"
         lines += [f"  {count} rows of the form {form}" for form, count in report["forms"].items()]
+        lines += [f"  the verdict {value} is read as {meaning}" for value, meaning in report["verdicts"].items()]
         lines += [f"  {count} rows with {number} responses" for number, count in sorted(report["responses"].items())]
         lengths = pd.DataFrame(report["lengths"]).T
         lines += ["", _as_text(_source_table(report)), "", "Length in characters", _as_text(lengths)]
-    lines.append("")
-    lines += [f"PROBLEM  {text}" for text in report["problems"]]
+    lines += ["", *(f"PROBLEM  {text}" for text in report["problems"])]
     lines += [f"note     {text}" for text in report["notes"]]
     if not report["problems"] and not report["notes"]:
         lines.append("No problems found.")
@@ -122,11 +126,7 @@ def _source_table(report):
 
 def _as_text(table):
     "Return a table with at most three decimals."
-    return table.to_string(float_format=_short_number, na_rep="-")
-
-
-def _short_number(number):
-    return f"{number:.3f}".rstrip("0").rstrip(".")
+    return table.to_string(float_format=lambda number: f"{number:.3f}".rstrip("0").rstrip("."), na_rep="-")
 
 # %% ../nbs/03d_audit.ipynb #98dacc30
 class _Record(TypedDict):
@@ -152,9 +152,9 @@ class _Record(TypedDict):
     tokens: int # of the longest response, if there is a tokenizer
 
 
-def _read_one(row, number, tokenizer):
+def _read_one(row, number, tokenizer, verdicts):
     "Return the comparison of a row, its `_Record`, and for each pair the key of its order and of the opposite order."
-    comparison = to_comparison(row)
+    comparison = to_comparison(row, verdicts)
     prompt = _plain(comparison.prompt)
     responses = [_plain(response) for response in comparison.responses]
     prompt_key = exact_key(repr(prompt))
@@ -257,14 +257,15 @@ class _Contents:
     pair_rows: array = field(default_factory=lambda: array("q")) # the row of each pair
 
 
-def _read_all(rows, tokenizer, name):
+def _read_all(rows, tokenizer, name, verdicts):
     "Return the contents of all rows."
     contents = _Contents()
     records = []
     parts = []
     for number, row in enumerate(rows, start=1):
         try:
-            comparison, record, pair_keys = read_row(row, number, name, lambda row: _read_one(row, number, tokenizer))
+            read = partial(_read_one, number=number, tokenizer=tokenizer, verdicts=verdicts)
+            comparison, record, pair_keys = read_row(row, number, name, read)
         except ValueError as error:
             contents.bad_rows.append(str(error))
             continue
@@ -326,12 +327,12 @@ def _part_statistics(part):
 # %% ../nbs/03d_audit.ipynb #faa926c6
 class _Findings:
     "Counts of faults, and the problems and notes that report them."
-    def __init__(self, contents):
+    def __init__(self, contents, problems, notes):
         self.contents = contents
         self.table = contents.table
         self.counts = {} # of each fault, by its name in `AuditReport`
-        self.problems = []
-        self.notes = []
+        self.problems = list(problems)
+        self.notes = list(notes)
         if contents.bad_rows:
             self.problems.append(f"{len(contents.bad_rows)} row(s) cannot be used. {contents.bad_rows[0]}")
         if not len(self.table) or not self.table["pairs"].any():
@@ -385,9 +386,10 @@ class _Findings:
         "Compare the prompts with those of other rows."
         keys = set()
         bad_rows = []
+        read = partial(to_comparison, verdicts=audited_columns(against)[0])
         for number, row in enumerate(against, start=1):
             try:
-                keys.add(text_key(read_row(row, number, "the other rows").prompt))
+                keys.add(text_key(read_row(row, number, "the other rows", read).prompt))
             except ValueError as error:
                 bad_rows.append(str(error))
         is_shared = self.table["prompt_key"].isin(keys)

@@ -11,7 +11,8 @@ from .comparison import (
     whole_texts,
 )
 from .loading import KINDS, hold_out, load_rows
-from .rows import FORMS, RANKS_BY_WINNER, UNREADABLE, read_row, row_form, to_comparison, to_responses
+from .rows import FORMS, UNREADABLE, read_row, row_form, to_comparison, to_responses
+from .verdicts import RANKS_BY_WINNER
 
 __all__ = [
     "Comparison",

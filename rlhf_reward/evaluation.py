@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Callable, Iterable, Literal, Optional, TypedDict, Union
 
 import numpy as np
@@ -17,6 +17,7 @@ from accelerate import PartialState
 from scipy.special import expit
 from tqdm.auto import tqdm
 
+from .columns import read_columns
 from .comparison import Comparison, Text, is_ids, shared_length, whole_texts
 from .engine import NotFinite
 from .intervals import Interval, JackknifeInterval, interval, jackknife
@@ -51,8 +52,10 @@ def evaluate(
     Raise `ValueError` that names the row if it cannot be used or has a reward that is not finite, and if no row is
     left. The length of a response is its number of tokens without the prompt.
     """
+    features = getattr(data, "features", None)
     data = list(data)
-    usable = _usable_rows(scorer, data, on_bad_row, name, numbers or range(1, len(data) + 1))
+    read = partial(_read, verdicts=read_columns(data, name, features))
+    usable = _usable_rows(scorer, data, on_bad_row, name, numbers or range(1, len(data) + 1), read)
     comparisons = usable.comparisons
     prompts = [str(comparison.prompt) for comparison in comparisons]
     rewards = _rewards_or_error(scorer, usable.sequences, prompts, processes, usable.rows, name)
@@ -263,13 +266,13 @@ class _UsableRows:
     left_out: Optional[LeftOut]
 
 
-def _usable_rows(scorer, data, on_bad_row, name, numbers):
+def _usable_rows(scorer, data, on_bad_row, name, numbers, read):
     "Read and tokenize rows. Raise `ValueError` if none is left, and for a bad row unless it is to be skipped."
     rows = []
     comparisons = []
     sequences = []
     problems = []
-    results = scorer.read_rows(data, name, numbers, _read)
+    results = scorer.read_rows(data, name, numbers, read)
     for number, row, result in zip(numbers, data, results):
         if isinstance(result, ValueError):
             if on_bad_row == "error":
@@ -292,8 +295,8 @@ def _usable_rows(scorer, data, on_bad_row, name, numbers):
     return _UsableRows(rows, comparisons, sequences, left_out)
 
 
-def _read(row):
-    return row if isinstance(row, Comparison) else to_comparison(row)
+def _read(row, verdicts):
+    return row if isinstance(row, Comparison) else to_comparison(row, verdicts)
 
 
 def _rewards_or_error(scorer, sequences, prompts, processes, rows, name):

@@ -14,16 +14,19 @@ import os
 import threading
 import zlib
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Literal, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, Json, Value, load_dataset
 from datasets.data_files import get_data_patterns, resolve_pattern
 from datasets.exceptions import DatasetGenerationError
 
+from .columns import column_verdicts, with_verdicts
 from .comparison import CACHE_VERSION, text_key
-from .rows import UNREADABLE, read_row
+from .fields import TEXT_COLUMNS, parsed_cell
+from .rows import UNREADABLE, read_row, to_comparison
 
 # %% ../nbs/03b_loading.ipynb #df9cc8d4
 KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"} # each also with .gz
@@ -37,6 +40,9 @@ def load_rows(
     # What to do with a line that cannot be read. `tokenize_rows` checks the other rows.
     on_bad_row: Literal["error", "skip"] = "error",
     streaming: bool = False, # read during training, instead of into a cache before it
+    # What each value of `winner` or `preference` means, a, b or tie, such as {0: 'a', 1: 'b'}; the rows then have these
+    # words. By default the column shows it, see `columns.column_verdicts`.
+    verdicts: Optional[dict[Any, str]] = None,
 ) -> Union[Dataset, IterableDataset]:
     """
     Return rows of preference as they are written.
@@ -55,12 +61,14 @@ def load_rows(
             split = "train" if files else split
             rows = load_dataset(kind or name, data_files=files or None, split=split, streaming=streaming)
             names = rows.column_names or list(next(iter(rows), {})) # a stream knows its columns when it is read
+            is_csv = rows.info.builder_name == "csv" # has no types
             rows = _with_columns(rows, names, columns)
+            rows = _with_messages_of_table(rows) if is_csv else rows
         if not names:
             raise ValueError("it has no rows; expected rows of preference.")
     except (ValueError, EOFError, zlib.error, gzip.BadGzipFile, DatasetGenerationError) as error:
         raise ValueError(f"{name!r} cannot be read: {error.__cause__ or error}") from error
-    return rows
+    return with_verdicts(rows, verdicts) if verdicts else rows
 
 # %% ../nbs/03b_loading.ipynb #fb51a514
 def hold_out(
@@ -86,7 +94,8 @@ def _prompt_keys(rows):
     "Return the key of each row's prompt."
     if "prompt_key" in rows.column_names:
         return np.fromiter(rows["prompt_key"], np.int64, len(rows))
-    keys = (text_key(read_row(row, number).prompt) for number, row in enumerate(rows, start=1))
+    read = partial(to_comparison, verdicts=column_verdicts(rows))
+    keys = (text_key(read_row(row, number, read=read).prompt) for number, row in enumerate(rows, start=1))
     return np.fromiter(keys, np.int64, len(rows))
 
 # %% ../nbs/03b_loading.ipynb #0f4542ec
@@ -142,13 +151,13 @@ def _with_columns(rows, names, columns):
     return rows.remove_columns(replaced).rename_columns({theirs: ours for ours, theirs in columns.items()})
 
 # %% ../nbs/03b_loading.ipynb #fb576ce3
-def _records(file):
-    "Yield each row of a JSON or CSV file, or what is wrong with it and where."
+def _records(file, text_columns=()):
+    "Yield each row of a JSON or CSV file, or what is wrong with it and where. CSV has no types but in `text_columns`."
     open_file = gzip.open if file.endswith(".gz") else open
     with open_file(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         suffix = _suffix(Path(file))
         if suffix == ".csv":
-            yield from _csv_records(lines)
+            yield from _csv_records(lines, text_columns)
             return
         is_array = suffix == ".json" and lines.read(1_000).lstrip().startswith("[")
         lines.seek(0)
@@ -183,7 +192,7 @@ def _json_record(row, where):
     return row
 
 
-def _csv_records(lines):
+def _csv_records(lines, text_columns):
     "Yield each row of a CSV file, or what is wrong with it."
     reader = csv.reader(lines)
     names = _next_cells(reader) or []
@@ -191,10 +200,10 @@ def _csv_records(lines):
         raise ValueError(f"the columns {names} are not all different.")
     while (cells := _next_cells(reader)) is not None:
         if cells: # an empty line has none
-            yield _csv_record(names, cells, f"the row that ends in line {reader.line_num}")
+            yield _csv_record(names, cells, f"the row that ends in line {reader.line_num}", text_columns)
 
 
-def _csv_record(names, cells, where):
+def _csv_record(names, cells, where, text_columns):
     "Return the row of these cells, or what is wrong with it."
     try:
         "".join(cells).encode()
@@ -202,7 +211,38 @@ def _csv_record(names, cells, where):
         return {UNREADABLE: f"{where} is not valid Unicode (bytes that are not UTF-8)"}
     if len(cells) != len(names):
         return {UNREADABLE: f"{where} has {len(cells)} cells for {len(names)} columns"}
-    return dict(zip(names, cells))
+    return _with_messages(dict(zip(names, cells)), text_columns, where)
+
+
+def _with_messages(row, text_columns, where):
+    "Return a row of cells with messages in place of their JSON, and with what is wrong with them."
+    for name in row.keys() & set(text_columns):
+        try:
+            row[name] = parsed_cell(row[name]) if isinstance(row[name], str) else row[name]
+        except ValueError as error:
+            row[UNREADABLE] = f"the {name} in {where} cannot be read: {error}".removesuffix(".")
+    return row
+
+
+def _with_messages_of_table(rows):
+    "Return a table or stream that `datasets` has read from CSV, with messages in place of their JSON."
+    if isinstance(rows, IterableDataset):
+        return rows.map(_read_cells)
+    columns = [name for name in TEXT_COLUMNS if name in rows.column_names]
+    if not any(map(_may_hold_messages, itertools.chain.from_iterable(rows[name] for name in columns))):
+        return rows
+    features = Features({**rows.features, **dict.fromkeys(columns, Json()), UNREADABLE: Value("string")})
+    return rows.map(_read_cells, fn_kwargs={UNREADABLE: None}, features=features)
+
+
+def _read_cells(row, **default):
+    "Return the texts of a row that `datasets` has read from CSV, and `default` where nothing is wrong with them."
+    texts = {name: row[name] for name in TEXT_COLUMNS if name in row}
+    return {**default, **_with_messages(texts, TEXT_COLUMNS, "this row")}
+
+
+def _may_hold_messages(cell):
+    return isinstance(cell, str) and cell.lstrip().startswith(("[", "{"))
 
 
 def _next_cells(reader):
@@ -273,8 +313,9 @@ def _features(arguments):
 def _generate(files, columns, on_bad_row, features=None, **cache_key):
     "Yield the rows of the files with the names of this library; with `features` all with the same columns."
     ours_of = {theirs: ours for ours, theirs in columns.items()}
+    text_columns = {columns.get(name, name) for name in TEXT_COLUMNS}
     for file in files:
-        for record in _records(file):
+        for record in _records(file, text_columns):
             if UNREADABLE in record and on_bad_row == "error":
                 where = f" of {file}" if len(files) > 1 else ""
                 raise ValueError(

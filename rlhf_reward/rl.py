@@ -60,7 +60,7 @@ class RewardFunction:
             row = {"prompt": prompt, "response": completion}
             for name, values in template_columns.items():
                 row[name] = values[index]
-            comparisons.append(to_responses(row, from_file=False))
+            comparisons.append(to_responses(row))
         rewards = self._opened.score_comparisons(comparisons, self.normalize)
         return [reward for reward, in rewards]
 

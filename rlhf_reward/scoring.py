@@ -221,7 +221,7 @@ def _to_comparison(prompt, responses, description):
     responses = _as_list("responses", responses)
     row = {"texts": responses} if prompt is None else {"prompt": prompt, "responses": responses}
     try:
-        return to_responses(row, from_file=False)
+        return to_responses(row)
     except ValueError as error:
         raise ValueError(f"{description} cannot be scored: {error}") from None
 

@@ -16,10 +16,12 @@ from typing import Literal, Optional, Sequence, TypedDict, Union
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from .columns import read_columns
 from .comparison import CACHE_VERSION, Comparison, ranked_pairs, shared_length, text_key
 from .encoding import TooLong, encode, end_token, fit_length, render_comparison
 from .encoding import render, truncate_prompt # re-exported: this module was their home
 from .rows import read_row, to_comparison
+from .verdicts import UnclearVerdict
 
 logger = logging.getLogger(__name__)
 
@@ -98,11 +100,16 @@ def tokenize_rows(
     num_proc: Optional[int] = None, # processes to tokenize with
     name: str = "the data", # what messages call the rows
 ) -> Union[Dataset, IterableDataset]: # of `TokenizedComparison`, with the columns of `FEATURES`
-    "Return the token ids of each comparison. Raise `ValueError` for a row that cannot be used, or if none is left."
+    """
+    Return the token ids of each comparison. Raise `ValueError` for a row that cannot be used, or if none is left.
+
+    Verdicts whose meaning their column does not show are an error even with `on_bad_row="skip"`.
+    """
     _check_option("on_overlong", on_overlong, ("drop", "truncate_prompt", "error"))
     _check_option("on_bad_row", on_bad_row, ("error", "skip"))
     arguments = {
         "tokenizer": tokenizer,
+        "verdicts": read_columns(rows, name),
         "max_length": max_length,
         "on_overlong": on_overlong,
         "on_bad_row": on_bad_row,
@@ -216,7 +223,7 @@ def _tokenize_batch(batch, indices, arguments, version):
 def _render_row(row, number, arguments):
     "Return a row as `_Rendered`. Raise `ValueError` for a bad one, unless such rows are skipped."
     def read(row):
-        comparison = to_comparison(row)
+        comparison = to_comparison(row, arguments["verdicts"])
         margins = _margins(comparison, arguments["margin_from_scores"])
         texts = render_comparison(comparison, arguments["tokenizer"])
         return _Rendered(number, comparison, margins, texts)
@@ -224,6 +231,8 @@ def _render_row(row, number, arguments):
     try:
         return read_row(row, number, arguments["name"], read)
     except ValueError as error:
+        if isinstance(error, UnclearVerdict):
+            raise
         if arguments["on_bad_row"] == "error":
             raise ValueError(f"{error} Fix the row, or leave such rows out with on_bad_row='skip'.") from None
         return _Rendered(number, problem=str(error))

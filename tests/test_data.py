@@ -6,14 +6,16 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import datasets
 import pytest
 from datasets import Dataset
 
 from architectures import word_tokenizer
 from chat_tokenizers import chat_tokenizer
-from rlhf_reward import Comparison, data, load_rows, tokenize_rows
+from rlhf_reward import Comparison, columns, data, load_rows, loading, tokenize_rows
 from rlhf_reward.audit import audit
-from rlhf_reward.data import hold_out, ranked_pairs, text_key, to_comparison
+from rlhf_reward.data import hold_out, ranked_pairs, text_key, to_comparison, to_responses
+from rlhf_reward.encoding import render_comparison
 
 PAIR = {"prompt": "w5 ", "chosen": "w6", "rejected": "w7"}
 
@@ -53,14 +55,11 @@ def test_given_ranks_are_kept_in_their_order():
         ("a", (1, 2)),
         ("A", (1, 2)),
         ("model_a", (1, 2)),
-        (1, (1, 2)),
         ("b", (2, 1)),
         ("model_b", (2, 1)),
-        (2, (2, 1)),
         ("tie", (1, 1)),
         ("tie (bothbad)", (1, 1)),
         (" B ", (2, 1)),
-        (2.0, (2, 1)),
         ("tie (inconsistent)", (1, 1)),
     ],
 )
@@ -195,7 +194,7 @@ def test_forms_may_be_mixed_in_one_file(tmp_path):
         {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]},
         {"prompt": ASKED, "chosen": FOUR, "rejected": FIVE},
         {"chosen_ids": [1, 2], "rejected_ids": [1, 3]},
-        {"prompt": "p", "response_a": "a", "response_b": "b", "winner": 2},
+        {"prompt": "p", "response_a": "a", "response_b": "b", "winner": "model_b"},
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     comparisons = [to_comparison(row) for row in load_rows(str(path))]
@@ -260,14 +259,23 @@ ARENA = {"prompt": "p", "response_a": "a", "response_b": "b"}
         ({**K2, "scores": [[1], [2]]}, r"found \[1\] as scores"),
         ({**K2, "scores": 3}, "the scores are 3"),
         ({**K2, "ranks": [1, None]}, "the ranks .*a number for each"),
+        ({**K2, "scores": None, "ranks": None}, r"columns \['prompt', 'responses'\]; expected|the scores are None"),
+        ({**K2, "scores": None}, "the scores are None and the ranks None for 2 responses"),
+        ({**K2, "ranks": None}, "the scores are None and the ranks None"),
+        ({**K2, "scores": []}, r"the scores are \[\] and the ranks None"),
+        ({**K2, "ranks": []}, r"the scores are None and the ranks \[\]"),
+        ({**K2, "scores": "", "ranks": ""}, "the scores are '' and the ranks ''"),
+        ({**K2, "scores": 0}, "the scores are 0 and"),
         ({**K2, "ranks": [1]}, "the ranks are .1. for 2 responses"),
         (
             {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [1, 2, 3], "margin": 1},
             "one margin for 3 responses",
         ),
-        ({**ARENA, "winner": "left"}, "the winner is 'left'; expected one of a, 1, model_a"),
-        ({**ARENA, "preference": 0}, "the preference is 0"),
+        ({**ARENA, "winner": "left"}, "the winner is 'left'; expected one of a, model_a"),
         ({"chosen": "a", "rejected": None}, "found None as rejected; expected a text"),
+        ({**PAIR, "chosen": [{"from": "gpt", "value": "c"}]}, "has no role; .* It has from and value, as ShareGPT"),
+        ({**PAIR, "chosen": {"from": "gpt", "value": "c"}}, "expected a text.* It has from and value"),
+        ({**PAIR, "prompt": [{"value": "c", "from": "human", "id": 1}]}, "It has from and value"),
         (
             {"chosen_ids": [1, 2], "rejected_ids": []},
             r"the rejected_ids are \[\]; expected a list of token ids",
@@ -519,6 +527,205 @@ def test_a_csv_is_read_cell_by_cell(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             load_rows(str(path))
+
+
+CONVERSATIONS = [  # one conversation, as it may be written
+    json.dumps(ASKED + FOUR),
+    json.dumps(ASKED + FOUR, indent=2),
+    json.dumps(ASKED + FOUR, separators=(",", ":"), ensure_ascii=False),
+    "\n\t " + json.dumps(ASKED + FOUR, indent="\t", sort_keys=True) + "\r\n",
+    '[ { "content" : "2+2?" , "name": null, "role" : "user" } , {"role":"assistant","content":"4"} ]',
+]
+
+
+@pytest.mark.parametrize("written", CONVERSATIONS)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_cells_of_a_csv_hold_conversations_however_they_are_written(written, streaming, tmp_path):
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["good", "rejected", "notes"], [written, json.dumps(ASKED + FIVE), written]])
+    (row,) = load_rows(str(path), columns={"chosen": "good"}, streaming=streaming)
+    assert to_comparison(row) == Comparison(ASKED, (FOUR, FIVE), (1, 2))
+    assert row["notes"] == written  # no text
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        '[{"role": "admin"}] is JSON.',
+        '[{"sum": 4}]',
+        "[1, 2]",
+        "[]",
+        "{}",
+        '{"answer": "4"}',
+        "[{'sum': 4}]",
+        '[{"role"',
+        "[",
+    ],
+)
+def test_other_cells_of_a_csv_stay_text(cell, tmp_path):
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["prompt", "chosen", "rejected"], ["p", cell, "r"]])
+    assert to_comparison(load_rows(str(path))[0]).responses == (cell, "r")
+
+
+@pytest.mark.parametrize(
+    "cell, message",
+    [
+        (str(ASKED + FOUR), "line 2 cannot be read: .* begins like messages, but is not JSON"),  # as pandas writes it
+        ("[{'content': '4', 'role': 'assistant'}\n {'content': 5}]", "begins like messages"),  # as numpy writes it
+        (json.dumps(ASKED + FOUR)[:-5], "begins like messages, but is not JSON"),
+    ],
+)
+def test_cells_of_a_csv_that_are_no_json_are_bad_rows(cell, message, tmp_path, caplog):
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["prompt", "chosen", "rejected"], ["w5 ", cell, "w7"], ["w5 ", "w6", "w7"]])
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match=message):
+            list(load_rows(str(path), streaming=streaming))
+    rows = load_rows(str(path), on_bad_row="skip")
+    assert len(tokenize_rows(rows, word_tokenizer(), 9, on_bad_row="skip")) == 1
+
+
+@pytest.mark.parametrize(
+    "cell, message",
+    [
+        ('[{"from": "human", "value": "q"}]', "It has from and value"),
+        ('[{"role": "admin"}]', "found None; expected a text"),
+        ('{"role": "user", "content": "q"}', "found {'role': 'user', 'content': 'q'}; expected a text"),
+        ('[{"role": "user", "content": "q"}, {"text": "a"}]', "has no role"),
+    ],
+)
+def test_messages_of_a_csv_are_checked(cell, message, tmp_path):
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["prompt", "chosen", "rejected"], ["p", cell, "r"]])
+    with pytest.raises(ValueError, match=message):
+        to_comparison(load_rows(str(path))[0])
+
+
+ANSWERS_IN_JSON = [*CONVERSATIONS, json.dumps(FOUR), '[{"role": "user", "content": "hello"}]', str(FOUR)]
+
+
+@pytest.mark.parametrize("answer", ANSWERS_IN_JSON)
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_strings_of_typed_files_stay_strings(answer, kind, tmp_path):
+    "A reward model may score answers that are JSON, also such with a role."
+    row = {"prompt": answer, "chosen": answer, "rejected": "no", "response": answer}
+    path = str(tmp_path / f"rows.{kind}")
+    if kind == "parquet":
+        Dataset.from_list([row]).to_parquet(path)
+    else:
+        Path(path).write_text(json.dumps([row] if kind == "json" else row))
+    for streaming in (False, True):
+        (loaded,) = load_rows(path, streaming=streaming)
+        assert loaded == row
+        assert to_comparison(loaded) == Comparison(answer, (answer, "no"), (1, 2))
+        assert to_responses({"prompt": answer, "response": answer}).responses == (answer,)
+        assert to_responses({"text": answer}).prompt == answer
+    listed = {"prompt": "p", "responses": [answer, "no"], "scores": [2, 1]}
+    assert to_comparison(listed).responses == (answer, "no")
+
+
+def test_conversations_in_strings_of_typed_files_are_reported(caplog):
+    rows = Dataset.from_list([{"prompt": "w5 ", "chosen": json.dumps(FOUR), "rejected": "w7"}] * 3)
+    message = "The column chosen has messages that are written as JSON, in a file with types"
+    tokenize_rows(rows, word_tokenizer(), 99, name="rows.parquet")
+    assert any(line.startswith(f"rows.parquet: {message}") for line in caplog.messages)
+    assert audit(rows)["problems"][0].startswith(message)
+    one = Dataset.from_list([*rows, PAIR])  # an answer may be JSON
+    assert not [line for line in audit(one)["problems"] + audit(one)["notes"] if message in line]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_csv_of_a_hub_has_no_types_either(streaming, tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        rows = [[written, json.dumps(ASKED + FIVE), index] for index, written in enumerate(CONVERSATIONS)]
+        csv.writer(file).writerows([["good", "rejected", "margin"], *rows, ["w6", "w7", 1], [str(FOUR), "w7", 1]])
+
+    def load_dataset(name, data_files, split, streaming):
+        return datasets.load_dataset("csv", data_files=str(path), split=split, streaming=streaming)
+
+    monkeypatch.setattr(loading, "load_dataset", load_dataset)
+    loaded = list(load_rows("someone/rows", columns={"chosen": "good"}, streaming=streaming))
+    for index, row in enumerate(loaded[:-2]):
+        assert to_comparison(row) == Comparison(ASKED, (FOUR, FIVE), (1, 2), margin=index)
+    assert (loaded[-2]["chosen"], loaded[-2]["rejected"]) == ("w6", "w7")
+    with pytest.raises(ValueError, match="the chosen in this row cannot be read: .* begins like messages"):
+        to_comparison(loaded[-1])
+
+
+def call(arguments, **fields):
+    function = {"name": "book", "arguments": arguments}
+    return [{"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function, **fields}]}]
+
+
+SEAT = {"type": "object", "properties": {"seat": {"type": ["string", "null"], "enum": ["a", None], "default": None}}}
+TOOLS = [{"type": "function", "function": {"name": "book", "parameters": SEAT}}]
+NULLS = [
+    ({"seat": None, "row": 3}, {"row": 3}),
+    ({"seat": None}, {}),
+    ({"at": {"seat": None}}, {"at": {}}),
+    ({"seats": [{"number": None}]}, {"seats": [{}]}),
+    ({"seats": [None, 1]}, {"seats": [1]}),
+]
+
+
+@pytest.mark.parametrize("chosen, rejected", NULLS)
+def test_nulls_of_tool_calls_and_schemas_are_values(chosen, rejected, tmp_path):
+    row = {"prompt": ASKED, "chosen": call(chosen), "rejected": call(rejected), "tools": TOOLS}
+    row["chat_template_kwargs"] = {"documents": [{"title": None}], "think": None}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    as_json = {**row, "tools": json.dumps(TOOLS)}
+    template = "{{ tools | tojson }}{% for m in messages %}{{ m.tool_calls | default([]) | tojson }}{% endfor %}"
+    tokenizer = chat_tokenizer("qwen")
+    tokenizer.chat_template = template
+    for read in (row, as_json, load_rows(str(path))[0], next(iter(load_rows(str(path), streaming=True)))):
+        comparison = to_comparison(read)
+        assert comparison.responses == (call(chosen), call(rejected))
+        assert comparison.template == {"documents": [{"title": None}], "tools": TOOLS}
+        texts = render_comparison(comparison, tokenizer)
+        for text, response in zip(texts, (chosen, rejected), strict=True):
+            messages = ASKED + call(response)
+            assert text == tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
+    assert len(tokenize_rows(load_rows(str(path)), tokenizer, 9_999)) == 1  # winner and loser differ
+
+
+def test_nulls_that_a_table_puts_around_arguments_are_removed():
+    rows = [
+        {"prompt": ASKED, "chosen": call({"row": 1}, id="x"), "rejected": FIVE},
+        {"prompt": messages((U, "q")), "chosen": FOUR, "rejected": FIVE},
+        {"prompt": ASKED, "chosen": call({"row": 2}), "rejected": FIVE},
+    ]
+    rows[1]["chosen"] = [{**FOUR[0], "name": "n"}]
+    for row, read in zip(rows, Dataset.from_list(rows), strict=True):
+        assert to_comparison(read).responses == (row["chosen"], row["rejected"])
+
+
+@pytest.mark.parametrize("column", ["chosen", "tools"])
+def test_nulls_that_a_table_may_have_filled_in_are_reported(column, caplog):
+    other = [{"type": "function", "function": {"name": "g", "parameters": {"type": "object", "title": "t"}}}]
+    rows = [
+        {"prompt": ASKED, "chosen": call({"row": 1}), "rejected": FIVE, "tools": TOOLS},
+        {"prompt": ASKED, "chosen": call({"row": 1}), "rejected": FIVE, "tools": TOOLS},
+    ]
+    plain = [{**row, "tools": None} for row in rows]
+    assert not columns.nulls_of_tables(Dataset.from_list(plain))
+    if column == "chosen":
+        rows = plain
+        rows[1]["chosen"] = call({"seat": 1})
+    else:
+        rows[1]["tools"] = other
+    (warning,) = columns.nulls_of_tables(Dataset.from_list(rows))
+    assert warning.startswith(f"The column {column} stores ")
+    assert "null in rows that do not have them" in warning
+    as_json = [{**row, "tools": json.dumps(row["tools"])} for row in rows]
+    if column == "tools":
+        assert not columns.nulls_of_tables(Dataset.from_list(as_json))
 
 
 def test_long_cells_leave_the_limit_of_the_process_as_it_is(tmp_path):

@@ -9,8 +9,9 @@ __all__ = ['audit']
 import argparse
 import json
 import sys
+from functools import partial
 
-from .arguments import exit_on_error, parse_columns
+from .arguments import VERDICTS_HELP, exit_on_error, parse_columns, parse_verdicts
 
 # %% ../../nbs/09f_cli_audit.ipynb #b86e714f
 def _audit_parser():
@@ -31,6 +32,7 @@ def _audit_parser():
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--columns", help="other names of columns: prompt=instruction,chosen=output_1")
+    parser.add_argument("--verdicts", help=f"{VERDICTS_HELP}; in both files")
     parser.add_argument(
         "--against_columns",
         metavar="COLUMNS",
@@ -64,11 +66,12 @@ def audit(
 
     disable_progress_bars()  # only the table is printed
     with exit_on_error("audit"):
-        rows = load_rows(options.file, options.split, parse_columns(options.columns), on_bad_row="skip")
+        load = partial(load_rows, on_bad_row="skip", verdicts=parse_verdicts(options.verdicts))
+        rows = load(options.file, options.split, parse_columns(options.columns))
         against = None
         if options.against:
             columns = options.columns if options.against_columns is None else options.against_columns
-            against = load_rows(options.against, columns=parse_columns(columns), on_bad_row="skip")
+            against = load(options.against, columns=parse_columns(columns))
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else None
         report = audits.audit(rows, against, tokenizer, options.max_length, options.file)
     print(json.dumps(report, indent=2) if options.json else audits.audit_table(report))

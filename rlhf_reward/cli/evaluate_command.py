@@ -7,9 +7,11 @@ __all__ = ['evaluate']
 
 # %% ../../nbs/09d_cli_evaluate.ipynb #f33f3e9a
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from .arguments import exit_on_error, open_scorer, parse_columns, scoring_parser, shared_processes
+from .arguments import VERDICTS_HELP, exit_on_error, open_scorer, parse_columns, parse_verdicts
+from .arguments import scoring_parser, shared_processes
 
 # %% ../../nbs/09d_cli_evaluate.ipynb #dc61ce1c
 def _evaluate_parser():
@@ -40,6 +42,7 @@ def _evaluate_parser():
     )
     parser.add_argument("--output", required=True, help="folder of the report")
     parser.add_argument("--columns", help="other names of columns in --data: prompt=instruction,chosen=output_1")
+    parser.add_argument("--verdicts", help=f"{VERDICTS_HELP}; in --data")
     parser.add_argument(
         "--split",
         default="test",
@@ -103,9 +106,9 @@ def _evaluate_all(options, models, files, benchmarks, processes, device):
     from rlhf_reward.data import load_rows
     from rlhf_reward.evaluation import evaluate as evaluate_rows
 
-    rows = {}
-    for name, path in files:
-        rows[name] = load_rows(path, options.split, parse_columns(options.columns), options.on_bad_row)
+    mappings = {"columns": parse_columns(options.columns), "verdicts": parse_verdicts(options.verdicts)}
+    load = partial(load_rows, split=options.split, on_bad_row=options.on_bad_row, **mappings)
+    rows = {name: load(path) for name, path in files}
     loaded = {}  # all data before the first model, so that errors in it come before the work
     for name, path in benchmarks:
         is_local = path != name or Path(path).exists()

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Optional
 
-from .arguments import exit_on_error, parse_columns, read_chat_template
+from .arguments import VERDICTS_HELP, exit_on_error, parse_columns, parse_verdicts, read_chat_template
 
 # %% ../../nbs/09b_cli_train.ipynb #017737ad
 SYNTHETIC = "synthetic"
@@ -48,6 +48,10 @@ class TrainArguments:
     columns: Optional[str] = field(
         default=None,
         metadata={"help": "Other names of columns, in both data sets: prompt=instruction,chosen=output_1"},
+    )
+    verdicts: Optional[str] = field(
+        default=None,
+        metadata={"help": f"{VERDICTS_HELP[0].upper()}{VERDICTS_HELP[1:]}; in both data sets."},
     )
     streaming: bool = field(
         default=False,
@@ -173,7 +177,7 @@ def _parse_resume(resume):
 # %% ../../nbs/09b_cli_train.ipynb #9b2f8e76
 def parse_train(
     argv: list[str],  # such as ['config.yaml', '--learning_rate', '1e-5']
-) -> tuple:  # `TrainArguments` with `columns` as a dict, `RewardConfig`
+) -> tuple:  # `TrainArguments` with `columns` and `verdicts` as dicts, `RewardConfig`
     "Return the arguments of `rlhf_reward train`. Exit with a message for unknown or contradictory arguments."
     from transformers import HfArgumentParser
 
@@ -204,6 +208,7 @@ def parse_train(
         job, args = parser.parse_args_into_dataclasses(argv)
         _check_stream(job, args)
         job.columns = parse_columns(job.columns)
+        job.verdicts = parse_verdicts(job.verdicts)
         _check_adapter(job)
         args.resume_from_checkpoint = _parse_resume(args.resume_from_checkpoint)
     except ValueError as error:
@@ -213,10 +218,11 @@ def parse_train(
 # %% ../../nbs/09b_cli_train.ipynb #d8bc3840
 def _load_data(job, args):
     "Return the rows to train on, and those to evaluate on if they have a data set of their own."
+    from rlhf_reward.columns import check_same_verdicts
     from rlhf_reward.data import load_rows
     from rlhf_reward.synthetic import synthetic_comparisons
 
-    load = partial(load_rows, columns=job.columns, on_bad_row=args.on_bad_row)
+    load = partial(load_rows, columns=job.columns, on_bad_row=args.on_bad_row, verdicts=job.verdicts)
     if job.dataset == SYNTHETIC:
         train_rows = synthetic_comparisons()
     else:
@@ -224,6 +230,8 @@ def _load_data(job, args):
     if job.streaming:
         train_rows = train_rows.shuffle(args.seed, buffer_size=10_000)
     eval_rows = load(job.eval_dataset, split="test") if job.eval_dataset else None
+    if eval_rows is not None:
+        check_same_verdicts(train_rows, eval_rows)
     return train_rows, eval_rows
 
 

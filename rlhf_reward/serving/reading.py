@@ -115,13 +115,13 @@ def _read_comparison(
     try:
         plain_responses = [_plain_text(response) for response in responses]
         if prompt is None:
-            comparison = to_responses({"texts": plain_responses, **columns}, from_file=False)
+            comparison = to_responses({"texts": plain_responses, **columns})
             return LocatedComparison(comparison, field)
         current = prompt_field
         row = {"prompt": _plain_text(prompt), **columns}
-        to_responses({**row, "response": "a response"}, from_file=False) # a problem now is one of the prompt
+        to_responses({**row, "response": "a response"}) # a problem now is one of the prompt
         current = field
-        comparison = to_responses({**row, "responses": plain_responses}, from_file=False)
+        comparison = to_responses({**row, "responses": plain_responses})
         return LocatedComparison(comparison, field)
     except (ValueError, RecursionError) as error:
         raise field_error(422, current, str(error)) from None

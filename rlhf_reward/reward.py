@@ -115,10 +115,9 @@ class RewardModel(BackboneProperties):
         self.num_base_embeddings = self.num_embeddings # those of the checkpoint, before any is added
         has_cache = "use_cache" in inspect.signature(self.backbone.forward).parameters
         self._backbone_kwargs = {"use_cache": False} if has_cache else {}
-        hidden_size = head_size(config)
         self.dropout = nn.Dropout(dropout)
-        self.score = nn.Linear(hidden_size, 1, bias=False, dtype=torch.float32)
-        nn.init.normal_(self.score.weight, std=(hidden_size + 1) ** -0.5) # Stiennon et al. 2020
+        self.score = nn.Linear(head_size(config), 1, bias=False, dtype=torch.float32)
+        nn.init.normal_(self.score.weight, std=(self.score.in_features + 1) ** -0.5) # Stiennon et al. 2020
         self.to(device).eval()
         check_finite(model_name, self.backbone.named_parameters())
 
@@ -153,10 +152,8 @@ class RewardModel(BackboneProperties):
             ends = attention_mask.sum(dim=1) - 1 if self.pooling == "last" else torch.zeros_like(rows)
         else:
             rows, ends = end_positions.unbind(dim=1)
-        kwargs = dict(self._backbone_kwargs)
-        if position_ids is not None:
-            kwargs["position_ids"] = position_ids
-        outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        positions = {} if position_ids is None else {"position_ids": position_ids}
+        outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **positions, **self._backbone_kwargs)
         pooled = outputs.last_hidden_state[rows, ends] # (batch_size or num_responses, hidden_size)
         with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
             pooled = self.dropout(pooled.to(self.score.weight.dtype))

@@ -152,8 +152,8 @@ class RewardModel(BackboneProperties):
             ends = attention_mask.sum(dim=1) - 1 if self.pooling == "last" else torch.zeros_like(rows)
         else:
             rows, ends = end_positions.unbind(dim=1)
-        positions = {} if position_ids is None else {"position_ids": position_ids}
-        outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **positions, **self._backbone_kwargs)
+        given = {} if position_ids is None else {"position_ids": position_ids}
+        outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **given, **self._backbone_kwargs)
         pooled = outputs.last_hidden_state[rows, ends] # (batch_size or num_responses, hidden_size)
         with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
             pooled = self.dropout(pooled.to(self.score.weight.dtype))

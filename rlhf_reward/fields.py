@@ -110,7 +110,6 @@ def without_nulls(
 # %% ../nbs/03f_fields.ipynb #b9e0c2d4
 _OBJECTS = re.compile(r"""\s*\[?\s*\{\s*["']""") # how messages begin
 _MESSAGE_KEY = re.compile(r"""["'](role|from)["']\s*:""")
-_DECODER = json.JSONDecoder(parse_constant=str)
 
 
 def parsed_cell(
@@ -121,7 +120,7 @@ def parsed_cell(
         return cell
     text = cell.strip()
     try:
-        value, end = _DECODER.raw_decode(text)
+        value, end = json.JSONDecoder(parse_constant=str).raw_decode(text)
     except (ValueError, RecursionError) as error:
         if text.startswith("[") and _MESSAGE_KEY.search(text):
             raise ValueError(

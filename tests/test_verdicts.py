@@ -272,3 +272,20 @@ def test_commands_take_the_map(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train", "--model", "none", "--dataset", str(path), "--verdicts", "0", *options])
     assert "--verdicts=0 is not a mapping" in capsys.readouterr().err
+
+
+def test_evaluation_audit_and_hold_out_read_names_too():
+    table = labeled(["second", "tie", "model_b", "model_a"], ["model_b", "model_a", "model_b"])
+    by_length = Rule(lambda prompt, response: len(response))  # prefers response_a
+    for rows in (table, table.to_iterable_dataset()):
+        assert evaluate(by_length, rows).report["accuracy"] == 1 / 3
+    report = audit(table, against=table.select([1]))
+    assert report["verdicts"] == {"1": "tie", "2": "b", "3": "a"}
+    assert (report["bad_rows"], report["shared_prompts"]) == (0, 1)
+    assert sum(map(len, hold_out(table, 0.3))) == 3
+
+
+def test_rows_in_a_format_are_read_as_they_are():
+    table = Dataset.from_list(arena([-1, 2, 0]))
+    for kind in ("numpy", "torch", "pandas", "arrow"):
+        assert column_verdicts(table.with_format(kind)) == {"-1": "a", "0": "tie", "2": "b"}

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Optional
 
-from .arguments import VERDICTS_HELP, exit_on_error, parse_columns, parse_verdicts, read_chat_template
+from .arguments import exit_on_error, parse_columns, parse_verdicts, read_chat_template
 
 # %% ../../nbs/09b_cli_train.ipynb #017737ad
 SYNTHETIC = "synthetic"
@@ -51,7 +51,10 @@ class TrainArguments:
     )
     verdicts: Optional[str] = field(
         default=None,
-        metadata={"help": f"{VERDICTS_HELP[0].upper()}{VERDICTS_HELP[1:]}; in both data sets."},
+        metadata={
+            "help": "What the values of winner or preference mean, a, b or tie, in both data sets, where their column "
+            "does not show it: --verdicts=0=a,1=b,2=tie"
+        },
     )
     streaming: bool = field(
         default=False,

@@ -106,6 +106,11 @@ def check_arguments(
             "accelerator_config has dispatch_batches or split_batches; expected neither: a batch of comparisons "
             "cannot be sliced between processes. Each process reads its own."
         )
+    if not accelerator.even_batches and args.world_size > 1:
+        raise ValueError(
+            "accelerator_config has even_batches=False; expected True with several processes: in an evaluation those "
+            "with fewer batches would leave the others waiting. No comparison counts twice."
+        )
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to one process; expected one process for each GPU: start "

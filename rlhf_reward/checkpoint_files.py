@@ -44,6 +44,7 @@ def write_file_list(
 
 def checkpoint_problem(
     folder: Union[str, Path], # a checkpoint
+    only: Optional[str] = None, # a file to look at; by default at all
 ) -> Optional[str]: # why it cannot be resumed from, or `None` if it is complete
     "Compare the files of a checkpoint with those noted when they had been written."
     folder = Path(folder)
@@ -56,7 +57,7 @@ def checkpoint_problem(
         except ValueError:
             is_whole = (folder / name).read_bytes().rstrip().endswith(b"}")
             return f"{name} is damaged" if is_whole else f"{name} is truncated"
-    files = lists[FILES]
+    files = {name: noted for name, noted in lists[FILES].items() if only in (None, name)}
     for name, noted in files.items():
         file = folder / name
         if not file.is_file():

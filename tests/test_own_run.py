@@ -1,12 +1,10 @@
 "A run takes up its own checkpoints only, has its output folder for itself, and survives signals and a full disk."
 import json
-import logging
 import os
 import resource
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from architectures import save_language_model
 from programs import run
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.checkpoint_files import FILES, checkpoint_problem
+from rlhf_reward.cli import main
 from rlhf_reward.output_folder import LOCK, own_folder
 from rlhf_reward.resuming import newest_checkpoint
 from rlhf_reward.run_record import CHANGEABLE, RUN, UNCHANGEABLE, data_fingerprint
@@ -191,6 +190,26 @@ def test_checkpoints_of_another_run_are_passed_over(base, tmp_path, caplog, diff
     alone = make(base, tmp_path / "alone", max_steps=10, **difference)
     alone.train()
     assert_same_weights(resumed, alone)
+
+
+def test_a_new_run_in_a_folder_with_a_model_says_so(base, tmp_path, caplog):
+    trainer = make(base, tmp_path, save_strategy="no")
+    trainer.train()
+    assert "earlier run" not in caplog.text
+    trainer.save_model()
+    make(base, tmp_path, save_strategy="no").train()
+    assert f"{tmp_path} has the model of an earlier run, which this run replaces." in caplog.text
+
+
+def test_a_record_that_is_damaged_is_not_compared(base, tmp_path, caplog):
+    "A digit of the seed is another one: the checkpoint is damaged, rather than one of another run."
+    make(base, tmp_path).train()
+    record = tmp_path / "checkpoint-4" / RUN
+    record.write_text(record.read_text().replace('"seed": 42', '"seed": 43'))
+    with pytest.raises(ValueError, match="run.json has its size, but other contents than were written"):
+        make(base, tmp_path).train(resume_from_checkpoint=str(record.parent))
+    make(base, tmp_path, max_steps=3).train(resume_from_checkpoint=True)
+    assert "checkpoint-4 is incomplete (run.json has its size, but other contents" in caplog.text
 
 
 def test_a_finished_run_that_is_resumed_takes_no_further_step(base, tmp_path, caplog):
@@ -423,6 +442,26 @@ def test_a_full_disk_at_the_last_save_is_an_error_with_the_folder(base, tmp_path
         trainer.save_model(str(tmp_path / "model"))
     disk()
     assert checkpoint_problem(tmp_path / "checkpoint-4") is None
+
+
+def test_a_command_that_cannot_save_its_model_names_the_checkpoint(tmp_path, monkeypatch):
+    save = RewardTrainer._write_model
+
+    def save_checkpoints_only(trainer, folder, state_dict):
+        if "checkpoint-" not in str(folder):
+            raise OSError(28, "No space left on device")
+        save(trainer, folder, state_dict)
+
+    monkeypatch.setattr(RewardTrainer, "_write_model", save_checkpoints_only)
+    options = ["--output_dir", str(tmp_path), "--max_steps", "2", "--save_strategy", "steps", "--eval_strategy", "no"]
+    with pytest.raises(SystemExit) as exit:
+        main(CLI[2:] + options)
+    line = str(exit.value)
+    assert line.startswith(f"rlhf_reward train: {str(tmp_path)!r} cannot be written to: No space left on device; expec")
+    assert f"to continue from {tmp_path / 'checkpoint-2'}, add --resume_from_checkpoint true" in line
+    monkeypatch.undo()
+    main([*CLI[2:], *options, "--resume_from_checkpoint", "true"])
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 # ----- signals

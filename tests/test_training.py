@@ -439,6 +439,13 @@ def test_a_stream_trains_as_its_table_does(base, tmp_path):
     assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
+def test_uneven_batches_of_several_processes_are_rejected(base, tmp_path, monkeypatch):
+    make_trainer(base, tmp_path, accelerator_config={"even_batches": False})
+    monkeypatch.setattr(RewardConfig, "world_size", 2)
+    with pytest.raises(ValueError, match="even_batches=False; expected True with several processes"):
+        make_trainer(base, tmp_path, accelerator_config={"even_batches": False})
+
+
 def test_plain_training_arguments_are_rejected(base, tmp_path):
     args = TrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match="args is a TrainingArguments; expected a RewardConfig"):

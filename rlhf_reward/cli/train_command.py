@@ -360,7 +360,15 @@ def _save_and_evaluate(trainer, job):
         from rlhf_reward.adapters import merge_adapter
 
         merge_adapter(trainer.model)
-    trainer.save_model(_internal_call=True)  # before the evaluation, which may fail too
+    try:
+        trainer.save_model(_internal_call=True)  # before the evaluation, which may fail too
+    except OSError as error:
+        if trainer.last_checkpoint is None:
+            raise
+        raise OSError(
+            f"{error} The training is not lost: to continue from {trainer.last_checkpoint}, add "
+            "--resume_from_checkpoint true."
+        ) from error
     metrics = trainer.evaluate()
     trainer.set_reward_scale(metrics, job.eval_dataset or f"held out of {job.dataset}")
     trainer.create_model_card(dataset=job.dataset)

@@ -221,8 +221,8 @@ def _message_of_losses(step: int, rows: list[int]) -> str:
     return (
         f"The loss of step {step} is not finite, of {len(rows)} comparisons (row {shown} of the training set). If it "
         "is all of a batch, the weights were spoiled before: resume from a checkpoint before that step with a lower "
-        "learning_rate, more warmup_steps or a lower max_grad_norm, and without fp16. If it is a few, look at these "
-        "rows."
+        "learning_rate, more warmup_steps or a lower max_grad_norm, and without fp16 (--resume_changes fp16). If it is "
+        "a few, look at these rows."
     )
 
 # %% ../nbs/05d_steps.ipynb #61156f5d

@@ -7,6 +7,7 @@ __all__ = ['logger', 'RewardTrainer', 'tokenize_for_model', 'examples_to_compare
 
 # %% ../nbs/05_training.ipynb #32f9fad5
 import logging
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Callable, Optional, Union
 
@@ -22,11 +23,14 @@ from .card import ModelCardMixin
 from .losses import LOSSES, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
 from .packing import choose_layout, pad_comparisons
-from .resuming import CheckpointMixin, checkpoint_problem, newest_checkpoint
-from .resuming import SIZES, unfinished # importable from here too
+from .output_folder import check_writable, own_folder
+from .resuming import CheckpointMixin
+# importable from here too
+from .resuming import SIZES, checkpoint_problem, newest_checkpoint, unfinished
 from .reward import RewardModel
 from .sampling import SameStepsMixin
 from .steps import StepLoggingMixin, StepLossMixin, StepRecords
+from .stopping import saved_on_signal
 from .tokens import FEATURES, tokenize_rows
 
 logger = logging.getLogger(__name__)
@@ -63,12 +67,15 @@ class RewardTrainer(
     ):
         check_arguments(args)
         check_inputs(model, processing_class, train_dataset, eval_dataset)
+        if args.should_save:
+            check_writable(args.output_dir)
         if peft_config is not None:
             from rlhf_reward.adapters import add_adapter
 
             add_adapter(model, peft_config)
         reward_loss = make_loss(args.loss, args.label_smoothing_factor, args.center_rewards_coefficient)
         self.reward_loss = reward_loss.to(args.device)
+        self.note_model(model)
         self.step_records = StepRecords()
         self._layout_is_chosen = False
         self._tokenized = partial(tokenize_for_model, model, processing_class, args)
@@ -93,19 +100,24 @@ class RewardTrainer(
         **kwargs: Any, # as in `Trainer.train`
     ) -> TrainOutput:
         """
-        Train as `Trainer.train` does. `resume_from_checkpoint=True` resumes from the newest complete checkpoint.
+        Train as `Trainer.train` does. `resume_from_checkpoint=True` resumes from the run's newest complete checkpoint.
 
-        Raises `ValueError` for a named checkpoint that is incomplete, or where there is none.
+        Raises `ValueError` for a named checkpoint that is incomplete or of another run, or where there is none;
+        `OSError` if another run writes to `output_dir`, or nothing can be written there; `Stopped`, which is a
+        `KeyboardInterrupt`, after a signal with `save_on_signal`.
         """
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-        if self.args.use_liger_kernel:
-            apply_liger_kernel(self.model.backbone, self.args.liger_kernel_config)
-            # the Trainer looks for a model of transformers, and warns
-            logging.getLogger("transformers.integrations.liger").setLevel(logging.ERROR)
-        forget_reward_scale(self.model.config)
-        self.step_records = StepRecords()
-        output = super().train(checkpoint, **kwargs)
-        self._check_finite()
+        with own_folder(self.args.output_dir, self.args.should_save):
+            self._use_layout(self.train_dataset)
+            checkpoint = self.begin_run(resume_from_checkpoint)
+            if self.args.use_liger_kernel:
+                apply_liger_kernel(self.model.backbone, self.args.liger_kernel_config)
+                # the Trainer looks for a model of transformers, and warns
+                logging.getLogger("transformers.integrations.liger").setLevel(logging.ERROR)
+            forget_reward_scale(self.model.config)
+            self.step_records = StepRecords()
+            with saved_on_signal(self) if self.args.save_on_signal else nullcontext():
+                output = super().train(checkpoint, **kwargs)
+            self._check_finite()
         return output
 
     def get_train_dataloader(self):
@@ -186,22 +198,6 @@ def examples_to_compare(
     return [dataset[index] for index in dict.fromkeys([longest, *first])]
 
 # %% ../nbs/05_training.ipynb #cd19ec32
-def checkpoint_to_resume(
-    resume_from_checkpoint: Union[bool, str, None], # as in `RewardTrainer.train`
-    output_dir: str, # of the run
-) -> Union[bool, str, None]: # a folder where there is one to resume from
-    "Return the checkpoint to resume from. Raises `ValueError` for one that is incomplete, or where there is none."
-    if resume_from_checkpoint is True:
-        return newest_checkpoint(output_dir)
-    problem = checkpoint_problem(resume_from_checkpoint) if resume_from_checkpoint else None
-    if problem:
-        raise ValueError(
-            f"The checkpoint {str(resume_from_checkpoint)!r} cannot be resumed from: {problem}; expected a complete "
-            "one, such as the one before."
-        )
-    return resume_from_checkpoint
-
-
 def forget_reward_scale(
     config: Any, # of the model
 ) -> None:

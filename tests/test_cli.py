@@ -270,3 +270,21 @@ def test_every_command_leaves_the_process_group(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="^no rows$"):
         main(["score", "rows"])
     assert not distributed.is_initialized()
+
+
+def test_an_evaluation_set_without_pairs_ends_with_its_metrics(tmp_path, capsys):
+    "Comparisons that only tie, with a loss that learns from ties: there is a loss, but no accuracy."
+    rows = [{"prompt": "Ada ", "responses": [" robin", " wren"], "ranks": [1, 1]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = tiny_decoder(tmp_path / "base", ["Ada robin wren"])
+    data = ["--model", model, "--dataset", tmp_path / "rows.jsonl", "--eval_dataset", tmp_path / "rows.jsonl"]
+    arguments = [*QUICK, *data, "--loss", "davidson", "--output_dir", tmp_path / "out"]
+    metrics = train(list(map(str, arguments)))
+    assert metrics["eval_pairs"] == 0 and metrics["eval_loss"] > 0 and "eval_longer_wins" not in metrics
+    assert "Held-out accuracy: none, since no comparison has a better and a worse response" in capsys.readouterr().out
+
+
+def test_an_error_in_training_is_one_line(tmp_path):
+    with pytest.raises(SystemExit) as exit:
+        main(["train", *QUICK, "--output_dir", str(tmp_path), "--resume_from_checkpoint", "true"])
+    assert str(exit.value).startswith(f"rlhf_reward train: {str(tmp_path)!r} has no complete checkpoint, of 0; ")

@@ -362,6 +362,60 @@ def test_other_rows_and_several_sets_are_evaluated_as_they_are(base, tmp_path):
     assert trainer.predict(rows).predictions.shape == (9, 4)
 
 
+@pytest.mark.parametrize("options", [
+    {"dataloader_drop_last": True},
+    {"dataloader_drop_last": True, "per_device_eval_batch_size": 4},
+    {"dataloader_in_order": False, "dataloader_num_workers": 2},
+    {"train_sampling_strategy": "group_by_length"},
+    {"train_sampling_strategy": "batch_rebalance"},
+    {"prediction_loss_only": True},
+    {"eval_use_gather_object": True},
+    {"eval_accumulation_steps": 1},
+    {"dataloader_drop_last": True, "dataloader_num_workers": 1, "dataloader_persistent_workers": True},
+], ids=str)
+@pytest.mark.parametrize("loader", ["evaluate", "predict"])
+def test_no_option_of_the_loader_reaches_the_metrics(base, tmp_path, options, loader):
+    "7 comparisons of different lengths, fewer than a batch: all are evaluated, and predicted in the order of the rows."
+    rows = synthetic_comparisons(7, seed=4)
+    rows = rows.map(lambda row, n: {"prompt": row["prompt"] * (1 + n * 5 % 4)}, with_indices=True)
+    plain = make_trainer(base, tmp_path, eval_rows=rows, max_length=512)
+    other = make_trainer(base, tmp_path, eval_rows=rows, max_length=512, **options)
+    if loader == "evaluate":
+        expected, metrics = plain.evaluate(), other.evaluate()
+        assert metrics["eval_pairs"] == 7 * 6 and metrics["eval_accuracy"] == expected["eval_accuracy"]
+        assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-6)
+    else:
+        np.testing.assert_allclose(other.predict(rows).predictions, plain.predict(rows).predictions, atol=1e-5)
+    for name, value in options.items():
+        assert getattr(other.args, name) == value
+
+
+def test_rewards_of_padded_models_are_predicted_in_the_order_of_the_rows(tmp_path):
+    "Their training is grouped by length."
+    base = save_language_model("bert", tmp_path / "base")
+    rows = []
+    for n in (9, 1, 5, 30, 2):
+        rows.append({"prompt": "w5 ", "chosen": "w6 " * n, "rejected": "w7 " * n})
+    rows = Dataset.from_list(rows)
+    trainer = make_trainer(base, tmp_path, rows, rows, tokenizer=word_tokenizer(), per_device_eval_batch_size=2)
+    together = trainer.predict(rows).predictions
+    assert trainer.args.train_sampling_strategy == "group_by_length"
+    for n in range(len(rows)):
+        np.testing.assert_allclose(together[n], trainer.predict(rows.select([n])).predictions[0], atol=1e-5)
+
+
+def test_a_training_set_smaller_than_a_dropped_batch_is_refused(base, tmp_path):
+    trainer = make_trainer(base, tmp_path, synthetic_comparisons(7), max_steps=1, dataloader_drop_last=True)
+    with pytest.raises(ValueError, match="drops all 7 comparisons of the training set, which are fewer than a batch"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("option", ["bf16_full_eval", "fp16_full_eval", "enable_jit_checkpoint"])
+def test_options_that_would_change_the_weights_or_checkpoints_are_refused_with_a_remedy(base, tmp_path, option):
+    with pytest.raises(ValueError, match=rf"{option} is True; expected False: .*, since .*: use|{option}.*Use save_on"):
+        make_trainer(base, tmp_path, **{option: True})
+
+
 @pytest.mark.parametrize("option", ["logging_nan_inf_filter", "batch_eval_metrics", "remove_unused_columns"])
 def test_unsupported_arguments_are_rejected(base, tmp_path, option):
     with pytest.raises(ValueError, match=f"{option} is .*RewardTrainer does not support this option"):
@@ -383,6 +437,13 @@ def test_a_stream_trains_as_its_table_does(base, tmp_path):
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_uneven_batches_of_several_processes_are_rejected(base, tmp_path, monkeypatch):
+    make_trainer(base, tmp_path, accelerator_config={"even_batches": False})
+    monkeypatch.setattr(RewardConfig, "world_size", 2)
+    with pytest.raises(ValueError, match="even_batches=False; expected True with several processes"):
+        make_trainer(base, tmp_path, accelerator_config={"even_batches": False})
 
 
 def test_plain_training_arguments_are_rejected(base, tmp_path):
@@ -445,11 +506,15 @@ HOOKS = {
     "_get_train_sampler": ("train_dataset",),
     "_load_best_model": (),
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
+    "_load_optimizer_and_scheduler": ("checkpoint",),
     "_maybe_log_save_evaluate": (),
     "_prepare_inputs": ("inputs",),
+    "_run_epoch": (),
     "_save": ("output_dir", "state_dict"),
     "_save_checkpoint": ("model", "trial"),
+    "_save_optimizer_and_scheduler": ("output_dir",),
     "_save_rng_state": ("output_dir",),
+    "_save_scaler": ("output_dir",),
     "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
     "compute_loss_context_manager": (),
     "create_model_card": (),

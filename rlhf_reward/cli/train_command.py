@@ -9,6 +9,7 @@ __all__ = ['SYNTHETIC', 'TrainArguments', 'parse_train', 'prepare_trainer', 'tra
 import difflib
 import json
 import logging
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -324,20 +325,65 @@ def prepare_trainer(
 def train(
     argv: list[str],  # arguments of `rlhf_reward train`
 ) -> dict[str, float]:  # metrics on the evaluation set
-    "Train, evaluate, save; print the accuracy over held-out pairs, its baseline, and the path of the checkpoint."
-    job, args = parse_train(argv)
+    """
+    Train, evaluate, save; print the accuracy over held-out pairs, its baseline, and the path of the checkpoint.
+
+    Ctrl-C and SIGTERM end it with one line and the status 130 or 143.
+    """
+    from rlhf_reward.output_folder import own_folder
+    from rlhf_reward.stopping import handled_signals, raise_stopped
+
+    trainer = None
+    try:
+        with handled_signals(raise_stopped), exit_on_error("train"):
+            job, args = parse_train(argv)
+            with own_folder(args.output_dir, args.should_save):
+                _set_log_level(args)
+                trainer = prepare_trainer(job, args)
+                trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+                return _save_and_evaluate(trainer, job)
+    except KeyboardInterrupt as stop:
+        if trainer is None or trainer.is_world_process_zero():
+            print(f"\nrlhf_reward train: {_stopped(stop, trainer)}", file=sys.stderr)
+        sys.exit(getattr(stop, "status", 130))
+
+
+def _set_log_level(args):
     logging.basicConfig(format="%(message)s")  # dropped and truncated rows; with --log_level debug examples of them
     level = logging.INFO if args.log_level == "passive" and args.should_log else args.get_process_log_level()
     logging.getLogger("rlhf_reward").setLevel(level)
-    with exit_on_error("train"):  # the data or the model of the user; an error in training keeps its traceback
-        trainer = prepare_trainer(job, args)
 
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+
+def _stopped(stop, trainer):
+    "Return the line about a run that was stopped by a signal."
+    reason = str(stop) or "stopped by SIGINT"
+    if trainer is None or not trainer.state.max_steps:
+        return f"{reason} before the first step."
+    step, last = trainer.state.global_step, trainer.state.max_steps
+    where = f"{reason} after step {step} of {last}"
+    if trainer.last_checkpoint is not None:
+        return f"{where}. To continue from {trainer.last_checkpoint}, add --resume_from_checkpoint true."
+    if step == last:
+        return f"{where}, before all of {trainer.args.output_dir} was written."
+    return f"{where}, before the first checkpoint. With --save_on_signal true it would have been saved."
+
+
+def _save_and_evaluate(trainer, job):
+    "Save the model, then evaluate and describe it; return the metrics."
+    args = trainer.args
     if job.merge_adapter:
         from rlhf_reward.adapters import merge_adapter
 
         merge_adapter(trainer.model)
-    trainer.save_model(_internal_call=True)  # before the evaluation, which may fail too
+    try:
+        trainer.save_model(_internal_call=True)  # before the evaluation, which may fail too
+    except OSError as error:
+        if trainer.last_checkpoint is None:
+            raise
+        raise OSError(
+            f"{error} The training is not lost: to continue from {trainer.last_checkpoint}, add "
+            "--resume_from_checkpoint true."
+        ) from error
     metrics = trainer.evaluate()
     trainer.set_reward_scale(metrics, job.eval_dataset or f"held out of {job.dataset}")
     trainer.create_model_card(dataset=job.dataset)
@@ -346,13 +392,20 @@ def train(
 
     from rlhf_reward.tokens import longer_wins
 
-    metrics["eval_longer_wins"] = longer_wins(trainer.eval_dataset)
+    if metrics["eval_pairs"]:
+        metrics["eval_longer_wins"] = longer_wins(trainer.eval_dataset)
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
-        print(
-            f"\nHeld-out accuracy: {metrics['eval_accuracy']:.4f} over {metrics['eval_pairs']} pairs "
-            f"({metrics['eval_tied_rewards']} tied rewards, counted half)\n"
-            f"Longer wins:       {metrics['eval_longer_wins']:.4f}\n"
-            f"Checkpoint:        {args.output_dir}"
-        )
+        print(f"\n{_summary(metrics)}\nCheckpoint:        {args.output_dir}")
     return metrics
+
+
+def _summary(metrics):
+    "Return the accuracy and its baseline."
+    if not metrics["eval_pairs"]:
+        return "Held-out accuracy: none, since no comparison has a better and a worse response"
+    return (
+        f"Held-out accuracy: {metrics['eval_accuracy']:.4f} over {metrics['eval_pairs']} pairs "
+        f"({metrics['eval_tied_rewards']} tied rewards, counted half)\n"
+        f"Longer wins:       {metrics['eval_longer_wins']:.4f}"
+    )

@@ -21,7 +21,8 @@ from .checkpoint_files import ADAPTER_FILE as FILE
 from .checkpoint_files import ADAPTER_HEAD as HEAD
 from .checkpoint_files import adapter_base, adapter_weights, check_finite, find_file, is_encoder_head
 from .checkpoint_files import open_weights
-from .checkpoints import num_embeddings_of, sequence_classifier, tokenizer_to_save
+from .checkpoints import num_embeddings_of, sequence_classifier, set_plain_output
+from .checkpoints import tokenizer_to_save
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #6b0a208a
 def add_adapter(
@@ -58,8 +59,8 @@ def save_adapter(
     """
     Save the adapter and the head as PEFT does for a sequence classifier, with tokenizer and config.
 
-    The tokenizer is saved unchanged where `save_pretrained` would need one more embedding row for its pad token, since
-    the embeddings are the base model's.
+    The tokenizer keeps its pad token where `save_pretrained` would need one more embedding row for another, since the
+    embeddings are the base model's.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,10 +70,11 @@ def save_adapter(
     _peft_config(model).save_pretrained(folder)
     tokenizer_copy = tokenizer_to_save(tokenizer, model.config)
     if tokenizer_copy.pad_token_id >= model.num_embeddings:
-        tokenizer_copy = tokenizer
+        template = tokenizer_copy.chat_template
+        tokenizer_copy = copy.deepcopy(tokenizer)
+        tokenizer_copy.chat_template = template
     config = copy.deepcopy(model.config)
-    config.num_labels = 1
-    config.problem_type = "regression"
+    set_plain_output(config)
     config.pad_token_id = tokenizer_copy.pad_token_id
     config.rlhf_reward = {
         **getattr(config, "rlhf_reward", {}),

@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from .checkpoint_files import ADAPTER_HEAD, adapter_base, adapter_weights, check_finite, find_file
 from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, open_weights, own_code
 from .checkpoint_files import refuse_own_code, weight_map, weight_shapes
+from .templates import chat_marks, freeze_date
 
 # %% ../nbs/01b_checkpoints.ipynb #3c878b83
 MIXES_PADDING = ("convbert", "fnet", "nystromformer", "yoso") # encoders whose real tokens see the padding, mask or not
@@ -285,13 +286,23 @@ def tokenizer_to_save(tokenizer, config):
     the id of the pad token.
     """
     tokenizer = copy.deepcopy(tokenizer)
+    freeze_date(tokenizer) # after training it prints no date anyway
     tokenizer.padding_side = "right"
     eos_token_id = getattr(config, "eos_token_id", None)
     in_use = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "sep", "cls")}
     in_use |= set(eos_token_id) if isinstance(eos_token_id, list) else {eos_token_id}
+    in_use |= set(tokenizer(chat_marks(tokenizer).end, add_special_tokens=False)["input_ids"][-1:])
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in in_use:
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
     return tokenizer
+
+
+def set_plain_output(config):
+    "Mark the config of a classifier so that other tools give its one output as it is, without a sigmoid."
+    config.num_labels = 1
+    config.problem_type = "regression" # for vLLM
+    for_cross_encoder = {"activation_fn": "torch.nn.modules.linear.Identity"} # for `CrossEncoder`
+    config.sentence_transformers = {**(getattr(config, "sentence_transformers", None) or {}), **for_cross_encoder}
 
 
 def save_checkpoint(model, folder, tokenizer, state_dict=None):
@@ -301,8 +312,7 @@ def save_checkpoint(model, folder, tokenizer, state_dict=None):
     tokenizer = tokenizer_to_save(tokenizer, model.config)
     num_embeddings = max(model.num_embeddings, tokenizer.pad_token_id + 1)
     config = copy.deepcopy(model.config)
-    config.num_labels = 1
-    config.problem_type = "regression" # vLLM applies a sigmoid to any other
+    set_plain_output(config)
     config.pad_token_id = tokenizer.pad_token_id
     config.vocab_size = max(config.vocab_size, num_embeddings)
     checkpoint = None

@@ -11,13 +11,14 @@ from typing import Any, Literal, Optional, Union
 from transformers import PreTrainedTokenizerBase
 
 from .comparison import Comparison, Text, is_ids, shared_length, whole_texts
+from .templates import Conversation, as_conversation, chat_marks, writes_classifier_token
 
 # %% ../nbs/03e_encoding.ipynb #18d06359
 def render(
     text: Text, # a string or messages, such as the prompt and one response of a `Comparison` together
     tokenizer: PreTrainedTokenizerBase, # of the model
     template: dict[str, Any] = {}, # arguments of the chat template, `Comparison.template`
-) -> str:
+) -> str: # a `Conversation` for messages
     "Return the string that is tokenized. Raise `ValueError` if the chat template is missing or refuses the messages."
     if isinstance(text, str) or not text:
         return text or ""
@@ -29,7 +30,7 @@ def render(
     try:
         rendered = tokenizer.apply_chat_template(text, tokenize=False, **template)
         rendered.encode() # fails for lone surrogates, which a template may print from fields other than the content
-        return rendered
+        return Conversation(rendered)
     except Exception as error: # a template is a program and can raise anything
         raise ValueError(f"the chat template refuses its messages: {error}") from None
 
@@ -40,9 +41,20 @@ def encode(
     ends_with_eos: bool = True, # `RewardModel.ends_with_eos`
 ) -> list[list[int]]: # one list for each text
     "Return the token ids of whole texts, each as it would be alone, in training as in serving."
-    strings = [text for text in texts if isinstance(text, str)]
-    encoded = iter(_encode_strings(strings, tokenizer, ends_with_eos))
-    return [next(encoded) if isinstance(text, str) else text for text in texts]
+    if ends_with_eos:
+        texts = _with_conversations(texts, tokenizer)
+    is_encoder = writes_classifier_token(tokenizer) # which reads its reward at that token; no template writes it
+    conversations = {} # index → text
+    strings = {}
+    for index, text in enumerate(texts):
+        if isinstance(text, Conversation) and not is_encoder:
+            conversations[index] = str(text)
+        elif isinstance(text, str):
+            strings[index] = str(text)
+    encoded = dict(enumerate(texts))
+    encoded.update(zip(conversations, _encode_rendered(list(conversations.values()), tokenizer)))
+    encoded.update(zip(strings, _encode_strings(list(strings.values()), tokenizer, ends_with_eos)))
+    return list(encoded.values())
 
 
 def end_token(
@@ -52,6 +64,22 @@ def end_token(
     if tokenizer.eos_token is None:
         return tokenizer.sep_token, tokenizer.sep_token_id
     return tokenizer.eos_token, tokenizer.eos_token_id
+
+
+def _with_conversations(texts, tokenizer):
+    "Return the texts; a string that the chat template rendered is a `Conversation`."
+    marks = chat_marks(tokenizer)
+    found = []
+    for text in texts:
+        if isinstance(text, str) and not isinstance(text, Conversation):
+            text = as_conversation(text, tokenizer, marks) or text
+        found.append(text)
+    return found
+
+
+def _encode_rendered(texts, tokenizer):
+    "Return the token ids of conversations, as `apply_chat_template` gives them."
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
 def _encode_strings(texts, tokenizer, ends_with_eos):

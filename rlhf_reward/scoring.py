@@ -22,6 +22,7 @@ from .encoders import EncoderClassifier, open_model
 from .engine import Cancelled, ComparisonScorer, NotFinite, RewardEngine
 from .reward import RewardModel
 from .rows import to_responses
+from .templates import report_template
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +150,7 @@ class Scorer(RewardEngine, BaseScorer):
             )
         super().__init__(model, tokens_per_batch)
         self.tokenizer = tokenizer
+        report_template(tokenizer)
         self.on_overlong = on_overlong
         self.max_length = min(max_length or math.inf, model.max_positions or math.inf)
 
@@ -162,18 +164,25 @@ class Scorer(RewardEngine, BaseScorer):
         on_overlong: str = "error", # as in `Scorer`
         tokens_per_batch: Optional[int] = None, # as in `Scorer`
         text_pairs: bool = True, # as in `EncoderClassifier`; no other model uses it
+        # whether strings end with the end-of-sequence token; by default what the checkpoint records, and False for one
+        # made elsewhere. TRL and OpenRLHF train on strings with it
+        ends_with_eos: Optional[bool] = None,
         **kwargs: Any, # for transformers' `from_pretrained`: dtype, attn_implementation, revision, …
     ) -> "Scorer":
         """
         Open a model with its tokenizer.
 
-        Raises `ValueError` for a model with several labels or without a head, `OSError` for one that does not exist.
+        Raises `ValueError` for a model with several labels or without a head, or `ends_with_eos` for an encoder with a
+        head of its own, and `OSError` for a model that does not exist.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         folder = Path(model_name).expanduser()
         name = str(folder if folder.is_dir() else model_name)
         model = open_model(name, device, text_pairs, **kwargs)
-        return cls(model, open_tokenizer(name, **kwargs), max_length, on_overlong, tokens_per_batch)
+        scorer = cls(model, open_tokenizer(name, **kwargs), max_length, on_overlong, tokens_per_batch)
+        if ends_with_eos is not None:
+            scorer.reader.set_end(ends_with_eos)
+        return scorer
 
     def tokenize_each(
         self,

@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from .checkpoints import default_pooling
 from .comparison import Comparison, whole_texts
-from .encoding import TooLong, encode, fit_length, render_comparison
+from .encoding import TooLong, encode, end_token, fit_length, render_comparison
 from .packing import choose_layout, model_inputs
 from .reward import RewardModel
+from .templates import Conversation, as_conversation, chat_marks
 from .tokens import TokenizedComparison, tokenized_comparison
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class TextReader:
         layout.apply_to(model)
         self.collator = layout.collator
         self.packs = layout.difference is None
+        # the checkpoint does not record whether it was trained on strings that end with the end-of-sequence token
+        self._assumes_end = not model.ends_with_eos and not hasattr(model.config, "rlhf_reward")
         if layout.difference and default_pooling(model.config) == "last":
             logger.warning("This %s is scored with padded batches: %s.", model.config.model_type, layout.difference)
 
@@ -57,7 +60,9 @@ class TextReader:
         for result in rendered:
             if not isinstance(result, ValueError):
                 texts += result
-        encoded = iter(encode(texts, tokenizer, self.model.ends_with_eos))
+        sequences = encode(texts, tokenizer, self.model.ends_with_eos)
+        self._report_end(texts, sequences, tokenizer)
+        encoded = iter(sequences)
         results = []
         for comparison, result in zip(comparisons, rendered):
             if not isinstance(result, ValueError):
@@ -65,6 +70,32 @@ class TextReader:
                 result = call_or_error(self._fit, comparison, sequences, tokenizer, max_length, on_overlong)
             results.append(result)
         return results
+
+    def set_end(
+        self,
+        ends_with_eos: bool, # `RewardModel.ends_with_eos`
+    ) -> None:
+        "Set whether strings end with the end-of-sequence token, whatever the checkpoint records."
+        self.model.ends_with_eos = ends_with_eos
+        self._assumes_end = False
+
+    def _report_end(self, texts, sequences, tokenizer):
+        "Warn once that strings are scored without an end-of-sequence token because the checkpoint records none."
+        end, end_id = end_token(tokenizer)
+        if not self._assumes_end or end_id is None:
+            return
+        marks = chat_marks(tokenizer)
+        for text, ids in zip(texts, sequences):
+            is_string = isinstance(text, str) and not isinstance(text, Conversation)
+            if is_string and ids[-1:] != [end_id] and as_conversation(text, tokenizer, marks) is None:
+                self._assumes_end = False
+                logger.warning(
+                    "The checkpoint was made elsewhere and does not record whether strings end with %s; they are "
+                    "scored without. If it was trained with it, as TRL and OpenRLHF train on strings, pass "
+                    "--ends_with_eos, or ends_with_eos=True to Scorer.from_pretrained.",
+                    end,
+                )
+                return
 
     def _fit(self, comparison, sequences, tokenizer, max_length, on_overlong):
         "Return the sequences, cut to their length. Raises `ValueError` for what cannot be scored or cut."
@@ -109,6 +140,16 @@ class ClassifierReader:
         model: nn.Module, # with `sequences` and `collate`
     ):
         self.model = model
+
+    def set_end(
+        self,
+        ends_with_eos: bool, # `RewardModel.ends_with_eos`
+    ) -> None:
+        "Raise `ValueError`: the tokenizer of an encoder ends its texts itself."
+        raise ValueError(
+            f"ends_with_eos is {ends_with_eos}, but the model is an encoder with a head of its own, whose tokenizer "
+            "ends each text; expected a decoder, or no ends_with_eos."
+        )
 
     def tokenize_each(
         self,

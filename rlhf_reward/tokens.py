@@ -17,10 +17,11 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from .columns import read_columns
-from .comparison import CACHE_VERSION, Comparison, ranked_pairs, shared_length, text_key
+from .comparison import CACHE_VERSION, Comparison, is_ids, ranked_pairs, shared_length, text_key
 from .encoding import TooLong, encode, end_token, fit_length, render_comparison
 from .encoding import render, truncate_prompt # re-exported: this module was their home
 from .rows import read_row, to_comparison
+from .templates import chat_marks, freeze_date
 from .verdicts import UnclearVerdict
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def whole_sequences(
 # %% ../nbs/03c_tokens.ipynb #d8834409
 def tokenize_rows(
     rows: Union[Dataset, IterableDataset], # as `to_comparison` reads them
-    tokenizer: PreTrainedTokenizerBase, # of the model
+    tokenizer: PreTrainedTokenizerBase, # of the model; a chat template that prints the date is frozen in it
     max_length: int, # in tokens, prompt and response and special tokens together
     on_overlong: Literal["drop", "truncate_prompt", "error"] = "drop", # what to do with longer comparisons
     on_bad_row: Literal["error", "skip"] = "error", # what to do with rows that cannot be used
@@ -107,6 +108,7 @@ def tokenize_rows(
     """
     _check_option("on_overlong", on_overlong, ("drop", "truncate_prompt", "error"))
     _check_option("on_bad_row", on_bad_row, ("error", "skip"))
+    freeze_date(tokenizer)
     arguments = {
         "tokenizer": tokenizer,
         "verdicts": read_columns(rows, name),
@@ -187,7 +189,7 @@ def longer_wins(
 REPORTED = {
     "dropped": Value("string"), # why, or empty
     "cut": Value("int32"), # tokens removed from the prompt
-    "not_ended": Value("bool"), # whether ids of a tokenized row end differently than texts do
+    "not_ended": Value("bool"), # whether ids of a tokenized row end neither as texts do nor as conversations
     "detail": Value("string"),
 }
 
@@ -281,7 +283,7 @@ def _fitted(rendered, sequences, arguments):
     report = {
         "dropped": "",
         "cut": 0,
-        "not_ended": _ends_differently(sequences, arguments),
+        "not_ended": is_ids(rendered.texts[0]) and _ends_differently(sequences, arguments),
         "detail": "",
     }
     if not all(sequences):
@@ -308,11 +310,18 @@ def _fitted(rendered, sequences, arguments):
 
 
 def _ends_differently(sequences, arguments):
-    "Return whether a sequence ends differently than texts do."
-    end_id = end_token(arguments["tokenizer"])[1] if arguments["ends_with_eos"] else None
+    "Return whether a sequence of a tokenized row ends neither as texts do nor as conversations."
+    tokenizer = arguments["tokenizer"]
+    end_id = end_token(tokenizer)[1] if arguments["ends_with_eos"] else None
     if end_id is None:
         return False
-    return any(ids[-1:] != [end_id] for ids in sequences)
+    expected = {end_id}
+    if tokenizer.chat_template:
+        end = chat_marks(tokenizer).end
+        if not end:
+            return False # it ends with the words of the response
+        expected.add(tokenizer(end, add_special_tokens=False)["input_ids"][-1])
+    return any(ids[-1] not in expected for ids in sequences if ids)
 
 # %% ../nbs/03c_tokens.ipynb #45353fd6
 class _Report:

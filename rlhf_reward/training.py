@@ -31,6 +31,7 @@ from .reward import RewardModel
 from .sampling import SameStepsMixin
 from .steps import StepLoggingMixin, StepLossMixin, StepRecords
 from .stopping import saved_on_signal
+from .templates import freeze_date, report_template
 from .tokens import FEATURES, tokenize_rows
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ class RewardTrainer(
         # rows as `read_row` reads them, or tokenized by `tokenize_rows`
         train_dataset: Optional[Dataset] = None,
         eval_dataset: Optional[Union[Dataset, dict[str, Dataset]]] = None, # the same, or several by name
-        processing_class: Optional[PreTrainedTokenizerBase] = None, # the model's tokenizer, saved with it
+        # the model's tokenizer, saved with it; a chat template that prints the date is frozen in it
+        processing_class: Optional[PreTrainedTokenizerBase] = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] = pair_metrics, # from rewards and ranks
         # such as `peft.LoraConfig`, to train an adapter and the head only, see `add_adapter`
         peft_config: Any = None,
@@ -69,6 +71,8 @@ class RewardTrainer(
         check_inputs(model, processing_class, train_dataset, eval_dataset)
         if args.should_save:
             check_writable(args.output_dir)
+        freeze_date(processing_class)
+        report_template(processing_class)
         if peft_config is not None:
             from rlhf_reward.adapters import add_adapter
 

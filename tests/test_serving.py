@@ -14,6 +14,7 @@ import time
 
 import httpx
 import pytest
+import torch
 from architectures import save_language_model, word_tokenizer
 from programs import kill_group
 
@@ -176,9 +177,23 @@ def test_classify_messages(client, scorer):
         return client.post("/classify", json={"messages": messages, **options}).json()["data"][0]["probs"]
 
     close(rewards(), scorer.score([None], [messages]))
+    ids = scorer.tokenizer.apply_chat_template(messages, think=True, return_dict=True)["input_ids"]
+    with torch.no_grad():
+        expected = scorer.model(torch.tensor([ids])).item()
+    close(rewards(chat_template_kwargs={"think": True}), [expected])
+
+
+def test_a_conversation_has_one_reward_in_each_form(client, scorer):
+    "As messages, rendered by the client and as ids, where the template writes more after the end of a text."
+    scorer.tokenizer.chat_template = "{% for m in messages %}w9 {{ m.role }} {{ m.content }} <eos> w8 {% endfor %}"
+    messages = [user("w5"), assistant("w6")]
     rendered = scorer.tokenizer.apply_chat_template(messages, tokenize=False)
-    thinking = rewards(chat_template_kwargs={"think": True})
-    close(thinking, scorer.score([None], ["w8 " + rendered]))
+    ids = scorer.tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    with torch.no_grad():
+        expected = scorer.model(torch.tensor([ids])).item()
+    for body in ({"messages": messages}, {"input": rendered}, {"input": [ids]}, {"input": ids}):
+        close(client.post("/classify", json=body).json()["data"][0]["probs"], [expected])
+    close(client.post("/score", json={"prompts": [messages[:1]], "responses": ["w6"]}).json()["rewards"], [expected])
 
 
 def test_classify_refuses(client, scorer):

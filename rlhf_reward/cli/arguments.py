@@ -97,6 +97,13 @@ def scoring_parser(
         help="for encoders made with other libraries: prompt and response are one text, not two segments",
     )
     parser.add_argument(
+        "--ends_with_eos",
+        action="store_const",
+        const=True,
+        help="strings end with the end-of-sequence token, as TRL and OpenRLHF train on them (default: what the "
+        "checkpoint records; without it for one made elsewhere)",
+    )
+    parser.add_argument(
         "--chat_template",
         help="for messages on a model without a chat template: a file with a Jinja chat template, or a model whose "
         "tokenizer has one",
@@ -111,6 +118,7 @@ def open_scorer(
 ):  # `Scorer`
     "Open the scorer that the arguments describe."
     from rlhf_reward.scoring import Scorer
+    from rlhf_reward.templates import report_template
 
     model_options = {"dtype": options.dtype}
     if options.attn_implementation:
@@ -122,10 +130,12 @@ def open_scorer(
         options.on_overlong,
         options.tokens_per_batch,
         not options.joined_text,
+        options.ends_with_eos,
         **model_options,
     )
     if options.chat_template:
         scorer.tokenizer.chat_template = read_chat_template(options.chat_template)
+        report_template(scorer.tokenizer)
     return scorer
 
 # %% ../../nbs/09a_cli_arguments.ipynb #eed38b0e

@@ -194,7 +194,8 @@ def test_rows_of_ids_may_end_as_texts_or_as_conversations(caplog):
 )
 def test_tokens_that_only_the_tokenizer_adds_are_reported(family, added, caplog):
     report_template(chat_tokenizer(family))
-    assert [f"The tokenizer adds {added} to the rendered text" in text for text in caplog.messages] == [True] * bool(added)
+    found = [f"The tokenizer adds {added} to the rendered text" in text for text in caplog.messages]
+    assert found == [True] * bool(added)
 
 
 # ----- the date

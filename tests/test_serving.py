@@ -1,6 +1,7 @@
 "The server: what it answers, what it refuses, and that it answers the next request whatever the last one did."
 import concurrent.futures
 import contextlib
+import functools
 import json
 import os
 import random
@@ -8,9 +9,11 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -675,7 +678,9 @@ def test_a_full_queue_is_refused_and_tried_again(scorer, monkeypatch):
 def test_a_request_that_takes_too_long_is_cancelled(scorer, monkeypatch):
     held = Held(scorer, monkeypatch)
     with serving(scorer, timeout=0.5) as client, concurrent.futures.ThreadPoolExecutor(4) as pool:
-        requests = [pool.submit(ask, client, text(3, seed), " w4") for seed in range(4)]
+        requests = [pool.submit(ask, client, text(3, 0), " w4")]
+        assert held.begun.wait(30)
+        requests += [pool.submit(ask, client, text(3, seed), " w4") for seed in range(1, 4)]
         for request in requests:
             answer = request.result()
             assert answer.status_code == 503 and "no answer in 0.5 s" in answer.text
@@ -755,7 +760,8 @@ ENDED = (0, -signal.SIGTERM) # uvicorn ends, once it has shut down, by the signa
 
 class Server:
     "The command `rlhf_reward serve` in a process of its own, from its first answer to the end of the `with`."
-    def __init__(self, python, folder, *options):
+    def __init__(self, python, folder, *options, files=None):
+        limit = ("sh", "-c", f'ulimit -n {files}; exec "$@"', "sh") if files else ()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -763,6 +769,7 @@ class Server:
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [
+                *limit,
                 *(python, "-m", "rlhf_reward", "serve"),
                 *("--model", folder),
                 *("--device", "cpu"),
@@ -818,7 +825,7 @@ def request(body, length=None):
     length = len(body) if length is None else length
     lines = [
         b"POST /score HTTP/1.1",
-        b"Host: x",
+        b"Host: localhost",
         b"Content-Type: application/json",
         b"Content-Length: %d" % length,
         b"",
@@ -860,7 +867,7 @@ def test_bodies_that_never_end(folder, scorer, python):
         with server.connect() as connection:
             head = [
                 b"POST /score HTTP/1.1",
-                b"Host: x",
+                b"Host: localhost",
                 b"Content-Type: application/json",
                 b"Transfer-Encoding: chunked",
             ]
@@ -883,10 +890,229 @@ def test_bodies_that_never_end(folder, scorer, python):
 
 def test_a_huge_body_is_not_read(server, scorer):
     with server.connect() as connection:
-        connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n{")
+        connection.sendall(b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n{")
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
     with httpx.Client(base_url=server.url) as client:
         healthy(client, scorer)
+
+
+# ----- one client does not stop others
+
+LARGE = {
+    "many texts": ("/rank", {"prompt": "w3", "responses": ["a"] * 500_000}),
+    "one long text": ("/classify", {"input": "a " * 3_500_000}),
+    "a long text that is allowed": ("/classify", {"input": "w3 " * 600_000}),
+    "many texts to classify": ("/classify", {"input": ["w3 w4"] * 500_000}),
+    "many lists of ids": ("/classify", {"input": [[3]] * 700_000}),
+    "one list of ids": ("/classify", {"input": [3] * 2_000_000}),
+    "many messages": ("/classify", {"messages": [user("a")] * 180_000}),
+    "tools of a template": ("/rank", {"prompt": "w3", "tools": [{"a": [[]] * 1_500_000}], "responses": ["w4"]}),
+    "one prompt with many responses": ("/rank", {"prompt": "w3 w4 " * 8_000, "responses": ["w5"] * 2_000}),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_large_request_delays_no_small_one(kind, server, scorer):
+    "It held a small one for up to 19 s, and ended in 413."
+    path, body = LARGE[kind]
+    body = json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    with concurrent.futures.ThreadPoolExecutor(3) as pool, httpx.Client(base_url=server.url, timeout=60) as client:
+        post = functools.partial(httpx.post, server.url + path, content=body, headers=headers, timeout=60)
+        large = [pool.submit(post) for _ in range(3)]
+        slowest = 0
+        while not all(request.done() for request in large):
+            started = time.perf_counter()
+            healthy(client, scorer)
+            assert client.get("/health").status_code == 200
+            slowest = max(slowest, time.perf_counter() - started)
+    assert {request.result().status_code for request in large} <= {413, 503}
+    assert slowest < 5  # about 0.5 s where nothing else runs
+
+
+def test_texts_of_a_request(client, scorer):
+    for path, body, field in (
+        ("/score", {"prompts": ["w3"] * 10_001, "responses": ["w4"] * 10_001}, "responses"),
+        ("/rank", {"prompt": "w3", "responses": ["w4"] * 10_001}, "responses"),
+        ("/classify", {"input": ["w4"] * 10_001}, "input"),
+        ("/classify", {"input": [[4]] * 10_001}, "input"),
+        ("/get_reward", {"query": ["w4"] * 10_001}, "query"),
+    ):
+        answer = client.post(path, json=body)
+        assert answer.status_code == 413, path
+        assert answer.json()["detail"][0]["loc"] == ["body", field]
+        assert "There are 10001 texts; expected at most 10000" in answer.text
+    healthy(client, scorer)
+
+
+def test_a_large_request_is_tokenized_in_pieces_with_the_same_rewards(scorer):
+    "Responses are split over pieces and batches; each gets its own reward, also where prompts are truncated."
+    responses = [text(1 + number % 12, number) for number in range(1_200)]
+    for on_overlong in ("error", "truncate_prompt"):
+        scorer.on_overlong = on_overlong
+        prompt = text(40 if on_overlong == "error" else 60, 0)
+        with serving(scorer, timeout=300) as client:
+            answer = client.post("/rank", json={"prompt": prompt, "responses": responses})
+        rewards = dict((result["index"], result["reward"]) for result in answer.json()["ranked"])
+        expected = scorer.rank(prompt, responses)
+        close([rewards[result.index] for result in expected], [result.reward for result in expected])
+
+
+def test_a_small_request_is_computed_before_the_rest_of_a_large_one(folder, monkeypatch):
+    scorer = Scorer.from_pretrained(folder, device="cpu", tokens_per_batch=16)
+    rewards = scorer.rewards
+    begun = threading.Event()
+    computed = []
+
+    def slow_rewards(sequences, *args, **kwargs):
+        begun.set()
+        time.sleep(0.05)
+        computed.append(len(sequences))
+        return rewards(sequences, *args, **kwargs)
+
+    monkeypatch.setattr(scorer, "rewards", slow_rewards)
+    responses = [text(8, seed) for seed in range(200)]
+    with serving(scorer) as client, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        large = pool.submit(client.post, "/rank", json={"prompt": "w3", "responses": responses})
+        assert begun.wait(30)
+        assert ask(client, "w3", " w4").status_code == 200
+        assert not large.done() and len(computed) < 10
+        assert large.result().status_code == 200 and sum(computed) == 201
+
+
+def test_large_bodies_together_have_a_limit_and_small_ones_pass(scorer, monkeypatch):
+    held = Held(scorer, monkeypatch)
+    prompts = ["w3" + " " * 90_000]
+    with serving(scorer, max_body=100_000) as client, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        large = {"prompts": prompts, "responses": [" w4"]}
+        waiting = [pool.submit(client.post, "/score", json=large) for _ in range(4)]
+        assert held.begun.wait(30)
+        time.sleep(0.5)
+        answer = client.post("/score", json=large)
+        assert answer.status_code == 503 and answer.headers["retry-after"]
+        assert "too many large requests" in answer.text
+        small = pool.submit(ask, client, "w3", " w4 w5")
+        time.sleep(0.2)
+        held.go.set()
+        assert small.result().status_code == 200
+        assert [request.result().status_code for request in waiting] == [200] * 4
+        assert client.post("/score", json=large).status_code == 200  # there is room again
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the memory of a process from /proc")
+def test_the_memory_of_large_requests_is_given_back(folder, scorer, python):
+    body = json.dumps({"prompts": ["w3 " * 40] * 9_000, "responses": [" w4" * 10] * 9_000}).encode()
+    headers = {"Content-Type": "application/json"}
+
+    def megabytes():
+        pages = int(Path(f"/proc/{server.process.pid}/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def send(number):
+        return httpx.post(f"{server.url}/score", content=body, headers=headers, timeout=90).status_code
+
+    with Server(python, folder, "--timeout", "5") as server, httpx.Client(base_url=server.url) as client:
+        healthy(client, scorer)
+        before = megabytes()
+        with concurrent.futures.ThreadPoolExecutor(20) as pool:
+            assert set(pool.map(send, range(20))) <= {200, 413, 503}
+        time.sleep(2)
+        healthy(client, scorer)
+        assert megabytes() < before + 250  # it was some gigabytes
+
+
+@pytest.fixture(scope="module")
+def few_files(folder):
+    with Server(sys.executable, folder, "--name", "tiny", files=256) as server:
+        yield server
+
+
+BEGINNINGS = {
+    "nothing": b"",
+    "half a head": b"GET /heal",
+    "half a body": b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
+    "an answer that is not read": b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", BEGINNINGS)
+def test_idle_connections_stop_nobody(kind, few_files, scorer):
+    "More connections than the server has files: it could accept no other, and filled its log."
+
+    def begin(_):
+        connection = few_files.connect()
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(BEGINNINGS[kind])
+        return connection
+
+    with concurrent.futures.ThreadPoolExecutor(50) as pool:
+        connections = list(pool.map(begin, range(300)))
+    try:
+        with httpx.Client(base_url=few_files.url, timeout=20) as client:
+            healthy(client, scorer)
+    finally:
+        for connection in connections:
+            connection.close()
+    assert len(few_files.printed()) < 20_000
+
+
+def test_a_head_that_does_not_arrive_is_not_awaited(server):
+    "Also one that arrives byte by byte, and the second one of a connection."
+    first = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    connections = [server.connect() for _ in range(3)]
+    connections[2].sendall(first)
+    assert connections[2].recv(5000).startswith(b"HTTP/1.1 200")
+    started = time.perf_counter()
+    ended = {}
+    while len(ended) < 3 and time.perf_counter() - started < 25:
+        for number, connection in enumerate(connections):
+            if number in ended:
+                continue
+            with contextlib.suppress(BlockingIOError):
+                try:
+                    if number:
+                        connection.sendall(b"G" if number == 1 else b"H")
+                    connection.setblocking(False)
+                    if not connection.recv(100):
+                        ended[number] = time.perf_counter() - started
+                    connection.setblocking(True)
+                except (ConnectionError, BrokenPipeError):
+                    ended[number] = time.perf_counter() - started
+            connection.setblocking(True)
+        time.sleep(0.25)
+    assert set(ended) == {0, 1, 2} and max(ended.values()) < 15
+    for connection in connections:
+        connection.close()
+
+
+def test_a_body_in_tiny_chunks(server, scorer):
+    "Some thousand are read; many more are refused, and do not keep the server from others."
+    head = b"\r\n".join(
+        [
+            b"POST /score HTTP/1.1",
+            b"Host: localhost",
+            b"Content-Type: application/json",
+            b"Transfer-Encoding: chunked",
+            b"",
+            b"",
+        ]
+    )
+    body = json.dumps(ONE).encode().ljust(1_000)
+    with server.connect() as connection:
+        connection.sendall(head + b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+    started = time.perf_counter()
+    with server.connect() as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(head + b"1\r\n \r\n" * 700_000)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            answer = connection.recv(1000)
+        assert answer == b"" or b"chunks; send larger ones" in answer
+    with httpx.Client(base_url=server.url) as client:
+        healthy(client, scorer)
+    assert time.perf_counter() - started < 4
 
 
 @pytest.mark.fuzz

@@ -63,7 +63,8 @@ def serve(
         with exit_on_error("serve"):
             from rlhf_reward import serving
 
-            serving.check_address(options.host, options.token, options.allow_public)  # before the model is opened
+            # before the model is opened
+            serving.check_address(options.host, options.token, options.allow_public, options.port)
             serving.serve(
                 open_scorer(options),
                 options.host,

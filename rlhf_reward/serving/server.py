@@ -6,59 +6,28 @@
 __all__ = ['serve', 'check_address']
 
 # %% ../../nbs/08_serving.ipynb #f2e3041b
+import errno
 import ipaddress
 import math
+import os
 import socket
+from functools import partial
 from typing import Any, Optional
 
 import uvicorn
 
 from ..scoring import Scorer
+from rlhf_reward.serving.connections import (
+    ConnectionLimits,
+    LimitedProtocol,
+    accepted_together,
+    connection_limit,
+    file_limit,
+    limit_log,
+    num_open_files,
+)
+from .middleware import CheckHost
 from .routes import make_app
-
-# %% ../../nbs/08_serving.ipynb #0bb45973
-def serve(
-    scorer: Scorer, # the model
-    host: str = "127.0.0.1", # the address to listen on
-    port: int = 8000, # 1 to 65535
-    token: Optional[str] = None, # as in `make_app`
-    allow_public: bool = False, # listen where others can reach the server, without a token
-    timeout: float = 60, # as in `make_app`
-    **options: Any, # of `make_app`
-) -> None:
-    "Answer requests until the process is told to stop. Raise `ValueError` for a public address without a token."
-    check_address(host, token, allow_public)
-    if not 0 < port < 65536 or not 0 < timeout < math.inf:
-        raise ValueError(
-            f"port is {port} and timeout {timeout}; expected a port from 1 to 65535, and a number of seconds above 0."
-        )
-    app = make_app(scorer, token, timeout=timeout, **options)
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        access_log=False,
-        timeout_graceful_shutdown=math.ceil(timeout) + 5,
-    )
-    uvicorn.Server(config).run()
-
-
-def check_address(
-    host: str, # name or address
-    token: Optional[str], # as in `make_app`
-    allow_public: bool, # as in `serve`
-) -> None:
-    "Raise `ValueError` for a public address without a token, or for a token that a header cannot hold."
-    if token is not None and not _is_header_token(token):
-        raise ValueError(
-            "The token is empty or has characters other than printable ASCII without spaces; "
-            "expected one such as `openssl rand -hex 32` prints."
-        )
-    if token is None and not allow_public and not _is_loopback(host):
-        raise ValueError(
-            f"host is {host!r}, which others can reach, and there is no token; "
-            "expected a token, the host 127.0.0.1, or allow_public for a network that you trust."
-        )
 
 # %% ../../nbs/08_serving.ipynb #662b8923
 def _is_header_token(
@@ -79,3 +48,88 @@ def _is_loopback(
             f"host is {host!r}, which is not an address of this machine ({error}); expected one such as 127.0.0.1."
         ) from None
     return all(ipaddress.ip_address(info[4][0]).is_loopback for info in infos)
+
+
+def _check_port(
+    host: str, # name or address
+    port: int, # to listen on
+) -> None:
+    "Raise `ValueError` unless a server can listen on the port."
+    if not 0 < port < 65536:
+        raise ValueError(f"port is {port}; expected a port from 1 to 65535.")
+    for family, kind, _, _, address in socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM):
+        try:
+            with socket.socket(family, kind) as tried:
+                if os.name == "posix":
+                    tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1) # as the server does
+                tried.bind(address)
+        except OSError as error:
+            if error.errno == errno.EAFNOSUPPORT: # a machine without IPv6
+                continue
+            raise ValueError(
+                f"The server cannot listen on port {port} of {host!r} ({error.strerror}); expected a free one: stop "
+                "the server that uses it, or choose another port."
+            ) from None
+
+# %% ../../nbs/08_serving.ipynb #0bb45973
+def serve(
+    scorer: Scorer, # the model
+    host: str = "127.0.0.1", # the address to listen on
+    port: int = 8000, # 1 to 65535
+    token: Optional[str] = None, # as in `make_app`
+    allow_public: bool = False, # listen where others can reach the server, without a token
+    timeout: float = 60, # as in `make_app`
+    **options: Any, # of `make_app`
+) -> None:
+    "Answer requests until the process is told to stop. Raise `ValueError` for a public address without a token."
+    check_address(host, token, allow_public, port)
+    if not 0 < timeout < math.inf:
+        raise ValueError(
+            f"port is {port} and timeout {timeout}; expected a port from 1 to 65535, and a number of seconds above 0."
+        )
+    app = make_app(scorer, token, timeout=timeout, **options)
+    if token is None and not allow_public:
+        app.add_middleware(CheckHost, host=host)
+    files = file_limit()
+    limits = ConnectionLimits(
+        connection_limit(files, num_open_files()),
+        max_chunks=2_000 + options.get("max_body", 8_000_000) // 4_096,
+        timeout=timeout,
+    )
+    limit_log()
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=partial(LimitedProtocol, limits),
+        ws="none",
+        backlog=accepted_together(files),
+        access_log=False,
+        timeout_graceful_shutdown=math.ceil(timeout) + 5,
+    )
+    uvicorn.Server(config).run()
+
+
+def check_address(
+    host: str, # name or address
+    token: Optional[str], # as in `make_app`
+    allow_public: bool, # as in `serve`
+    port: Optional[int] = None, # as in `serve`
+) -> None:
+    """
+    Raise `ValueError` for what `serve` could not use, before a model is opened.
+
+    A public address without a token, a token that a header cannot hold, a port that does not exist or is in use.
+    """
+    if token is not None and not _is_header_token(token):
+        raise ValueError(
+            "The token is empty or has characters other than printable ASCII without spaces; "
+            "expected one such as `openssl rand -hex 32` prints."
+        )
+    if token is None and not allow_public and not _is_loopback(host):
+        raise ValueError(
+            f"host is {host!r}, which others can reach, and there is no token; "
+            "expected a token, the host 127.0.0.1, or allow_public for a network that you trust."
+        )
+    if port is not None:
+        _check_port(host, port)

@@ -18,8 +18,9 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 
 from .checkpoints import check_device, default_pooling, is_adapter, load_config, unsharded
 from .comparison import Comparison
-from .encoding import TooLong, encode, fit_length, render_comparison
+from .encoding import TooLong, encode, fit_length
 from .inputs import check_values
+from .omissions import render_checked, unread_variables
 from .reward import RewardModel
 from .tokens import TokenizedComparison
 
@@ -84,7 +85,8 @@ class EncoderClassifier(nn.Module):
         tokenizer: PreTrainedTokenizerBase, # of the model
         max_length: float, # in tokens
         on_overlong: str, # 'error', or 'truncate_prompt' to cut the oldest tokens of the prompt
-    ) -> tuple[list[list[tuple[int, int]]], bool]: # K sequences of (token id, token type), and whether they were cut
+    # K sequences of (token id, token type), whether they were cut, and what the chat template leaves out
+    ) -> tuple[list[list[tuple[int, int]]], bool, tuple[str, ...]]:
         """
         Return two segments where prompt and response are known strings, else one segment.
 
@@ -97,7 +99,8 @@ class EncoderClassifier(nn.Module):
             prompt, responses = _without_roles(prompt, responses)
         has_segments = self.text_pairs and isinstance(prompt, str) and prompt
         if has_segments and not comparison.whole:
-            return _two_segments(prompt, responses, tokenizer, max_length, on_overlong)
+            segments = _two_segments(prompt, responses, tokenizer, max_length, on_overlong)
+            return *segments, tuple(unread_variables(comparison.template))
         return _one_segment(comparison, tokenizer, max_length, on_overlong)
 
     def collate(
@@ -172,8 +175,8 @@ def _warn_if_padding_ends_texts(model_name, config):
 
 # %% ../nbs/06e_encoders.ipynb #8e637e77
 def _one_segment(comparison, tokenizer, max_length, on_overlong):
-    "Return each response with its prompt as one segment, cut to its length, and whether it was cut."
-    texts = render_comparison(comparison, tokenizer)
+    "Return each response with its prompt as one segment, cut to its length, and the other fields of `Fitted`."
+    texts, omitted = render_checked(comparison, tokenizer)
     sequences = encode(texts, tokenizer, ends_with_eos=False)
     kept = fit_length(comparison, sequences, tokenizer, max_length, on_overlong, ends_with_eos=False)
     if kept is None:
@@ -183,7 +186,7 @@ def _one_segment(comparison, tokenizer, max_length, on_overlong):
     typed = []
     for ids in kept:
         typed.append([(token, 0) for token in ids])
-    return typed, kept is not sequences
+    return typed, kept is not sequences, omitted
 
 
 def _two_segments(prompt, responses, tokenizer, max_length, on_overlong):
@@ -222,8 +225,8 @@ def _without_roles(prompt, responses):
 
 
 def _role_of_text(message):
-    "Return the role of a message whose content is a string, else False."
-    return isinstance(message, dict) and isinstance(message.get("content"), str) and message["role"]
+    "Return the role of a message that has only a content, else False."
+    return isinstance(message, dict) and message.keys() == {"role", "content"} and message["role"]
 
 
 def _pad(tensors, value):

@@ -9,7 +9,8 @@ __all__ = ['logger', 'Piece', 'plan_batches', 'RewardEngine', 'NotFinite', 'Canc
 import logging
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Callable, NamedTuple, Optional, Union
+from types import MappingProxyType
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Union
 
 import torch
 from accelerate import PartialState
@@ -208,8 +209,11 @@ class ComparisonScorer(ABC):
     """
     Base of all scorers: a subclass tokenizes comparisons and computes the rewards of their sequences.
 
+    `omitted` counts the comparisons by what a chat template has left out of them, where there is one.
     A subclass has `tokenize_each` and `rewards`, and `normalized` if it knows the scale of its rewards.
     """
+
+    omitted: Mapping[str, int] = MappingProxyType({})
 
     @abstractmethod
     def tokenize_each(

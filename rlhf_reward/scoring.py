@@ -6,8 +6,10 @@
 __all__ = ['logger', 'Ranked', 'Preference', 'ranked', 'BaseScorer', 'Scorer']
 
 # %% ../nbs/06_scoring.ipynb #0eafe0ec
+import itertools
 import logging
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +22,7 @@ from .checkpoints import hub_options
 from .comparison import Comparison, Text
 from .encoders import EncoderClassifier, open_model
 from .engine import Cancelled, ComparisonScorer, NotFinite, RewardEngine
+from .omissions import report_omissions
 from .reward import RewardModel
 from .rows import to_responses
 
@@ -149,6 +152,7 @@ class Scorer(RewardEngine, BaseScorer):
             )
         super().__init__(model, tokens_per_batch)
         self.tokenizer = tokenizer
+        self.omitted = Counter() # what the chat template left out so far → comparisons
         self.on_overlong = on_overlong
         self.max_length = min(max_length or math.inf, model.max_positions or math.inf)
 
@@ -189,6 +193,7 @@ class Scorer(RewardEngine, BaseScorer):
         fitted = self.reader.tokenize_each(comparisons, self.tokenizer, self.max_length, self.on_overlong)
         tokenized = []
         num_cut = 0
+        omitted = [result.omitted for result in fitted if not isinstance(result, ValueError) and result.omitted]
         for result in fitted:
             if isinstance(result, ValueError):
                 tokenized.append(result)
@@ -197,6 +202,10 @@ class Scorer(RewardEngine, BaseScorer):
                 num_cut += result.was_cut
         if num_cut:
             logger.warning("Cut the prompt of %d of %d to %d tokens.", num_cut, len(comparisons), self.max_length)
+        if omitted:
+            counts = Counter(itertools.chain.from_iterable(omitted))
+            self.omitted.update(counts)
+            logger.warning("In %d of %d comparisons, %s.", len(omitted), len(comparisons), report_omissions(counts))
         return tokenized
 
     def normalized(

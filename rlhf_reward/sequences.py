@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .checkpoints import default_pooling
 from .comparison import Comparison, whole_texts
-from .encoding import TooLong, encode, fit_length, render_comparison
+from .encoding import TooLong, encode, fit_length
+from .omissions import render_checked
 from .packing import choose_layout, model_inputs
 from .reward import RewardModel
 from .tokens import TokenizedComparison, tokenized_comparison
@@ -27,6 +28,7 @@ class Fitted(NamedTuple):
     "The sequences of a comparison, of at most `max_length` tokens."
     sequences: list[list] # K, of token ids, or of (token id, token type) for a classifier on an encoder
     was_cut: bool # the prompt lost its oldest tokens
+    omitted: tuple[str, ...] = () # what the chat template leaves out, as `omissions.Rendered` has it
 
 # %% ../nbs/06c_sequences.ipynb #fd572484
 class TextReader:
@@ -52,17 +54,18 @@ class TextReader:
         on_overlong: str, # 'error', or 'truncate_prompt' to cut the oldest tokens of the prompt
     ) -> list[Union[Fitted, ValueError]]: # one for each comparison
         "Return the sequences of each comparison, or the error of one that cannot be scored."
-        rendered = [call_or_error(render_comparison, comparison, tokenizer) for comparison in comparisons]
+        rendered = [call_or_error(render_checked, comparison, tokenizer) for comparison in comparisons]
         texts = []
         for result in rendered:
             if not isinstance(result, ValueError):
-                texts += result
+                texts += result.texts
         encoded = iter(encode(texts, tokenizer, self.model.ends_with_eos))
         results = []
         for comparison, result in zip(comparisons, rendered):
             if not isinstance(result, ValueError):
-                sequences = [next(encoded) for _ in result]
-                result = call_or_error(self._fit, comparison, sequences, tokenizer, max_length, on_overlong)
+                sequences = [next(encoded) for _ in result.texts]
+                fitted = call_or_error(self._fit, comparison, sequences, tokenizer, max_length, on_overlong)
+                result = fitted if isinstance(fitted, ValueError) else fitted._replace(omitted=result.omitted)
             results.append(result)
         return results
 

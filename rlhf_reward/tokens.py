@@ -17,8 +17,9 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from .comparison import CACHE_VERSION, Comparison, ranked_pairs, shared_length, text_key
-from .encoding import TooLong, encode, end_token, fit_length, render_comparison
-from .encoding import render, truncate_prompt # re-exported: this module was their home
+from .encoding import TooLong, encode, end_token, fit_length
+from .encoding import render, render_comparison, truncate_prompt # re-exported: this module was their home
+from .omissions import render_checked, report_omissions
 from .rows import read_row, to_comparison
 
 logger = logging.getLogger(__name__)
@@ -181,6 +182,7 @@ REPORTED = {
     "dropped": Value("string"), # why, or empty
     "cut": Value("int32"), # tokens removed from the prompt
     "not_ended": Value("bool"), # whether ids of a tokenized row end differently than texts do
+    "omitted": List(Value("string")), # what the chat template leaves out
     "detail": Value("string"),
 }
 
@@ -192,6 +194,7 @@ class _Rendered:
     comparison: Optional[Comparison] = None # `None` for a bad row
     margins: list[float] = field(default_factory=list) # one for each pair
     texts: list[Union[str, list[int]]] = field(default_factory=list) # K whole texts
+    omitted: tuple[str, ...] = () # what the chat template leaves out of them
     problem: str = "" # of a bad row
 
 
@@ -218,8 +221,8 @@ def _render_row(row, number, arguments):
     def read(row):
         comparison = to_comparison(row)
         margins = _margins(comparison, arguments["margin_from_scores"])
-        texts = render_comparison(comparison, arguments["tokenizer"])
-        return _Rendered(number, comparison, margins, texts)
+        texts, omitted = render_checked(comparison, arguments["tokenizer"])
+        return _Rendered(number, comparison, margins, texts, omitted)
 
     try:
         return read_row(row, number, arguments["name"], read)
@@ -249,7 +252,8 @@ def _tokenized_row(rendered, sequences, arguments):
     comparison = rendered.comparison
     if comparison is None:
         example = tokenized_comparison([], [], weight=0.0, row=rendered.number)
-        return {**example, "dropped": "bad row", "cut": 0, "not_ended": False, "detail": rendered.problem}
+        report = {"dropped": "bad row", "cut": 0, "not_ended": False, "omitted": [], "detail": rendered.problem}
+        return {**example, **report}
     kept, report = _fitted(rendered, sequences, arguments)
     shared = shared_length(kept) if kept else 0
     example = tokenized_comparison(
@@ -273,6 +277,7 @@ def _fitted(rendered, sequences, arguments):
         "dropped": "",
         "cut": 0,
         "not_ended": _ends_differently(sequences, arguments),
+        "omitted": list(rendered.omitted),
         "detail": "",
     }
     if not all(sequences):
@@ -315,6 +320,8 @@ class _Report:
         self.seen = 0
         self.dropped = Counter() # reason → rows; the empty reason counts those kept
         self.noted = Counter() # "cut" and "not_ended" → kept rows
+        self.num_omitted = 0 # rows of which the chat template leaves something out
+        self.omitted = Counter() # what it leaves out → rows
         self.next_log = 1 # of a stream, at this total
 
     def __call__(self, row, index):
@@ -322,6 +329,8 @@ class _Report:
         reason = row["dropped"]
         self.seen += 1
         self.dropped[reason] += 1
+        self.num_omitted += bool(row["omitted"])
+        self.omitted.update(row["omitted"])
         if not reason:
             self.noted["cut"] += row["cut"] > 0
             self.noted["not_ended"] += row["not_ended"]
@@ -337,8 +346,8 @@ class _Report:
         return not reason
 
     def total(self):
-        "Return the number of rows dropped, truncated or not ended."
-        return self.seen - self.dropped[""] + self.noted.total()
+        "Return the number of rows dropped, truncated, not ended or not rendered completely."
+        return self.seen - self.dropped[""] + self.noted.total() + self.num_omitted
 
     def reasons(self):
         "Return the reasons for dropping rows, each with its count."
@@ -354,6 +363,9 @@ class _Report:
             logger.warning("Dropped %d of %d %s: %s.", num_dropped, self.seen, comparisons, self.reasons())
         if self.noted["cut"]:
             logger.warning("Cut the prompt of %d of %d %s.", self.noted["cut"], self.seen, comparisons)
+        if self.omitted:
+            omissions = report_omissions(self.omitted)
+            logger.warning("In %d of %d %s, %s.", self.num_omitted, self.seen, comparisons, omissions)
         if self.noted["not_ended"]:
             logger.warning(
                 "%d of %d %s have token ids that do not end with %s (%d) as texts do; rewards are still read at their "

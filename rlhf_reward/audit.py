@@ -18,6 +18,7 @@ import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from .columns import plain_rows, report_unread, unread_columns
 from .comparison import exact_key, is_ids, ranked_pairs, text_key, whole_texts
 from .audit_text import audit_table # importable from here too
 from .encoding import encode
@@ -50,6 +51,7 @@ class AuditReport(TypedDict, total=False):
     constant_scores: int # all scores are the same
     all_tied: int # all responses tie
     empty_prompts: int # there is no prompt
+    unread_columns: int # it has columns that are not read, although they would change the meaning
     shared_prompts: int # the prompt is in `against`, if given
     overlong: int # more than `max_length` tokens, if there is a tokenizer
     omitted: int # the chat template leaves something out, if there is a tokenizer
@@ -113,6 +115,7 @@ class _Record(TypedDict):
     constant: bool # whether all ratings are the same
     inverted: bool # whether a winner has a lower rating than its loser
     like_ranks: bool # whether the ratings are 1 to K
+    unread: tuple[str, ...] # columns that are not read, although they would change the meaning
     tokens: int # of the longest response, if there is a tokenizer
     omitted: tuple[str, ...] # what the chat template leaves out, if there is a tokenizer
 
@@ -137,6 +140,7 @@ def _read_one(row, number, tokenizer):
         prompt_key=text_key(comparison.prompt),
         key=exact_key(repr((prompt_key, sorted(zip(keys, comparison.ranks))))),
         **_rating_numbers(comparison.ratings, pairs),
+        unread=unread_columns(row),
         **_template_fields(comparison, tokenizer),
     )
     pair_keys = []
@@ -228,7 +232,7 @@ def _read_all(rows, tokenizer, name):
     contents = _Contents()
     records = []
     parts = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(plain_rows(rows), start=1):
         try:
             comparison, record, pair_keys = read_row(row, number, name, lambda row: _read_one(row, number, tokenizer))
         except ValueError as error:
@@ -333,6 +337,8 @@ class _Findings:
             "A above B, and elsewhere B above A, for one prompt",
         )
         self.add("inverted_scores", table["inverted"], "the chosen response has the lower score", tolerated=0.5)
+        unread = Counter(itertools.chain.from_iterable(table["unread"]))
+        self.add("unread_columns", table["unread"].map(bool), report_unread(unread))
         num_rated = int(table["rated"].sum())
         # Constant scores are a problem only if no comparison has different ones.
         tolerated = 1 - 1 / len(table) if num_rated == len(table) else (num_rated - 1) / len(table)
@@ -357,7 +363,7 @@ class _Findings:
         "Compare the prompts with those of other rows."
         keys = set()
         bad_rows = []
-        for number, row in enumerate(against, start=1):
+        for number, row in enumerate(plain_rows(against), start=1):
             try:
                 keys.add(text_key(read_row(row, number, "the other rows").prompt))
             except ValueError as error:

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from scipy.special import expit
 from tqdm.auto import tqdm
 
+from .columns import plain_rows
 from .comparison import Comparison, Text, is_ids, shared_length, whole_texts
 from .engine import NotFinite
 from .intervals import Interval, JackknifeInterval, interval, jackknife
@@ -52,7 +53,7 @@ def evaluate(
     Raise `ValueError` that names the row if it cannot be used or has a reward that is not finite, and if no row is
     left. The length of a response is its number of tokens without the prompt.
     """
-    data = list(data)
+    data = list(plain_rows(data))
     omitted_before = Counter(scorer.omitted)
     usable = _usable_rows(scorer, data, on_bad_row, name, numbers or range(1, len(data) + 1))
     omitted = Counter(scorer.omitted) - omitted_before

@@ -16,6 +16,7 @@ from typing import Literal, Optional, Sequence, TypedDict, Union
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from .columns import plain_rows, report_unread, unread_columns
 from .comparison import CACHE_VERSION, Comparison, ranked_pairs, shared_length, text_key
 from .encoding import TooLong, encode, end_token, fit_length
 from .encoding import render, render_comparison, truncate_prompt # re-exported: this module was their home
@@ -102,6 +103,7 @@ def tokenize_rows(
     "Return the token ids of each comparison. Raise `ValueError` for a row that cannot be used, or if none is left."
     _check_option("on_overlong", on_overlong, ("drop", "truncate_prompt", "error"))
     _check_option("on_bad_row", on_bad_row, ("error", "skip"))
+    rows = plain_rows(rows)
     arguments = {
         "tokenizer": tokenizer,
         "max_length": max_length,
@@ -170,7 +172,7 @@ def longer_wins(
     "Return the accuracy of preferring the longer response."
     wins = 0.0
     num_pairs = 0
-    for row in tokenized.select_columns(["rests", "ranks"]):
+    for row in plain_rows(tokenized).select_columns(["rests", "ranks"]):
         lengths = [len(rest) for rest in row["rests"]]
         for winner, loser in ranked_pairs(row["ranks"]):
             wins += (lengths[winner] > lengths[loser]) + 0.5 * (lengths[winner] == lengths[loser])
@@ -183,6 +185,7 @@ REPORTED = {
     "cut": Value("int32"), # tokens removed from the prompt
     "not_ended": Value("bool"), # whether ids of a tokenized row end differently than texts do
     "omitted": List(Value("string")), # what the chat template leaves out
+    "unread": List(Value("string")), # columns that would change the meaning
     "detail": Value("string"),
 }
 
@@ -196,6 +199,7 @@ class _Rendered:
     texts: list[Union[str, list[int]]] = field(default_factory=list) # K whole texts
     omitted: tuple[str, ...] = () # what the chat template leaves out of them
     problem: str = "" # of a bad row
+    unread: tuple[str, ...] = () # columns that would change the meaning
 
 
 def _tokenize_batch(batch, indices, arguments, version):
@@ -204,12 +208,13 @@ def _tokenize_batch(batch, indices, arguments, version):
     for index, values in zip(indices, zip(*batch.values())):
         row = dict(zip(batch, values))
         rendered.append(_render_row(row, index + 1, arguments))
+        rendered[-1].unread = unread_columns(row)
     texts = list(itertools.chain.from_iterable(row.texts for row in rendered))
     sequences = iter(encode(texts, arguments["tokenizer"], arguments["ends_with_eos"]))
     rows = []
     for row in rendered:
         of_row = list(itertools.islice(sequences, len(row.texts)))
-        rows.append(_tokenized_row(row, of_row, arguments))
+        rows.append({**_tokenized_row(row, of_row, arguments), "unread": row.unread})
     columns = {}
     for name in rows[0]:
         columns[name] = [row[name] for row in rows]
@@ -320,6 +325,8 @@ class _Report:
         self.seen = 0
         self.dropped = Counter() # reason → rows; the empty reason counts those kept
         self.noted = Counter() # "cut" and "not_ended" → kept rows
+        self.num_unread = 0 # rows with columns that would change the meaning
+        self.unread = Counter() # column → rows
         self.num_omitted = 0 # rows of which the chat template leaves something out
         self.omitted = Counter() # what it leaves out → rows
         self.next_log = 1 # of a stream, at this total
@@ -331,6 +338,8 @@ class _Report:
         self.dropped[reason] += 1
         self.num_omitted += bool(row["omitted"])
         self.omitted.update(row["omitted"])
+        self.num_unread += bool(row["unread"])
+        self.unread.update(row["unread"])
         if not reason:
             self.noted["cut"] += row["cut"] > 0
             self.noted["not_ended"] += row["not_ended"]
@@ -346,8 +355,8 @@ class _Report:
         return not reason
 
     def total(self):
-        "Return the number of rows dropped, truncated, not ended or not rendered completely."
-        return self.seen - self.dropped[""] + self.noted.total() + self.num_omitted
+        "Return the number of rows dropped, truncated, not ended, or not read or rendered completely."
+        return self.seen - self.dropped[""] + self.noted.total() + self.num_omitted + self.num_unread
 
     def reasons(self):
         "Return the reasons for dropping rows, each with its count."
@@ -363,6 +372,8 @@ class _Report:
             logger.warning("Dropped %d of %d %s: %s.", num_dropped, self.seen, comparisons, self.reasons())
         if self.noted["cut"]:
             logger.warning("Cut the prompt of %d of %d %s.", self.noted["cut"], self.seen, comparisons)
+        if self.unread:
+            logger.warning("In %d of %d %s, %s.", self.num_unread, self.seen, comparisons, report_unread(self.unread))
         if self.omitted:
             omissions = report_omissions(self.omitted)
             logger.warning("In %d of %d %s, %s.", self.num_omitted, self.seen, comparisons, omissions)

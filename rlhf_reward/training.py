@@ -19,6 +19,7 @@ from transformers.trainer_utils import TrainOutput
 
 from .arguments import RewardConfig, check_arguments, check_for_loss, check_inputs, check_state_dict_type
 from .card import ModelCardMixin
+from .columns import plain_rows
 from .losses import LOSSES, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
 from .packing import choose_layout, pad_comparisons
@@ -151,6 +152,7 @@ def tokenize_for_model(
             tokenized[key] = tokenize_for_model(model, tokenizer, args, part, f"{name} {key}")
         return tokenized
     is_rows = isinstance(dataset, (Dataset, IterableDataset))
+    dataset = plain_rows(dataset)
     if not is_rows or set(FEATURES) <= set(dataset.column_names or ()):
         return dataset
     limits = (args.max_length, model.max_positions, tokenizer.model_max_length)

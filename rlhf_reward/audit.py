@@ -8,6 +8,7 @@ __all__ = ['TOLERATED', 'AuditReport', 'audit']
 # %% ../nbs/03d_audit.ipynb #7424b182
 import itertools
 import json
+import math
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ def audit(
     against: Optional[Dataset] = None, # rows that should share no prompt with them, such as the training set
     # to count comparisons that are too long, and those of which the chat template leaves something out
     tokenizer: Optional[PreTrainedTokenizerBase] = None,
-    max_length: int = 2048, # tokens
+    max_length: Optional[int] = 2048, # tokens; `None` for no limit
     name: str = "the data", # what messages call the rows
 ) -> AuditReport:
     "Return what rows of preference contain. Rows that cannot be used are counted, and the first of them explained."
@@ -88,7 +89,7 @@ def audit(
             findings.check_template()
             findings.add(
                 "overlong",
-                table["tokens"] > max_length,
+                table["tokens"] > (max_length or math.inf),
                 f"more than {max_length} tokens, which training drops unless on_overlong says otherwise",
                 tolerated=1 - 1 / len(table),
             )

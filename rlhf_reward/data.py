@@ -1,5 +1,6 @@
 "The earlier home of `comparison`, `rows` and `loading`: every public name of theirs."
 from .comparison import (
+    BadResponse,
     Comparison,
     Text,
     exact_key,
@@ -14,6 +15,7 @@ from .loading import KINDS, hold_out, load_rows
 from .rows import FORMS, RANKS_BY_WINNER, UNREADABLE, read_row, row_form, to_comparison, to_responses
 
 __all__ = [
+    "BadResponse",
     "Comparison",
     "FORMS",
     "KINDS",

@@ -69,8 +69,8 @@ def joined_parts(
         text = part.get("text")
         if not isinstance(text, str) or part.get("type", "text") != "text":
             raise ValueError(
-                f"a message has a part of the type {part.get('type')!r:.60}; expected parts of type text, since this library "
-                "scores text alone: leave the others out, or describe them in words."
+                f"a message has a part of the type {part.get('type')!r:.60}; expected parts of type "
+                "text, since this library scores text alone: leave the others out, or describe them in words."
             )
         texts.append(text)
     return {**message, "content": "\n".join(texts)}

@@ -6,7 +6,7 @@
 __all__ = ['SURE_LENGTH', 'LINKS', 'WORD_START', 'FIRST_MARK', 'EARLIER_REASONING', 'Omissions', 'omissions', 'unread_variables',
            'Rendered', 'render_checked', 'report_omissions']
 
-# %% ../nbs/03g_omissions.ipynb #673961f5
+# %% ../nbs/03g_omissions.ipynb #78f6571c
 import json
 import re
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ from typing import Any, Iterable, NamedTuple, Optional, Union
 
 from transformers import PreTrainedTokenizerBase
 
-from .comparison import Comparison, whole_texts
+from .comparison import BadResponse, Comparison, whole_texts
 from .encoding import render, render_comparison
 
-# %% ../nbs/03g_omissions.ipynb #8e28d648
+# %% ../nbs/03g_omissions.ipynb #115dd276
 SURE_LENGTH = 24 # characters of a content that no template prints by chance
 LINKS = ("role", "id", "type", "name", "tool_call_id") # fields that tie messages together and hold no text of their own
 WORD_START = re.compile(r"(?<![^\s>\]])(?=\w)") # not within a tag, which a template may look for
@@ -127,7 +127,7 @@ class _Marks:
             mark = chr(ord(mark) + 1)
         return mark
 
-# %% ../nbs/03g_omissions.ipynb #855a69f5
+# %% ../nbs/03g_omissions.ipynb #d0df67b0
 class Omissions(NamedTuple):
     "The parts of a conversation that a chat template leaves out."
     kinds: list[str] # what is left out, such as 'the tool calls', each once
@@ -165,7 +165,7 @@ def omissions(
     response = set(range(first_response, len(messages))) & given
     return Omissions([*kinds, *kinds_of_parts], bool(response) and not response & shown)
 
-# %% ../nbs/03g_omissions.ipynb #6f87dbce
+# %% ../nbs/03g_omissions.ipynb #fed70771
 def _is_found(messages, rendered):
     "Return whether each message has only a content, too long to be found by chance, that is found in its turn."
     position = 0
@@ -230,7 +230,7 @@ def _render_or_none(messages, tokenizer):
     except ValueError:
         return None
 
-# %% ../nbs/03g_omissions.ipynb #9af27195
+# %% ../nbs/03g_omissions.ipynb #870d6cc7
 def unread_variables(
     names: Iterable[str], # of `Comparison.template`
 ) -> list[str]: # one kind for each
@@ -252,19 +252,20 @@ def render_checked(
     """
     Return each response with its prompt before it, as `render_comparison` does, and what is missing in them.
 
-    Raises `ValueError` as that does, and for a response of which nothing is left.
+    Raises `ValueError` as that does, and `BadResponse` for one of which nothing is left or which is refused.
     """
-    texts = render_comparison(comparison, tokenizer)
     whole = whole_texts(comparison)
     if not all(text and isinstance(text[0], dict) for text in whole): # no template is applied
-        return Rendered(texts, tuple(unread_variables(comparison.template)))
+        return Rendered(render_comparison(comparison, tokenizer), tuple(unread_variables(comparison.template)))
+    texts = _render_each(whole, tokenizer, comparison.template)
     kinds = []
     for index, (messages, text) in enumerate(zip(whole, texts)):
         found = omissions(messages, text, tokenizer, comparison.template, len(comparison.prompt))
         if found.is_lost:
-            raise ValueError(
+            raise BadResponse(
                 f"the chat template leaves out {', '.join(found.kinds)}, and with that all of response {index + 1}; "
-                "expected a response that the template prints, or a template that prints it."
+                "expected a response that the template prints, or a template that prints it.",
+                index,
             )
         kinds += found.kinds
     return Rendered(texts, tuple(dict.fromkeys(kinds)))
@@ -277,3 +278,18 @@ def report_omissions(
     kinds = [f"{kind} ({count})" for kind, count in counts.items()]
     return f"the chat template leaves out {', '.join(kinds)}"
 
+
+# %% ../nbs/03g_omissions.ipynb #4c93102e
+def _render_each(texts, tokenizer, template):
+    "Return the rendered texts. Raise `BadResponse` for one that the template refuses, unless it refuses all."
+    rendered = []
+    errors = {}
+    for index, text in enumerate(texts):
+        try:
+            rendered.append(render(text, tokenizer, template))
+        except ValueError as error:
+            errors[index] = str(error)
+    if errors:
+        index = next(iter(errors))
+        raise BadResponse(errors[index], index if len(errors) < len(texts) else None)
+    return rendered

@@ -9,6 +9,7 @@ __all__ = ['logger', 'FEATURES', 'TokenizedComparison', 'tokenized_comparison', 
 # %% ../nbs/03c_tokens.ipynb #69d96dec
 import itertools
 import logging
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, Optional, Sequence, TypedDict, Union
@@ -90,7 +91,7 @@ def whole_sequences(
 def tokenize_rows(
     rows: Union[Dataset, IterableDataset], # as `to_comparison` reads them
     tokenizer: PreTrainedTokenizerBase, # of the model
-    max_length: int, # in tokens, prompt and response and special tokens together
+    max_length: Optional[int], # in tokens, prompt and response and special tokens together; `None` for no limit
     on_overlong: Literal["drop", "truncate_prompt", "error"] = "drop", # what to do with longer comparisons
     on_bad_row: Literal["error", "skip"] = "error", # what to do with rows that cannot be used
     # The margin of a pair is the difference of its ratings, unless the row has `margin`.
@@ -99,14 +100,19 @@ def tokenize_rows(
     ends_with_eos: bool = True, # `RewardModel.ends_with_eos`
     num_proc: Optional[int] = None, # processes to tokenize with
     name: str = "the data", # what messages call the rows
+    max_positions: Optional[int] = None, # tokens that the model takes, whatever `max_length` is
 ) -> Union[Dataset, IterableDataset]: # of `TokenizedComparison`, with the columns of `FEATURES`
     "Return the token ids of each comparison. Raise `ValueError` for a row that cannot be used, or if none is left."
     _check_option("on_overlong", on_overlong, ("drop", "truncate_prompt", "error"))
     _check_option("on_bad_row", on_bad_row, ("error", "skip"))
     rows = plain_rows(rows)
+    limit = min(limit for limit in (max_length, max_positions, math.inf) if limit is not None)
+    is_shorter = max_positions is not None and limit < (max_length or math.inf)
+    note = f"max_length is {max_length}, but the model and its tokenizer take {limit} tokens." if is_shorter else ""
     arguments = {
         "tokenizer": tokenizer,
-        "max_length": max_length,
+        "max_length": limit,
+        "max_positions": max_positions,
         "on_overlong": on_overlong,
         "on_bad_row": on_bad_row,
         "margin_from_scores": margin_from_scores,
@@ -123,12 +129,11 @@ def tokenize_rows(
     if isinstance(rows, IterableDataset):
         names = rows.column_names or list(next(iter(rows), {}))
         tokenized = rows.map(_tokenize_batch, remove_columns=names, **options)
-        report = _Report(name, tokenizer, is_stream=True)
+        report = _Report(name, tokenizer, note, is_stream=True)
         return tokenized.filter(report, with_indices=True).remove_columns(list(REPORTED))
-    names = rows.column_names
     options |= {"num_proc": num_proc, "desc": f"Tokenizing {name}"}
-    tokenized = rows.map(_tokenize_batch, remove_columns=names, **options)
-    return _without_dropped(tokenized, _Report(name, tokenizer, is_stream=False))
+    tokenized = rows.map(_tokenize_batch, remove_columns=rows.column_names, **options)
+    return _without_dropped(tokenized, _Report(name, tokenizer, note, is_stream=False))
 
 
 def _check_option(name, value, expected):
@@ -145,7 +150,7 @@ def _without_dropped(tokenized, report):
     if not kept:
         raise ValueError(
             f"None of {len(tokenized)} comparisons of {report.name} is left: {report.reasons() or 'there were none'}. "
-            "Check the data, or allow longer texts."
+            f"{report.first_bad or 'Check the data, or allow longer texts.'}"
         )
     if len(kept) < len(tokenized):
         tokenized = tokenized.select(kept)
@@ -297,6 +302,7 @@ def _fitted(rendered, sequences, arguments):
             max_length,
             arguments["on_overlong"],
             arguments["ends_with_eos"],
+            arguments["max_positions"],
         )
     except TooLong as error:
         raise ValueError(f"Row {rendered.number} of {arguments['name']} {error}") from None
@@ -318,17 +324,17 @@ def _ends_differently(sequences, arguments):
 # %% ../nbs/03c_tokens.ipynb #45353fd6
 class _Report:
     "Counts and logs what is dropped and truncated; as a filter it keeps the other rows."
-    def __init__(self, name, tokenizer, is_stream):
+    def __init__(self, name, tokenizer, note, is_stream):
         self.name = name
+        self.note = note # on a limit that is below max_length
         self.end = end_token(tokenizer)
         self.is_stream = is_stream
         self.seen = 0
         self.dropped = Counter() # reason → rows; the empty reason counts those kept
-        self.noted = Counter() # "cut" and "not_ended" → kept rows
-        self.num_unread = 0 # rows with columns that would change the meaning
+        self.noted = Counter() # "cut" and "not_ended" → kept rows; "omitted" and "unread" → rows
         self.unread = Counter() # column → rows
-        self.num_omitted = 0 # rows of which the chat template leaves something out
         self.omitted = Counter() # what it leaves out → rows
+        self.first_bad = "" # what is wrong with the first bad row
         self.next_log = 1 # of a stream, at this total
 
     def __call__(self, row, index):
@@ -336,9 +342,10 @@ class _Report:
         reason = row["dropped"]
         self.seen += 1
         self.dropped[reason] += 1
-        self.num_omitted += bool(row["omitted"])
+        self.first_bad = self.first_bad or (row["detail"] if reason == "bad row" else "")
+        self.noted["omitted"] += bool(row["omitted"])
         self.omitted.update(row["omitted"])
-        self.num_unread += bool(row["unread"])
+        self.noted["unread"] += bool(row["unread"])
         self.unread.update(row["unread"])
         if not reason:
             self.noted["cut"] += row["cut"] > 0
@@ -356,7 +363,7 @@ class _Report:
 
     def total(self):
         "Return the number of rows dropped, truncated, not ended, or not read or rendered completely."
-        return self.seen - self.dropped[""] + self.noted.total() + self.num_omitted + self.num_unread
+        return self.seen - self.dropped[""] + self.noted.total()
 
     def reasons(self):
         "Return the reasons for dropping rows, each with its count."
@@ -372,11 +379,14 @@ class _Report:
             logger.warning("Dropped %d of %d %s: %s.", num_dropped, self.seen, comparisons, self.reasons())
         if self.noted["cut"]:
             logger.warning("Cut the prompt of %d of %d %s.", self.noted["cut"], self.seen, comparisons)
+        if self.note and (self.noted["cut"] or "longer than" in self.reasons()):
+            logger.warning(self.note)
         if self.unread:
-            logger.warning("In %d of %d %s, %s.", self.num_unread, self.seen, comparisons, report_unread(self.unread))
+            columns = report_unread(self.unread)
+            logger.warning("In %d of %d %s, %s.", self.noted["unread"], self.seen, comparisons, columns)
         if self.omitted:
             omissions = report_omissions(self.omitted)
-            logger.warning("In %d of %d %s, %s.", self.num_omitted, self.seen, comparisons, omissions)
+            logger.warning("In %d of %d %s, %s.", self.noted["omitted"], self.seen, comparisons, omissions)
         if self.noted["not_ended"]:
             logger.warning(
                 "%d of %d %s have token ids that do not end with %s (%d) as texts do; rewards are still read at their "

@@ -155,13 +155,12 @@ def tokenize_for_model(
     dataset = plain_rows(dataset)
     if not is_rows or set(FEATURES) <= set(dataset.column_names or ()):
         return dataset
-    limits = (args.max_length, model.max_positions, tokenizer.model_max_length)
-    max_length = min(limit for limit in limits if limit)
+    limits = [limit for limit in (model.max_positions, tokenizer.model_max_length) if limit]
     with args.main_process_first(desc="tokenizing"):
         tokenized = tokenize_rows(
             dataset,
             tokenizer,
-            max_length,
+            args.max_length,
             args.on_overlong,
             args.on_bad_row,
             args.margin_from_scores,
@@ -169,11 +168,8 @@ def tokenize_for_model(
             ends_with_eos=model.ends_with_eos,
             num_proc=args.dataset_num_proc,
             name=name,
+            max_positions=min(limits, default=None),
         )
-    is_table = isinstance(dataset, Dataset)
-    all_fit = is_table and len(tokenized) == len(dataset) and args.on_overlong != "truncate_prompt"
-    if max_length < args.max_length and not all_fit:
-        logger.warning("max_length is %d, but the model and its tokenizer take %d tokens.", args.max_length, max_length)
     return tokenized
 
 # %% ../nbs/05_training.ipynb #13c52918

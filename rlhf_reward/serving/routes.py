@@ -41,6 +41,7 @@ from rlhf_reward.serving.reading import (
     read_get_reward,
     read_rank,
     read_score,
+    response_field,
 )
 from rlhf_reward.serving.schemas import (
     ClassifyAnswer,
@@ -344,10 +345,12 @@ class _RewardService:
             )
         sequences = self.scorer.tokenize_each(comparisons)
         for result, item in zip(sequences, located):
+            if not isinstance(result, ValueError):
+                continue
+            field = response_field(item.field, item.comparison.responses, result)
             if isinstance(result, TooLong): # its remedy is for the owner of the server
-                raise field_error(413, item.field, result.problem)
-            if isinstance(result, ValueError):
-                raise field_error(422, item.field, str(result))
+                raise field_error(413, field, result.problem)
+            raise field_error(422, field, str(result))
         return sequences, [str(comparison.prompt) for comparison in comparisons]
 
 

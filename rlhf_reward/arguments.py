@@ -21,8 +21,9 @@ from .run_record import CHANGEABLE
 @dataclass
 class RewardConfig(TrainingArguments):
     "All of `transformers.TrainingArguments`; a batch of `per_device_train_batch_size` is that many comparisons."
-    max_length: int = field(default=2048, metadata={
-        "help": "Longest response in tokens, with its prompt, or what the model can take if that is less."})
+    max_length: Optional[int] = field(default=2048, metadata={
+        "help": "Longest response in tokens, with its prompt, or what the model can take if that is less. None in "
+                "Python is no other limit."})
     on_overlong: Literal["drop", "truncate_prompt", "error"] = field(default="drop", metadata={
         "help": "What to do with longer comparisons: drop and count them, cut the oldest tokens of the prompt, or "
                 "stop."})

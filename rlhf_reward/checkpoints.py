@@ -49,8 +49,8 @@ def default_pooling(
     has_other_inputs = config.get_text_config() is not config or hasattr(config, "vision_config")
     if has_other_inputs or not hasattr(config, "vocab_size"):
         raise ValueError(
-            f"{found}, which reads more or other than text; {expected}. Of a multimodal checkpoint, load the text part "
-            "alone."
+            f"{found}, which reads more or other than text; {expected}. Of a multimodal checkpoint, save the text part "
+            "alone, AutoModelForCausalLM.from_pretrained(name).model.language_model, and its tokenizer, in a folder."
         )
     if config.model_type in MIXES_PADDING:
         raise ValueError(

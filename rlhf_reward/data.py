@@ -1,5 +1,6 @@
 "The earlier home of `comparison`, `rows` and `loading`: every public name of theirs."
 from .comparison import (
+    BadResponse,
     Comparison,
     Text,
     exact_key,
@@ -15,6 +16,7 @@ from .rows import FORMS, UNREADABLE, read_row, row_form, to_comparison, to_respo
 from .verdicts import RANKS_BY_WINNER
 
 __all__ = [
+    "BadResponse",
     "Comparison",
     "FORMS",
     "KINDS",

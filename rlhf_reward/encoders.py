@@ -24,8 +24,9 @@ from .checkpoint_files import refuse_own_code
 from .checkpoints import check_device, default_pooling, is_reward_model, load_checked, load_config
 from .checkpoints import num_embeddings_of
 from .comparison import Comparison
-from .encoding import TooLong, encode, fit_length, render_comparison
+from .encoding import TooLong, encode, fit_length, length_remedy, longest
 from .inputs import check_values
+from .omissions import render_checked, unread_variables
 from .reward import RewardModel
 from .tokens import TokenizedComparison
 
@@ -94,7 +95,8 @@ class EncoderClassifier(nn.Module):
         tokenizer: PreTrainedTokenizerBase, # of the model
         max_length: float, # in tokens
         on_overlong: str, # 'error', or 'truncate_prompt' to cut the oldest tokens of the prompt
-    ) -> tuple[list[list[tuple[int, int]]], bool]: # K sequences of (token id, token type), and whether they were cut
+    # K sequences of (token id, token type), whether they were cut, and what the chat template leaves out
+    ) -> tuple[list[list[tuple[int, int]]], bool, tuple[str, ...]]:
         """
         Return two segments where prompt and response are known strings, else one segment.
 
@@ -107,8 +109,9 @@ class EncoderClassifier(nn.Module):
             prompt, responses = _without_roles(prompt, responses)
         has_segments = self.text_pairs and isinstance(prompt, str) and prompt
         if has_segments and not comparison.whole:
-            return _two_segments(prompt, responses, tokenizer, max_length, on_overlong)
-        return _one_segment(comparison, tokenizer, max_length, on_overlong)
+            segments = _two_segments(prompt, responses, tokenizer, max_length, on_overlong, self.max_positions)
+            return *segments, tuple(unread_variables(comparison.template))
+        return _one_segment(comparison, tokenizer, max_length, on_overlong, self.max_positions)
 
     def collate(
         self,
@@ -240,30 +243,31 @@ def _warn_if_padding_ends_texts(model_name, config):
         )
 
 # %% ../nbs/06e_encoders.ipynb #8e637e77
-def _one_segment(comparison, tokenizer, max_length, on_overlong):
-    "Return each response with its prompt as one segment, cut to its length, and whether it was cut."
-    texts = render_comparison(comparison, tokenizer)
+def _one_segment(comparison, tokenizer, max_length, on_overlong, max_positions):
+    "Return each response with its prompt as one segment, cut to its length, and the other fields of `Fitted`."
+    texts, omitted = render_checked(comparison, tokenizer)
     sequences = encode(texts, tokenizer, ends_with_eos=False)
-    kept = fit_length(comparison, sequences, tokenizer, max_length, on_overlong, ends_with_eos=False)
+    kept = fit_length(comparison, sequences, tokenizer, max_length, on_overlong, False, max_positions)
     if kept is None:
         length = max(map(len, sequences))
         problem = f"has {length} tokens, of which the prompt has too few to cut; expected at most {max_length}."
-        raise TooLong(problem, length, max_length)
+        remedy = length_remedy(max_length, max_positions, can_cut=False)
+        raise TooLong(problem, length, max_length, remedy, longest(sequences))
     typed = []
     for ids in kept:
         typed.append([(token, 0) for token in ids])
-    return typed, kept is not sequences
+    return typed, kept is not sequences, omitted
 
 
-def _two_segments(prompt, responses, tokenizer, max_length, on_overlong):
+def _two_segments(prompt, responses, tokenizer, max_length, on_overlong, max_positions):
     "Return the prompt and each response as two segments, cut to their length, and whether they were cut."
     pairs = tokenizer([prompt] * len(responses), list(responses), verbose=False)
     length = max(map(len, pairs["input_ids"]))
     excess = length - max_length
     if excess > 0 and on_overlong == "error":
         problem = f"has {length} tokens; expected at most {max_length}."
-        remedy = "Allow more with max_length, or choose on_overlong='truncate_prompt'."
-        raise TooLong(problem, length, max_length, remedy)
+        remedy = length_remedy(max_length, max_positions)
+        raise TooLong(problem, length, max_length, remedy, longest(pairs["input_ids"]))
     token_types = pairs.get("token_type_ids") # not every tokenizer has them
     sequences = []
     for index, ids in enumerate(pairs["input_ids"]):
@@ -273,7 +277,8 @@ def _two_segments(prompt, responses, tokenizer, max_length, on_overlong):
             problem = (
                 f"has {length} tokens, of which the prompt has {len(prompt_positions)}; expected at most {max_length}."
             )
-            raise TooLong(problem, length, max_length)
+            remedy = length_remedy(max_length, max_positions, can_cut=False)
+            raise TooLong(problem, length, max_length, remedy, longest(pairs["input_ids"]))
         removed = set(prompt_positions[:max(excess, 0)])
         tokens = list(zip(ids, token_types[index] if token_types else [0] * len(ids)))
         sequences.append([token for position, token in enumerate(tokens) if position not in removed])
@@ -291,8 +296,8 @@ def _without_roles(prompt, responses):
 
 
 def _role_of_text(message):
-    "Return the role of a message whose content is a string, else False."
-    return isinstance(message, dict) and isinstance(message.get("content"), str) and message["role"]
+    "Return the role of a message that has only a content, else False."
+    return isinstance(message, dict) and message.keys() == {"role", "content"} and message["role"]
 
 
 def _pad(tensors, value):

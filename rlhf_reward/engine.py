@@ -6,10 +6,13 @@
 __all__ = ['logger', 'Piece', 'plan_batches', 'RewardEngine', 'NotFinite', 'Cancelled', 'ComparisonScorer']
 
 # %% ../nbs/06d_engine.ipynb #ff0d3e87
+import itertools
 import logging
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Callable, NamedTuple, Optional, Union
+from collections import Counter
+from types import MappingProxyType
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Union
 
 import torch
 from accelerate import PartialState
@@ -18,6 +21,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 from tqdm.auto import tqdm
 
+from .unread import report_unread, unread_columns
 from .comparison import Comparison, shared_length
 from .rows import read_row, to_comparison
 from .sequences import choose_reader
@@ -208,8 +212,11 @@ class ComparisonScorer(ABC):
     """
     Base of all scorers: a subclass tokenizes comparisons and computes the rewards of their sequences.
 
+    `omitted` counts the comparisons by what a chat template has left out of them, where there is one.
     A subclass has `tokenize_each` and `rewards`, and `normalized` if it knows the scale of its rewards.
     """
+
+    omitted: Mapping[str, int] = MappingProxyType({})
 
     @abstractmethod
     def tokenize_each(
@@ -274,6 +281,10 @@ class ComparisonScorer(ABC):
     ) -> list[Union[tuple[Comparison, list[list]], ValueError]]: # each comparison with its sequences, or its error
         "Read and tokenize rows together, with an error that names the row in place of one that cannot be scored."
         numbers = numbers or range(1, len(rows) + 1)
+        unread = [columns for columns in map(unread_columns, rows) if columns]
+        if unread:
+            counts = Counter(itertools.chain.from_iterable(unread))
+            logger.warning("In %d of %d rows of %s, %s.", len(unread), len(rows), name, report_unread(counts))
         comparisons = []
         for number, row in zip(numbers, rows, strict=True):
             comparisons.append(_row_or_error(row, number, name, read))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Callable, Iterable, Literal, Optional, TypedDict, Union
@@ -27,6 +28,7 @@ from .scoring import BaseScorer
 from .statistics import Statistics, best_of_n, calibration, length_bias, ranking, statistics
 from .tables import correctness, pair_table, response_table
 from .tokens import reason_dropped
+from .unread import plain_rows
 
 # %% auto #0
 __all__ = ['evaluate', 'LeftOut', 'EvaluationReport', 'MistakenResponse', 'Mistake', 'Evaluation', 'ScoreDifference', 'ModelPair',
@@ -53,9 +55,11 @@ def evaluate(
     left. The length of a response is its number of tokens without the prompt.
     """
     features = getattr(data, "features", None)
-    data = list(data)
+    data = list(plain_rows(data))
     read = partial(_read, verdicts=read_columns(data, name, features))
+    omitted_before = Counter(scorer.omitted)
     usable = _usable_rows(scorer, data, on_bad_row, name, numbers or range(1, len(data) + 1), read)
+    omitted = Counter(scorer.omitted) - omitted_before
     comparisons = usable.comparisons
     prompts = [str(comparison.prompt) for comparison in comparisons]
     rewards = _rewards_or_error(scorer, usable.sequences, prompts, processes, usable.rows, name)
@@ -66,7 +70,7 @@ def evaluate(
         _blind_rewards(scorer, without_prompts, processes, usable, name),
         _response_lengths(without_prompts, usable.sequences),
     )
-    report = {**statistics(responses, seed), "left_out": usable.left_out}
+    report = {**statistics(responses, seed), "left_out": usable.left_out, "omitted": dict(omitted)}
     show_progress = processes is None or processes.is_main_process
     report["sources"] = _statistics_by_source(responses, seed, show_progress)
     return Evaluation(usable.rows, comparisons, responses, report)
@@ -81,6 +85,7 @@ class LeftOut(TypedDict):
 class EvaluationReport(Statistics, total=False):
     "All statistics of an evaluation, ready for JSON."
     left_out: Optional[LeftOut] # None if every row was used
+    omitted: dict[str, int] # comparisons by what the chat template leaves out of them
     sources: dict[str, Statistics] # by source; the number of comparisons alone if none has a pair
     benchmark: dict[str, Any] # only from `benchmarks.evaluate_benchmark`
 

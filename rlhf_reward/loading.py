@@ -26,7 +26,8 @@ from datasets.exceptions import DatasetGenerationError
 from .columns import column_verdicts, with_verdicts
 from .comparison import CACHE_VERSION, text_key
 from .fields import TEXT_COLUMNS, parsed_cell
-from .rows import UNREADABLE, read_row, to_comparison
+from .rows import FORMS, UNREADABLE, read_row, to_comparison
+from .unread import plain_rows
 
 # %% ../nbs/03b_loading.ipynb #df9cc8d4
 KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"} # each also with .gz
@@ -92,6 +93,7 @@ def hold_out(
 
 def _prompt_keys(rows):
     "Return the key of each row's prompt."
+    rows = plain_rows(rows)
     if "prompt_key" in rows.column_names:
         return np.fromiter(rows["prompt_key"], np.int64, len(rows))
     read = partial(to_comparison, verdicts=column_verdicts(rows))
@@ -159,11 +161,9 @@ def _records(file, text_columns=()):
         if suffix == ".csv":
             yield from _csv_records(lines, text_columns)
             return
-        is_array = suffix == ".json" and lines.read(1_000).lstrip().startswith("[")
-        lines.seek(0)
-        if is_array:
-            # NaN is not JSON, and a table would make it null: so it is read as a string.
-            for number, row in enumerate(json.load(lines, parse_constant=str), start=1):
+        elements = _json_elements(lines) if suffix == ".json" else None
+        if elements is not None:
+            for number, row in enumerate(elements, start=1):
                 yield _json_record(row, f"element {number}")
             return
         for number, line in enumerate(lines, start=1):
@@ -263,6 +263,49 @@ def _long_cells():
             yield
         finally:
             csv.field_size_limit(previous)
+
+# %% ../nbs/03b_loading.ipynb #b5a16d25
+_COLUMNS_OF_ROWS = frozenset(("prompt", "response", "text", "texts", UNREADABLE)).union(*FORMS.values())
+_MESSAGE_KEYS = {"role", "content", "from", "value", "type"} # a list of objects with one of them is one text
+
+
+def _json_elements(lines):
+    "Return the rows of a file that is one JSON value, or `None` for one with a row in each line; both at its start."
+    first = next((line for line in lines if line.strip()), "")
+    has_more = any(line.strip() for line in lines)
+    lines.seek(0)
+    if has_more and not first.lstrip().startswith("[") and _from_json_or_none(first) is not None:
+        return None
+    # NaN is not JSON, and a table would make it null: so it is read as a string.
+    if first.lstrip().startswith("["):
+        return json.load(lines, parse_constant=str)
+    value = _from_json_or_none(lines.read())
+    lines.seek(0)
+    return _rows_of_object(value) if isinstance(value, dict) else None
+
+
+def _from_json_or_none(text):
+    try:
+        return json.loads(text, parse_constant=str)
+    except json.JSONDecodeError:
+        return None
+
+
+def _rows_of_object(value):
+    "Return the one list of rows that an object has, else the object as a row. Raise `ValueError` for several lists."
+    if _COLUMNS_OF_ROWS & value.keys():
+        return [value]
+    lists = {}
+    for name, part in value.items():
+        is_list = isinstance(part, list) and part and all(isinstance(row, dict) for row in part)
+        if is_list and not _MESSAGE_KEYS & part[0].keys():
+            lists[name] = part
+    if len(lists) > 1:
+        raise ValueError(
+            f"it is one JSON object with the lists {sorted(lists)!r:.200}; expected one list of rows: write each into "
+            "a file of its own."
+        )
+    return next(iter(lists.values()), [value])
 
 # %% ../nbs/03b_loading.ipynb #3a2e26cf
 def _read(files, columns, on_bad_row, streaming):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import importlib.resources
 import json
 import os
@@ -187,6 +188,8 @@ def _data_parts(summary: DataSummary):
     ]
     for model, left_out in summary.left_out:
         parts.append(f"Left out for {model}: {left_out['rows']} rows. The first: {left_out['first']}")
+    for model, omitted in summary.omitted:
+        parts.append(f"Of these comparisons, for {model}, {html.escape(omitted, quote=False)}.")
     for model, benchmark in summary.benchmarks:
         parts += _benchmark_parts(model, benchmark)
     parts.append(_markdown_table(["", "accuracy over all pairs"], summary.accuracy))

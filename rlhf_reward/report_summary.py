@@ -18,6 +18,7 @@ from rlhf_reward.evaluation import (
     compare,
 )
 from .intervals import Interval
+from .omissions import report_omissions
 from .statistics import BestOfN, Calibration
 
 Evaluations = dict[str, dict[str, Evaluation]] # by name of the data, then of the model
@@ -147,6 +148,7 @@ class DataSummary:
     counts: dict[str, int] # comparisons, prompts, responses, pairs
     models: list[str] # names
     left_out: list[tuple[str, LeftOut]] # of each model that left out rows
+    omitted: list[tuple[str, str]] # of each model whose chat template leaves something out, in words
     accuracy: list[tuple[str, str]] # of models and baselines
     figures: list[list[str]] # label, and the value of each model
     source_columns: list[str] # header of `sources`
@@ -183,6 +185,9 @@ def _summary_of_data(data, models):
         counts={name: first[name] for name in ("comparisons", "prompts", "responses", "pairs")},
         models=list(reports),
         left_out=[(model, report["left_out"]) for model, report in reports.items() if report["left_out"]],
+        omitted=[
+            (model, report_omissions(report["omitted"])) for model, report in reports.items() if report["omitted"]
+        ],
         accuracy=accuracy,
         figures=figures,
         source_columns=["source", "pairs", *reports, *without_prompt, *baselines],

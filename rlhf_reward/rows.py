@@ -8,7 +8,7 @@ __all__ = ['UNREADABLE', 'FORMS', 'row_form', 'to_comparison', 'to_responses', '
 # %% ../nbs/03a_rows.ipynb #42087059
 from typing import Any, Callable, Optional
 
-from .comparison import Comparison, is_ids, shared_length
+from .comparison import BadResponse, Comparison, is_ids, shared_length
 from .fields import TEXT_FORMS, checked_text, finite_number, finite_numbers, from_json, without_nulls
 from .verdicts import UnclearVerdict, checked_verdicts, verdict_ranks
 
@@ -198,7 +198,7 @@ def _prompt_and_responses(row, responses, fewest=2):
     "Return the prompt and the responses without it, both strings or both messages."
     if not isinstance(responses, (list, tuple)) or len(responses) < fewest:
         raise ValueError(f"the responses are {responses!r:.80}; expected a list of at least {fewest}.")
-    responses = [checked_text(response) for response in responses]
+    responses = _checked_responses(responses)
     are_messages = [not isinstance(response, str) for response in responses]
     if any(are_messages) != all(are_messages):
         raise ValueError("some responses are strings and some are messages; expected one kind.")
@@ -214,6 +214,18 @@ def _prompt_and_responses(row, responses, fewest=2):
     return prompt, responses
 
 
+def _checked_responses(responses):
+    "Return each response as a text. Raise `BadResponse` for one that is none."
+    checked = []
+    for index, response in enumerate(responses):
+        try:
+            checked.append(checked_text(response))
+        except ValueError as error:
+            which = f"response {index + 1} of {len(responses)}: " if len(responses) > 1 else ""
+            raise BadResponse(f"{which}{error}", index) from None
+    return checked
+
+
 def _prompt_and_messages(prompt, responses):
     "Return the prompt and the responses without it, all of them messages."
     if isinstance(prompt, str):
@@ -224,13 +236,14 @@ def _prompt_and_messages(prompt, responses):
         return _split_whole(responses)
     if prompt[-1]["role"] == "assistant":
         return prompt, responses
-    for response in responses:
+    for index, response in enumerate(responses):
         role = response[0]["role"]
         if role in ("system", "user"):
-            raise ValueError(
-                f"a response begins with a message of the {role}, but is not a conversation that holds the prompt "
-                f"{prompt[-1].get('content')!r:.40}; expected whole conversations with that prompt, or only what "
-                "follows it."
+            raise BadResponse(
+                f"response {index + 1} begins with a message of the {role}, but is not a conversation that holds the "
+                f"prompt {prompt[-1].get('content')!r:.40}; expected whole conversations with that prompt, or only "
+                "what follows it.",
+                index,
             )
     return prompt, responses
 

@@ -6,8 +6,10 @@
 __all__ = ['logger', 'Ranked', 'Preference', 'ranked', 'BaseScorer', 'Scorer']
 
 # %% ../nbs/06_scoring.ipynb #0eafe0ec
+import itertools
 import logging
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +22,7 @@ from .checkpoint_files import open_tokenizer
 from .comparison import Comparison, Text
 from .encoders import EncoderClassifier, open_model
 from .engine import Cancelled, ComparisonScorer, NotFinite, RewardEngine
+from .omissions import report_omissions
 from .reward import RewardModel
 from .rows import to_responses
 from .templates import report_template
@@ -151,6 +154,7 @@ class Scorer(RewardEngine, BaseScorer):
         super().__init__(model, tokens_per_batch)
         self.tokenizer = tokenizer
         report_template(tokenizer)
+        self.omitted = Counter() # what the chat template left out so far → comparisons
         self.on_overlong = on_overlong
         self.max_length = min(max_length or math.inf, model.max_positions or math.inf)
 
@@ -196,6 +200,7 @@ class Scorer(RewardEngine, BaseScorer):
         fitted = self.reader.tokenize_each(comparisons, self.tokenizer, self.max_length, self.on_overlong)
         tokenized = []
         num_cut = 0
+        omitted = [result.omitted for result in fitted if not isinstance(result, ValueError) and result.omitted]
         for result in fitted:
             if isinstance(result, ValueError):
                 tokenized.append(result)
@@ -204,6 +209,10 @@ class Scorer(RewardEngine, BaseScorer):
                 num_cut += result.was_cut
         if num_cut:
             logger.warning("Cut the prompt of %d of %d to %d tokens.", num_cut, len(comparisons), self.max_length)
+        if omitted:
+            counts = Counter(itertools.chain.from_iterable(omitted))
+            self.omitted.update(counts)
+            logger.warning("In %d of %d comparisons, %s.", len(omitted), len(comparisons), report_omissions(counts))
         return tokenized
 
     def normalized(

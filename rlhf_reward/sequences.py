@@ -14,8 +14,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .checkpoints import default_pooling
-from .comparison import Comparison, whole_texts
-from .encoding import TooLong, encode, end_token, fit_length, render_comparison
+from .comparison import BadResponse, Comparison, whole_texts
+from .encoding import TooLong, encode, end_token, fit_length, length_remedy, longest
+from .omissions import render_checked
 from .packing import choose_layout, model_inputs
 from .reward import RewardModel
 from .templates import Conversation, as_conversation, chat_marks
@@ -28,6 +29,7 @@ class Fitted(NamedTuple):
     "The sequences of a comparison, of at most `max_length` tokens."
     sequences: list[list] # K, of token ids, or of (token id, token type) for a classifier on an encoder
     was_cut: bool # the prompt lost its oldest tokens
+    omitted: tuple[str, ...] = () # what the chat template leaves out, as `omissions.Rendered` has it
 
 # %% ../nbs/06c_sequences.ipynb #fd572484
 class TextReader:
@@ -55,19 +57,20 @@ class TextReader:
         on_overlong: str, # 'error', or 'truncate_prompt' to cut the oldest tokens of the prompt
     ) -> list[Union[Fitted, ValueError]]: # one for each comparison
         "Return the sequences of each comparison, or the error of one that cannot be scored."
-        rendered = [call_or_error(render_comparison, comparison, tokenizer) for comparison in comparisons]
+        rendered = [call_or_error(render_checked, comparison, tokenizer) for comparison in comparisons]
         texts = []
         for result in rendered:
             if not isinstance(result, ValueError):
-                texts += result
+                texts += result.texts
         sequences = encode(texts, tokenizer, self.model.ends_with_eos)
         self._report_end(texts, sequences, tokenizer)
         encoded = iter(sequences)
         results = []
         for comparison, result in zip(comparisons, rendered):
             if not isinstance(result, ValueError):
-                sequences = [next(encoded) for _ in result]
-                result = call_or_error(self._fit, comparison, sequences, tokenizer, max_length, on_overlong)
+                sequences = [next(encoded) for _ in result.texts]
+                fitted = call_or_error(self._fit, comparison, sequences, tokenizer, max_length, on_overlong)
+                result = fitted if isinstance(fitted, ValueError) else fitted._replace(omitted=result.omitted)
             results.append(result)
         return results
 
@@ -100,27 +103,31 @@ class TextReader:
     def _fit(self, comparison, sequences, tokenizer, max_length, on_overlong):
         "Return the sequences, cut to their length. Raises `ValueError` for what cannot be scored or cut."
         if not all(sequences):
-            raise ValueError("has no token; expected some text.")
-        largest_id = max(map(max, sequences))
+            raise BadResponse("has no token; expected some text.", sequences.index([]))
+        largest_ids = list(map(max, sequences))
+        largest_id = max(largest_ids)
         if largest_id >= self.model.num_embeddings:
-            raise ValueError(
+            raise BadResponse(
                 f"has the token id {largest_id}; the model has the ids 0 to {self.model.num_embeddings - 1}. "
-                "Expected the tokenizer of the model."
+                "Expected the tokenizer of the model.",
+                largest_ids.index(largest_id),
             )
         length = max(map(len, sequences))
+        max_positions = self.model.max_positions
+        remedy = length_remedy(max_length, max_positions, can_cut=False)
         if comparison.whole and on_overlong == "truncate_prompt" and length > max_length:
             problem = (
                 f"has {length} tokens and is a whole text that does not say where its prompt ends, so nothing of it "
                 f"is cut; expected at most {max_length}, or prompt and response apart."
             )
-            raise TooLong(problem, length, max_length)
+            raise TooLong(problem, length, max_length, remedy, longest(sequences))
         ends_with_eos = self.model.ends_with_eos
-        kept = fit_length(comparison, sequences, tokenizer, max_length, on_overlong, ends_with_eos)
+        kept = fit_length(comparison, sequences, tokenizer, max_length, on_overlong, ends_with_eos, max_positions)
         if kept is None:
             problem = (
                 f"has {length} tokens, and too few of them are the prompt's to be cut; expected at most {max_length}."
             )
-            raise TooLong(problem, length, max_length)
+            raise TooLong(problem, length, max_length, remedy, longest(sequences))
         return Fitted(kept, was_cut=kept is not sequences)
 
     def model_inputs(
@@ -192,15 +199,25 @@ def call_or_error(function, comparison, *arguments):
 
 def _with_text(error, comparison):
     "Return the error with the text or response that it is about."
-    if comparison.whole:
-        shown = f"text {whole_texts(comparison)[0]!r:.60}"
-    else:
-        shown = f"response {comparison.responses[0]!r:.60}"
+    response = getattr(error, "response", None)
+    shown = _subject(comparison, response)
     if isinstance(error, TooLong):
-        problem = f"The {shown} cannot be scored: it {error.problem}"
-        return TooLong(problem, error.length, error.limit, error.remedy)
-    subject = "it " if str(error).startswith("has ") else ""
-    return ValueError(f"The {shown} cannot be scored: {subject}{error}")
+        problem = f"{shown} cannot be scored: it {error.problem}"
+        return TooLong(problem, error.length, error.limit, error.remedy, response)
+    pronoun = "it " if str(error).startswith("has ") else ""
+    return BadResponse(f"{shown} cannot be scored: {pronoun}{error}", response)
+
+
+def _subject(comparison, response):
+    "Return how an error calls the response of this index, or all of them."
+    texts = whole_texts(comparison) if comparison.whole else comparison.responses
+    noun = "text" if comparison.whole else "response"
+    count = len(texts)
+    if count == 1:
+        return f"The {noun} {texts[0]!r:.60}"
+    if response is None:
+        return f"Each of {count} {noun}s, of which the first is {texts[0]!r:.60},"
+    return f"The {noun} {texts[response]!r:.60}, number {response + 1} of {count},"
 
 
 def _dummy_comparisons(num_ids):

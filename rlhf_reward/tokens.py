@@ -9,6 +9,7 @@ __all__ = ['logger', 'FEATURES', 'TokenizedComparison', 'tokenized_comparison', 
 # %% ../nbs/03c_tokens.ipynb #69d96dec
 import itertools
 import logging
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, Optional, Sequence, TypedDict, Union
@@ -18,10 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from .columns import read_columns
 from .comparison import CACHE_VERSION, Comparison, is_ids, ranked_pairs, shared_length, text_key
-from .encoding import TooLong, encode, end_token, fit_length, render_comparison
-from .encoding import render, truncate_prompt # re-exported: this module was their home
+from .encoding import TooLong, encode, end_token, fit_length
+from .encoding import render, render_comparison, truncate_prompt # re-exported: this module was their home
+from .omissions import render_checked, report_omissions
 from .rows import read_row, to_comparison
 from .templates import chat_marks, freeze_date
+from .unread import plain_rows, report_unread, unread_columns
 from .verdicts import UnclearVerdict
 
 logger = logging.getLogger(__name__)
@@ -91,7 +94,7 @@ def whole_sequences(
 def tokenize_rows(
     rows: Union[Dataset, IterableDataset], # as `to_comparison` reads them
     tokenizer: PreTrainedTokenizerBase, # of the model; a chat template that prints the date is frozen in it
-    max_length: int, # in tokens, prompt and response and special tokens together
+    max_length: Optional[int], # in tokens, prompt and response and special tokens together; `None` for no limit
     on_overlong: Literal["drop", "truncate_prompt", "error"] = "drop", # what to do with longer comparisons
     on_bad_row: Literal["error", "skip"] = "error", # what to do with rows that cannot be used
     # The margin of a pair is the difference of its ratings, unless the row has `margin`.
@@ -100,6 +103,7 @@ def tokenize_rows(
     ends_with_eos: bool = True, # `RewardModel.ends_with_eos`
     num_proc: Optional[int] = None, # processes to tokenize with
     name: str = "the data", # what messages call the rows
+    max_positions: Optional[int] = None, # tokens that the model takes, whatever `max_length` is
 ) -> Union[Dataset, IterableDataset]: # of `TokenizedComparison`, with the columns of `FEATURES`
     """
     Return the token ids of each comparison. Raise `ValueError` for a row that cannot be used, or if none is left.
@@ -109,10 +113,15 @@ def tokenize_rows(
     _check_option("on_overlong", on_overlong, ("drop", "truncate_prompt", "error"))
     _check_option("on_bad_row", on_bad_row, ("error", "skip"))
     freeze_date(tokenizer)
+    rows = plain_rows(rows)
+    limit = min(limit for limit in (max_length, max_positions, math.inf) if limit is not None)
+    is_shorter = max_positions is not None and limit < (max_length or math.inf)
+    note = f"max_length is {max_length}, but the model and its tokenizer take {limit} tokens." if is_shorter else ""
     arguments = {
         "tokenizer": tokenizer,
         "verdicts": read_columns(rows, name),
-        "max_length": max_length,
+        "max_length": limit,
+        "max_positions": max_positions,
         "on_overlong": on_overlong,
         "on_bad_row": on_bad_row,
         "margin_from_scores": margin_from_scores,
@@ -129,12 +138,11 @@ def tokenize_rows(
     if isinstance(rows, IterableDataset):
         names = rows.column_names or list(next(iter(rows), {}))
         tokenized = rows.map(_tokenize_batch, remove_columns=names, **options)
-        report = _Report(name, tokenizer, is_stream=True)
+        report = _Report(name, tokenizer, note, is_stream=True)
         return tokenized.filter(report, with_indices=True).remove_columns(list(REPORTED))
-    names = rows.column_names
     options |= {"num_proc": num_proc, "desc": f"Tokenizing {name}"}
-    tokenized = rows.map(_tokenize_batch, remove_columns=names, **options)
-    return _without_dropped(tokenized, _Report(name, tokenizer, is_stream=False))
+    tokenized = rows.map(_tokenize_batch, remove_columns=rows.column_names, **options)
+    return _without_dropped(tokenized, _Report(name, tokenizer, note, is_stream=False))
 
 
 def _check_option(name, value, expected):
@@ -151,7 +159,7 @@ def _without_dropped(tokenized, report):
     if not kept:
         raise ValueError(
             f"None of {len(tokenized)} comparisons of {report.name} is left: {report.reasons() or 'there were none'}. "
-            "Check the data, or allow longer texts."
+            f"{report.first_bad or 'Check the data, or allow longer texts.'}"
         )
     if len(kept) < len(tokenized):
         tokenized = tokenized.select(kept)
@@ -178,7 +186,7 @@ def longer_wins(
     "Return the accuracy of preferring the longer response."
     wins = 0.0
     num_pairs = 0
-    for row in tokenized.select_columns(["rests", "ranks"]):
+    for row in plain_rows(tokenized).select_columns(["rests", "ranks"]):
         lengths = [len(rest) for rest in row["rests"]]
         for winner, loser in ranked_pairs(row["ranks"]):
             wins += (lengths[winner] > lengths[loser]) + 0.5 * (lengths[winner] == lengths[loser])
@@ -190,6 +198,8 @@ REPORTED = {
     "dropped": Value("string"), # why, or empty
     "cut": Value("int32"), # tokens removed from the prompt
     "not_ended": Value("bool"), # whether ids of a tokenized row end neither as texts do nor as conversations
+    "omitted": List(Value("string")), # what the chat template leaves out
+    "unread": List(Value("string")), # columns that would change the meaning
     "detail": Value("string"),
 }
 
@@ -201,7 +211,9 @@ class _Rendered:
     comparison: Optional[Comparison] = None # `None` for a bad row
     margins: list[float] = field(default_factory=list) # one for each pair
     texts: list[Union[str, list[int]]] = field(default_factory=list) # K whole texts
+    omitted: tuple[str, ...] = () # what the chat template leaves out of them
     problem: str = "" # of a bad row
+    unread: tuple[str, ...] = () # columns that would change the meaning
 
 
 def _tokenize_batch(batch, indices, arguments, version):
@@ -210,12 +222,13 @@ def _tokenize_batch(batch, indices, arguments, version):
     for index, values in zip(indices, zip(*batch.values())):
         row = dict(zip(batch, values))
         rendered.append(_render_row(row, index + 1, arguments))
+        rendered[-1].unread = unread_columns(row)
     texts = list(itertools.chain.from_iterable(row.texts for row in rendered))
     sequences = iter(encode(texts, arguments["tokenizer"], arguments["ends_with_eos"]))
     rows = []
     for row in rendered:
         of_row = list(itertools.islice(sequences, len(row.texts)))
-        rows.append(_tokenized_row(row, of_row, arguments))
+        rows.append({**_tokenized_row(row, of_row, arguments), "unread": row.unread})
     columns = {}
     for name in rows[0]:
         columns[name] = [row[name] for row in rows]
@@ -227,8 +240,8 @@ def _render_row(row, number, arguments):
     def read(row):
         comparison = to_comparison(row, arguments["verdicts"])
         margins = _margins(comparison, arguments["margin_from_scores"])
-        texts = render_comparison(comparison, arguments["tokenizer"])
-        return _Rendered(number, comparison, margins, texts)
+        texts, omitted = render_checked(comparison, arguments["tokenizer"])
+        return _Rendered(number, comparison, margins, texts, omitted)
 
     try:
         return read_row(row, number, arguments["name"], read)
@@ -260,7 +273,8 @@ def _tokenized_row(rendered, sequences, arguments):
     comparison = rendered.comparison
     if comparison is None:
         example = tokenized_comparison([], [], weight=0.0, row=rendered.number)
-        return {**example, "dropped": "bad row", "cut": 0, "not_ended": False, "detail": rendered.problem}
+        report = {"dropped": "bad row", "cut": 0, "not_ended": False, "omitted": [], "detail": rendered.problem}
+        return {**example, **report}
     kept, report = _fitted(rendered, sequences, arguments)
     shared = shared_length(kept) if kept else 0
     example = tokenized_comparison(
@@ -284,6 +298,7 @@ def _fitted(rendered, sequences, arguments):
         "dropped": "",
         "cut": 0,
         "not_ended": is_ids(rendered.texts[0]) and _ends_differently(sequences, arguments),
+        "omitted": list(rendered.omitted),
         "detail": "",
     }
     if not all(sequences):
@@ -298,6 +313,7 @@ def _fitted(rendered, sequences, arguments):
             max_length,
             arguments["on_overlong"],
             arguments["ends_with_eos"],
+            arguments["max_positions"],
         )
     except TooLong as error:
         raise ValueError(f"Row {rendered.number} of {arguments['name']} {error}") from None
@@ -326,13 +342,17 @@ def _ends_differently(sequences, arguments):
 # %% ../nbs/03c_tokens.ipynb #45353fd6
 class _Report:
     "Counts and logs what is dropped and truncated; as a filter it keeps the other rows."
-    def __init__(self, name, tokenizer, is_stream):
+    def __init__(self, name, tokenizer, note, is_stream):
         self.name = name
+        self.note = note # on a limit that is below max_length
         self.end = end_token(tokenizer)
         self.is_stream = is_stream
         self.seen = 0
         self.dropped = Counter() # reason → rows; the empty reason counts those kept
-        self.noted = Counter() # "cut" and "not_ended" → kept rows
+        self.noted = Counter() # "cut" and "not_ended" → kept rows; "omitted" and "unread" → rows
+        self.unread = Counter() # column → rows
+        self.omitted = Counter() # what it leaves out → rows
+        self.first_bad = "" # what is wrong with the first bad row
         self.next_log = 1 # of a stream, at this total
 
     def __call__(self, row, index):
@@ -340,6 +360,11 @@ class _Report:
         reason = row["dropped"]
         self.seen += 1
         self.dropped[reason] += 1
+        self.first_bad = self.first_bad or (row["detail"] if reason == "bad row" else "")
+        self.noted["omitted"] += bool(row["omitted"])
+        self.omitted.update(row["omitted"])
+        self.noted["unread"] += bool(row["unread"])
+        self.unread.update(row["unread"])
         if not reason:
             self.noted["cut"] += row["cut"] > 0
             self.noted["not_ended"] += row["not_ended"]
@@ -355,7 +380,7 @@ class _Report:
         return not reason
 
     def total(self):
-        "Return the number of rows dropped, truncated or not ended."
+        "Return the number of rows dropped, truncated, not ended, or not read or rendered completely."
         return self.seen - self.dropped[""] + self.noted.total()
 
     def reasons(self):
@@ -372,6 +397,14 @@ class _Report:
             logger.warning("Dropped %d of %d %s: %s.", num_dropped, self.seen, comparisons, self.reasons())
         if self.noted["cut"]:
             logger.warning("Cut the prompt of %d of %d %s.", self.noted["cut"], self.seen, comparisons)
+        if self.note and (self.noted["cut"] or "longer than" in self.reasons()):
+            logger.warning(self.note)
+        if self.unread:
+            columns = report_unread(self.unread)
+            logger.warning("In %d of %d %s, %s.", self.noted["unread"], self.seen, comparisons, columns)
+        if self.omitted:
+            omissions = report_omissions(self.omitted)
+            logger.warning("In %d of %d %s, %s.", self.noted["omitted"], self.seen, comparisons, omissions)
         if self.noted["not_ended"]:
             logger.warning(
                 "%d of %d %s have token ids that do not end with %s (%d) as texts do; rewards are still read at their "

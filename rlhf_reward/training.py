@@ -20,6 +20,7 @@ from transformers.trainer_utils import TrainOutput
 
 from .arguments import RewardConfig, check_arguments, check_for_loss, check_inputs, check_state_dict_type
 from .card import ModelCardMixin
+from .unread import plain_rows
 from .losses import LOSSES, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
 from .packing import choose_layout, pad_comparisons
@@ -167,15 +168,15 @@ def tokenize_for_model(
             tokenized[key] = tokenize_for_model(model, tokenizer, args, part, f"{name} {key}")
         return tokenized
     is_rows = isinstance(dataset, (Dataset, IterableDataset))
+    dataset = plain_rows(dataset)
     if not is_rows or set(FEATURES) <= set(dataset.column_names or ()):
         return dataset
-    limits = (args.max_length, model.max_positions, tokenizer.model_max_length)
-    max_length = min(limit for limit in limits if limit)
+    limits = [limit for limit in (model.max_positions, tokenizer.model_max_length) if limit]
     with args.main_process_first(desc="tokenizing"):
         tokenized = tokenize_rows(
             dataset,
             tokenizer,
-            max_length,
+            args.max_length,
             args.on_overlong,
             args.on_bad_row,
             args.margin_from_scores,
@@ -183,11 +184,8 @@ def tokenize_for_model(
             ends_with_eos=model.ends_with_eos,
             num_proc=args.dataset_num_proc,
             name=name,
+            max_positions=min(limits, default=None),
         )
-    is_table = isinstance(dataset, Dataset)
-    all_fit = is_table and len(tokenized) == len(dataset) and args.on_overlong != "truncate_prompt"
-    if max_length < args.max_length and not all_fit:
-        logger.warning("max_length is %d, but the model and its tokenizer take %d tokens.", args.max_length, max_length)
     return tokenized
 
 # %% ../nbs/05_training.ipynb #13c52918

@@ -476,7 +476,7 @@ def test_values_stay_as_they_are_written_anywhere_in_a_file(tmp_path):
     ):
         tokenize_rows(
             rows.select_columns(rows.column_names),
-            word_tokenizer(chat_template="{{ messages[0].content }}"),
+            word_tokenizer(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}"),
             999,
         )
 

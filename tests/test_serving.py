@@ -540,7 +540,7 @@ def test_bodies_and_texts_that_are_too_long(scorer):
         assert answer.json()["detail"][0]["loc"] == ["body", "responses", 1]
         assert "expected at most 64" in answer.text
         answer = client.post("/rank", json={"prompt": "w3", "responses": ["w4", text(70, 0)]})
-        assert answer.json()["detail"][0]["loc"] == ["body", "responses"]
+        assert answer.json()["detail"][0]["loc"] == ["body", "responses", 1]
         assert client.post("/classify", json={"input": text(70, 0)}).status_code == 413
         assert client.post("/get_reward", json={"query": text(70, 0)}).status_code == 413
         healthy(client, scorer)

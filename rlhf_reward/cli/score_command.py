@@ -48,14 +48,16 @@ def score(
     "Write the rows of a file with their rewards. A run that was stopped continues where it stopped."
     options = _score_parser().parse_args(argv)
     from rlhf_reward.files import check_output, score_file
+    from rlhf_reward.omissions import report_omissions
 
     processes, device = shared_processes(options)
     try:
         with exit_on_error("score"):
             if processes.is_main_process:
                 check_output(options.output)  # before the model is opened
+            scorer = open_scorer(options, device)
             counts = score_file(
-                open_scorer(options, device),
+                scorer,
                 options.data,
                 options.output,
                 options.split,
@@ -73,3 +75,5 @@ def score(
         without = f", {counts['without_reward']} of them without a reward" if counts["without_reward"] else ""
         before = f" ({counts['before']} were there before)" if counts["before"] else ""
         print(f"{counts['rows']} rows{before}{without}: {options.output}")
+        if scorer.omitted:
+            print(f"Of these comparisons, {report_omissions(scorer.omitted)}.")

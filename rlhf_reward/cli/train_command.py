@@ -116,7 +116,7 @@ def _unknown(name, names, where):
     return f"unknown argument {name!r} {where}{suggestion}"
 
 
-def _read_config(path, names):
+def _read_config(path, names, parser):
     "Return the arguments of a YAML file as on the command line."
     import yaml
 
@@ -135,7 +135,12 @@ def _read_config(path, names):
         if name not in names:
             raise ValueError(_unknown(name, names, f"in {path}"))
         if value is None:
-            continue
+            default = parser.get_default(name)
+            if default is None:
+                continue
+            raise ValueError(
+                f"{name} has no value in {path}; expected one, or no line for it, which is {default!r}."
+            )
         if isinstance(value, dict):
             value = json.dumps(value)
         values = value if isinstance(value, list) else [value]
@@ -198,7 +203,7 @@ def parse_train(
     try:
         if argv and not argv[0].startswith("-"):
             path, *argv = argv
-            argv = _read_config(path, names) + argv  # of an argument given twice argparse takes the later
+            argv = _read_config(path, names, parser) + argv  # of an argument given twice argparse takes the later
         job, unknown = parser.parse_known_args(argv)
         if unknown:
             raise ValueError(_unknown(unknown[0], names, "on the command line (a YAML file comes first)"))

@@ -11,17 +11,18 @@ import copy
 import itertools
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from ..comparison import Comparison
+from ..comparison import BadResponse, Comparison
 from ..encoding import TooLong
 from ..engine import Cancelled
 from ..scoring import Scorer
 from .batching import QueueFull, count_tokens
-from .reading import LocatedComparison, count_characters, field_error
+from .reading import LocatedComparison, count_characters, field_error, response_field
 
 # %% ../../nbs/08h_tokenizing.ipynb #5546c1a7
 class Lane:
@@ -135,19 +136,35 @@ def _parts(comparison, size, may_split):
         yield replace(comparison, responses=comparison.responses[part], ranks=comparison.ranks[part])
 
 
-def _tokenize_piece(scorer, piece, located):
-    "Return the index and the sequences of each comparison of a piece. Raise 413 or 422 for one that cannot be scored."
+def _tokenize_piece(scorer, piece, located, num_before):
+    """
+    Return the index and the sequences of each comparison of a piece. Raise 413 or 422 for one that cannot be scored.
+
+    `num_before` counts, for each comparison, the responses in earlier pieces.
+    """
     results = [_surely_too_long(scorer, part) for _, part in piece]
     if not any(results):
         results = scorer.tokenize_each([part for _, part in piece])
     tokenized = []
-    for (index, _), result in zip(piece, results):
-        if isinstance(result, TooLong): # its remedy is for the owner of the server
-            raise field_error(413, located[index].field, result.problem)
+    for (index, part), result in zip(piece, results):
         if isinstance(result, ValueError):
-            raise field_error(422, located[index].field, str(result))
+            raise _refusal(result, part, located[index], num_before[index])
+        num_before[index] += len(part.responses)
         tokenized.append((index, result))
     return tokenized
+
+
+def _refusal(error, part, item, num_before):
+    "Return the HTTP error of a comparison whose part cannot be scored, with the path of the response at fault."
+    response = getattr(error, "response", None)
+    if len(part.responses) == 1:
+        response = 0
+    if response is not None:
+        response += num_before
+    field = response_field(item.field, item.comparison.responses, BadResponse(str(error), response))
+    if isinstance(error, TooLong): # its remedy is for the owner of the server
+        return field_error(413, field, error.problem)
+    return field_error(422, field, str(error))
 
 
 def _surely_too_long(scorer, comparison):
@@ -157,13 +174,14 @@ def _surely_too_long(scorer, comparison):
     if scorer.on_overlong != "error" or not is_string or limit == float("inf"):
         return None
     start = 4 * limit + 4_096
-    for response in comparison.responses:
+    for index, response in enumerate(comparison.responses):
         if not isinstance(response, str) or len(comparison.prompt) + len(response) < 2 * start:
             continue
         beginning = ((comparison.prompt or "") + response)[:start]
         result, = scorer.tokenize_each([Comparison("", (beginning,), (1,), whole=True)])
         if isinstance(result, TooLong) and result.length > 2 * limit + 100:
-            return TooLong(f"has more than {result.length} tokens; expected at most {limit}.", result.length, limit)
+            problem = f"has more than {result.length} tokens; expected at most {limit}."
+            return TooLong(problem, result.length, limit, response=index)
     return None
 
 # %% ../../nbs/08h_tokenizing.ipynb #ed6f22d0
@@ -228,10 +246,11 @@ class RequestTokenizer:
             scorer.tokenizer.chat_template = self.scorer.tokenizer.chat_template # as it is now
         tokenized = [[] for _ in located]
         tokens = 0
+        num_before = Counter()
         for piece in pieces([item.comparison for item in located], PIECE, scorer.on_overlong == "error"):
             if cancelled.is_set():
                 raise Cancelled
-            for index, sequences in _tokenize_piece(scorer, piece, located):
+            for index, sequences in _tokenize_piece(scorer, piece, located, num_before):
                 tokenized[index] += sequences
                 tokens += count_tokens([sequences])
             if tokens > self.max_tokens:

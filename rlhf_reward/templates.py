@@ -56,10 +56,12 @@ def chat_marks(
     if not template:
         return ChatMarks("", "")
     key = f"{template} {tokenizer.special_tokens_map}" # which a template may print
-    if key not in _KNOWN_MARKS:
+    marks = _KNOWN_MARKS.get(key)
+    if marks is None:
+        marks = _find_marks(tokenizer)
         _KNOWN_MARKS.clear() # one template is used at a time
-        _KNOWN_MARKS[key] = _find_marks(tokenizer)
-    return _KNOWN_MARKS[key]
+        _KNOWN_MARKS[key] = marks
+    return marks
 
 
 def _find_marks(tokenizer):

@@ -133,6 +133,18 @@ def test_a_saved_checkpoint_gives_one_reward_in_every_tool(ending, checkpoint, t
     assert found == pytest.approx(dict.fromkeys(found, expected), abs=1e-5)
 
 
+def test_padding_is_not_the_token_that_conversations_end_with(checkpoint, tmp_path):
+    tokenizer = chat_tokenizer("llama 3")
+    tokenizer.chat_template = BEGINS + ENDINGS["another token after eos"]
+    tokenizer.pad_token = "<|end|>"
+    model = RewardModel.from_pretrained(checkpoint, device="cpu")
+    model.save_pretrained(tmp_path, tokenizer)
+    classifier = T.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    found = rewards_elsewhere(classifier, T.AutoTokenizer.from_pretrained(tmp_path), CHAT)
+    reward, = Scorer(model, tokenizer).score([None], [CHAT])
+    assert found == pytest.approx(dict.fromkeys(found, reward), abs=1e-5)
+
+
 @pytest.mark.skipif(not TRL_TEMPLATES, reason="TRL is not installed")
 @pytest.mark.parametrize("name", TRL_TEMPLATES)
 def test_conversations_end_as_each_template_of_trl_ends(name, checkpoint, classifier):
@@ -194,8 +206,8 @@ def test_rows_of_ids_may_end_as_texts_or_as_conversations(caplog):
 )
 def test_tokens_that_only_the_tokenizer_adds_are_reported(family, added, caplog):
     report_template(chat_tokenizer(family))
-    found = [f"The tokenizer adds {added} to the rendered text" in text for text in caplog.messages]
-    assert found == [True] * bool(added)
+    reported = [f"The tokenizer adds {added} to the rendered text" in text for text in caplog.messages]
+    assert reported == [True] * bool(added)
 
 
 # ----- the date

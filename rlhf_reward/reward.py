@@ -107,7 +107,7 @@ class RewardModel(BackboneProperties):
         self.ends_with_eos = facts.get("ends_with_eos", True) # how its texts are tokenized, see `tokens.encode`
         self.pooling = pooling or facts.get("pooling") or default_pooling(config)
         if self.pooling not in ("last", "first"):
-            raise ValueError(f"pooling is {pooling!r}; expected 'last' or 'first'.")
+            raise ValueError(f"pooling is {self.pooling!r}; expected 'last' or 'first'.")
         self.backbone = load_backbone(model_name, {"dtype": torch.float32, **kwargs})
         self.base_source = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
         self.num_base_embeddings = self.num_embeddings # those of the checkpoint, before any is added
@@ -118,7 +118,7 @@ class RewardModel(BackboneProperties):
         self.score = nn.Linear(hidden_size, 1, bias=False, dtype=torch.float32)
         nn.init.normal_(self.score.weight, std=(hidden_size + 1) ** -0.5) # Stiennon et al. 2020
         self.to(device).eval()
-        check_finite(model_name, self.backbone.named_parameters())
+        check_finite(model_name, self.backbone.state_dict().items())
 
     def forward(
         self,

@@ -173,7 +173,7 @@ def weight_map(model_name, kwargs, config=None):
     variant = f".{variant}" if variant else ""
     whole = f"model{variant}.safetensors"
     index = f"model.safetensors.index{variant}.json"
-    named = getattr(config, "transformers_weights", None) # transformers reads it in place of them
+    named = getattr(config, "transformers_weights", None) # is read in place of them
     if named:
         check_index(model_name, [named.removesuffix(".index.json")])
         whole, index = (None, named) if named.endswith(".index.json") else (named, None)
@@ -194,6 +194,17 @@ def _read_index(model_name, path):
             "expected JSON with the file of each weight under 'weight_map'."
         ) from error
     return files
+
+
+def find_weights(model_name, file, kwargs):
+    "Return the path of a file of weights. Raises `ValueError` if it does not exist."
+    path = find_file(model_name, file, kwargs)
+    if path is None:
+        raise ValueError(
+            f"{str(model_name)!r} has no {file}, where its index has weights; expected all files of the checkpoint. "
+            "Copy it again."
+        )
+    return path
 
 
 def weight_shapes(path):
@@ -267,7 +278,7 @@ def refuse_own_code(model_name, config, kwargs, runs=None):
     if not classes or has_code and kwargs.get("trust_remote_code"):
         return
     if has_code:
-        remedy = "To run that code, if you trust it, pass trust_remote_code=True."
+        remedy = "To run that code, if you trust it, pass trust_remote_code=True to from_pretrained."
     elif CLASSIFIER in auto_map:
         remedy = "To run that code, if you trust it, use Scorer.from_pretrained(name, trust_remote_code=True)."
     else:

@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from .checkpoint_files import ADAPTER_HEAD, adapter_base, adapter_weights, check_finite, find_file
+from .checkpoint_files import ADAPTER_HEAD, adapter_base, adapter_weights, check_finite, find_weights
 from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, load_config
 from .checkpoint_files import open_weights, own_code, refuse_own_code, weight_map, weight_shapes
 
@@ -214,7 +214,13 @@ def head_shapes(model_name, kwargs, config):
     "Return the shape of each weight of the reward head; empty if there is none."
     shapes = {}
     for name, (saved_name, file) in _head_files(model_name, kwargs, config).items():
-        shapes[name] = weight_shapes(find_file(model_name, file, kwargs))[saved_name]
+        shape = weight_shapes(find_weights(model_name, file, kwargs)).get(saved_name)
+        if shape is None:
+            raise ValueError(
+                f"{file} of {str(model_name)!r} lacks {saved_name}, which its index has there; expected all files of "
+                "one checkpoint. Copy it again."
+            )
+        shapes[name] = shape
     return shapes
 
 
@@ -229,7 +235,7 @@ def load_head(model_name, kwargs, config):
             "start a new reward model on this backbone, use RewardModel(model_name)."
         )
     saved_name, file = _head_files(model_name, kwargs, config)["score.weight"]
-    with open_weights(find_file(model_name, file, kwargs)) as weights:
+    with open_weights(find_weights(model_name, file, kwargs)) as weights:
         head = weights.get_tensor(saved_name)
     check_finite(model_name, [(saved_name, head)])
     return head

@@ -195,6 +195,24 @@ def test_commands_say_what_is_wrong_with_a_config(tmp_path, values, message):
         train(["--model", str(folder), *common])
 
 
+@pytest.mark.parametrize("head_is_missing", [True, False])
+def test_a_missing_shard_is_named(tmp_path, head_is_missing):
+    folder = save_classifier(tmp_path, max_shard_size="10KB")
+    files = json.loads((folder / INDEX).read_text())["weight_map"]
+    head = files["score.weight"]
+    missing = head if head_is_missing else next(file for file in files.values() if file != head)
+    (folder / missing).unlink()
+    for opener in ("scorer", "reward model", "backbone"):
+        with pytest.raises((ValueError, OSError), match=missing):
+            OPENERS[opener](str(folder))
+    if head_is_missing:
+        with pytest.raises(ValueError, match=f"no {missing}, where its index has weights"):
+            is_reward_model(folder)
+        save_file({"other": torch.zeros(1)}, folder / missing, {"format": "pt"})
+        with pytest.raises(ValueError, match=f"{missing} of .* lacks score.weight, which its index has there"):
+            is_reward_model(folder)
+
+
 # Weights that are not finite
 
 

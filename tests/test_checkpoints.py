@@ -431,4 +431,4 @@ def test_training_says_which_head_it_starts_from(tmp_path, kind, caplog):
         head = load_file(folder / "model.safetensors")["score.weight"]
         torch.testing.assert_close(load_file(tmp_path / "out/model.safetensors")["score.weight"], head)
     else:
-        assert "is no reward model; training starts from a new head on its backbone." in lines[0]
+        assert "has no reward head to continue from; training starts from a new head on its backbone." in lines[0]

@@ -9,7 +9,6 @@ __all__ = ['add_adapter', 'save_adapter', 'load_adapter', 'read_adapter', 'from_
 import copy
 import json
 from pathlib import Path
-from types import MethodType
 from typing import Any, NamedTuple, Optional, Union
 
 import torch
@@ -17,12 +16,12 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .adapter_forms import check_method, check_saves_head, fit_embeddings, import_peft, known_to_peft
+from .adapter_forms import load_adapter_weights, put_adapter, read_adapter_weights
 from .checkpoint_files import ADAPTER_FILE as FILE
 from .checkpoint_files import ADAPTER_HEAD as HEAD
-from .checkpoint_files import adapter_base, adapter_weights, check_finite, find_file, is_encoder_head
-from .checkpoint_files import open_weights
-from .checkpoints import num_embeddings_of, sequence_classifier, set_plain_output
-from .checkpoints import tokenizer_to_save
+from .checkpoint_files import adapter_base, find_file, is_encoder_head
+from .checkpoints import set_plain_output, tokenizer_to_save
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #6b0a208a
 def add_adapter(
@@ -39,8 +38,8 @@ def add_adapter(
         raise ValueError(
             "The model has an adapter already; expected one without. Merge it first with adapters.merge_adapter."
         )
-    _check_method(peft_config)
-    _check_saves_head(peft_config)
+    check_method(peft_config)
+    check_saves_head(peft_config)
     peft_config = copy.deepcopy(peft_config)
     if getattr(peft_config, "target_modules", "given") is None:
         peft_config.target_modules = "all-linear"
@@ -127,12 +126,12 @@ def read_adapter(
     path = Path(find_file(folder, "adapter_config.json", kwargs))
     try:
         peft_config = peft.PeftConfig.from_pretrained(str(path.parent))
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"adapter_config.json of {str(folder)!r} is no config of this PEFT ({type(error).__name__}: {error}); "
             f"expected one that PEFT {peft.__version__} reads."
         ) from error
-    _check_method(peft_config)
+    check_method(peft_config)
     base, options = adapter_base(folder, kwargs)
     file = find_file(folder, "config.json", kwargs)
     config = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
@@ -187,98 +186,7 @@ def from_adapter(
         model.config.rlhf_reward = saved.facts
     return model.eval()
 
-# %% ../nbs/01c_adapter_checkpoints.ipynb #8d92d04f
-def import_peft():
-    "Return the module `peft`. Raises `ImportError` that tells how to install it."
-    try:
-        import peft
-    except ImportError:
-        raise ImportError(
-            "Adapters need PEFT, which is not installed; expected `pip install 'rlhf_reward[peft]'`."
-        ) from None
-    return peft
-
-
-def known_to_peft(model):
-    """
-    Return the module that PEFT is put on: transformers' classifier around the backbone, or the backbone alone.
-
-    The classifier has no head, which is the model's own, and returns what the backbone returns.
-    """
-    backbone = model.backbone
-    config = copy.deepcopy(backbone.config)
-    config.num_labels = 1
-    classifier = sequence_classifier(config, backbone, model.score)
-    if classifier is None:
-        return backbone
-    del classifier.score
-    classifier.config = backbone.config
-    classifier.forward = MethodType(_backbone_outputs, classifier)
-    for name in QUANTIZED:
-        if hasattr(backbone, name):
-            setattr(classifier, name, getattr(backbone, name))
-    return classifier
-
-
-QUANTIZED = ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit", "quantization_method", "hf_quantizer")
-
-
-def _backbone_outputs(classifier, *args, **kwargs):
-    return classifier.base_model(*args, **kwargs)
-
-# %% ../nbs/01c_adapter_checkpoints.ipynb #c5602b43
-NOT_ALONE = { # methods of PEFT that need more than the weights of one adapter and the tokens of a text
-    "XLORA": "opens other adapters, of any file format",
-    "POLY": "needs the number of a task with each text",
-    "SHADOW": "returns the outputs of a second model",
-}
-
-
-def _check_method(peft_config):
-    "Raise `ValueError` for a method of PEFT that is no adapter of weights, or is not the same when it is opened again."
-    name = type(peft_config).__name__
-    expected = "expected an adapter of weights, such as peft.LoraConfig."
-    if peft_config.is_prompt_learning:
-        raise ValueError(f"{name} puts tokens before the text, where a reward model reads its own; {expected}")
-    if peft_config.peft_type in NOT_ALONE:
-        raise ValueError(f"{name} {NOT_ALONE[peft_config.peft_type]}; {expected}")
-    if getattr(peft_config, "megatron_config", None):
-        raise ValueError(f"{name} names a module of Python to import, megatron_core; {expected}")
-    init = str(getattr(peft_config, "init_lora_weights", ""))
-    if init.startswith("pissa_niter"):
-        raise ValueError(
-            f"init_lora_weights is {init!r}, which changes the base model by a random approximation, another one each "
-            "time the adapter is opened; expected 'pissa', which is exact. A trained one can be saved by PEFT as plain "
-            "LoRA, with path_initial_model_for_weight_conversion."
-        )
-
-
-def _check_saves_head(peft_config):
-    "Raise `ValueError` for a method of PEFT with which other tools would not load a head from the adapter."
-    if not hasattr(peft_config, "modules_to_save"):
-        raise ValueError(
-            f"{type(peft_config).__name__} saves no module of the model, so that the reward head would be lost; "
-            "expected a method that does. To train tokens, use peft.LoraConfig(trainable_token_indices=[…])."
-        )
-
-
-def put_adapter(base, peft_config):
-    "Return a model of PEFT around a module. Raises `ValueError` for a config that does not fit it."
-    peft_config = copy.deepcopy(peft_config)
-    peft_config.task_type = None # PEFT would add a head for its task
-    peft_config.inference_mode = False # what is loaded can be trained further
-    if hasattr(peft_config, "modules_to_save"):
-        names = [name for name in peft_config.modules_to_save or () if name != "score"] # the head is ours
-        peft_config.modules_to_save = names or None
-    try:
-        return import_peft().get_peft_model(base, peft_config)
-    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{type(peft_config).__name__} does not fit {type(base).__name__}: {error}; expected a config with the "
-            "names of its modules, as PEFT takes it for this class."
-        ) from error
-
-
+# %% ../nbs/01c_adapter_checkpoints.ipynb #59239cde
 def _check_saved_config(model):
     "Raise `ValueError` for a config that PEFT would save and not read again."
     saved = _peft_config(model)
@@ -290,52 +198,6 @@ def _check_saved_config(model):
             f"The saved {type(saved).__name__} could not be opened again: {error}; expected a config that names all of "
             "this itself."
         ) from error
-
-# %% ../nbs/01c_adapter_checkpoints.ipynb #656933cd
-def fit_embeddings(base, peft_config, state):
-    "Resize the embeddings to those that the adapter was trained with, by its weights and the tokens that it trains."
-    embeddings = base.get_input_embeddings()
-    name = next(name for name, module in base.named_modules() if module is embeddings)
-    rows = num_embeddings_of(embeddings)
-    for key, weight in state.items():
-        part = key.removeprefix(f"base_model.model.{name}.")
-        if part in ("weight", "base_layer.weight", "token_adapter.base_layer.weight"):
-            rows = len(weight)
-        elif part == "lora_embedding_A":
-            rows = weight.shape[1]
-    trained = getattr(peft_config, "trainable_token_indices", None) or getattr(peft_config, "token_indices", None) or []
-    for indices in trained.values() if isinstance(trained, dict) else [trained]:
-        rows = max([rows, *(index + 1 for index in indices)])
-    if rows != num_embeddings_of(embeddings):
-        base.resize_token_embeddings(rows, mean_resizing=False)
-
-
-def read_adapter_weights(folder, **kwargs):
-    "Return the weights in the file of an adapter. Raises `ValueError` for damaged ones."
-    with open_weights(adapter_weights(folder, kwargs)) as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}
-    check_finite(folder, state.items())
-    return state
-
-
-def load_adapter_weights(peft_model, state, folder):
-    "Load weights by their names in PEFT's file. Raises `ValueError` unless they are all that the model has."
-    peft = import_peft()
-    expected = peft.get_peft_model_state_dict(peft_model, save_embedding_layers=False).keys()
-    # PEFT saves the embeddings too where they have an adapter or were resized
-    known = peft.get_peft_model_state_dict(peft_model, save_embedding_layers=True).keys() | expected
-    different = sorted((expected - state.keys()) | (state.keys() - known))
-    problem = f"differ in {different[0]!r}" if different else None
-    if not problem:
-        try:
-            peft.set_peft_model_state_dict(peft_model, state)
-        except (KeyError, RuntimeError) as error: # such as other shapes
-            problem = f"do not fit: {error}"
-    if problem:
-        raise ValueError(
-            f"{str(folder)!r} holds {len(state)} weights of an adapter and the model {len(expected)}, which {problem}; "
-            "expected an adapter of the same form and base model."
-        )
 
 
 def _peft_weights(model, weights):
@@ -359,7 +221,7 @@ def _peft_weights(model, weights):
 def _peft_config(model):
     "Return PEFT's config to save: of a sequence classifier, with an absolute path of a local base model."
     peft_config = copy.deepcopy(model.backbone.active_peft_config)
-    _check_saves_head(peft_config)
+    check_saves_head(peft_config)
     peft_config.task_type = "SEQ_CLS"
     peft_config.inference_mode = True
     peft_config.modules_to_save = [*(peft_config.modules_to_save or ()), "score"]

@@ -14,9 +14,8 @@ from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoModel, PretrainedConfig
 from transformers.integrations import deepspeed
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -25,9 +24,9 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from .checkpoint_files import ADAPTER_HEAD, adapter_base, adapter_weights, check_finite, find_file
-from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, open_weights, own_code
-from .checkpoint_files import refuse_own_code, weight_map, weight_shapes
+from .checkpoint_files import ADAPTER_HEAD, adapter_base, adapter_weights, check_finite, find_weights
+from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, load_config
+from .checkpoint_files import open_weights, own_code, refuse_own_code, weight_map, weight_shapes
 from .templates import chat_marks, freeze_date
 
 # %% ../nbs/01b_checkpoints.ipynb #3c878b83
@@ -95,40 +94,6 @@ def is_reward_model(
             return False
     return head_shapes(model_name, kwargs, config) == {"score.weight": (1, head_size(config))}
 
-# %% ../nbs/01b_checkpoints.ipynb #dffd4616
-def load_config(model_name, kwargs):
-    "Return the folder or hub name to load from, and its config. Raises `OSError` if it cannot be opened."
-    expected = "expected the name of a transformers model or a folder that `save_pretrained` wrote"
-    path = Path(model_name).expanduser()
-    if path.is_dir():
-        name = str(path)
-        if not (path / (kwargs.get("subfolder") or "") / "config.json").is_file():
-            files = sorted(item.name for item in path.iterdir())
-            raise FileNotFoundError(f"The folder {name!r} has no config.json; {expected}. It holds {files[:8]}.")
-    else:
-        name = str(model_name)
-        is_path = isinstance(model_name, Path) or name.startswith((".", "~", "/")) or name.count("/") > 1
-        if path.is_file():
-            raise FileNotFoundError(f"{name!r} is a file; {expected}.")
-        if is_path:
-            raise FileNotFoundError(f"{name!r} does not exist; {expected}.")
-    options = hub_options(kwargs)
-    for option in ("trust_remote_code", "code_revision"):
-        if option in kwargs:
-            options[option] = kwargs[option]
-    try:
-        return name, AutoConfig.from_pretrained(name, **{"trust_remote_code": False, **options})
-    except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
-        raise ValueError(
-            f"config.json of {name!r} cannot be read ({type(error).__name__}: {error}); expected one that "
-            "`save_pretrained` wrote."
-        ) from error
-    except OSError as error:
-        raise OSError(
-            f"{name!r} is no folder in {str(Path.cwd())!r} and could not be opened on the hub; {expected}. The hub "
-            f"reports: {error}"
-        ) from error
-
 # %% ../nbs/01b_checkpoints.ipynb #54313795
 def check_device(device):
     "Raise `ValueError` for a CUDA device if there is none."
@@ -167,6 +132,7 @@ def load_checked(auto_class, model_name, kwargs):
     transformers_logging.set_verbosity_error()
     try:
         with unsharded():
+            options["ignore_mismatched_sizes"] = True # `check_complete` names them
             return auto_class.from_pretrained(model_name, output_loading_info=True, **options)
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError(
@@ -177,15 +143,28 @@ def load_checked(auto_class, model_name, kwargs):
         transformers_logging.set_verbosity(verbosity)
 
 
+def check_complete(model_name, model, report, elsewhere=()):
+    "Raise `ValueError` for a weight that is missing or has another shape, unless it is given elsewhere or not used."
+    missing = sorted(set(report["missing_keys"]).difference(elsewhere))
+    if hasattr(model, "pooler"): # of a backbone, which a reward does not use
+        missing = [name for name in missing if not name.startswith("pooler.")]
+    if missing:
+        raise ValueError(
+            f"{str(model_name)!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}; "
+            "expected a checkpoint with every weight."
+        )
+    for name, saved, expected in sorted(report["mismatched_keys"]):
+        if name not in elsewhere and not name.startswith("pooler."):
+            raise ValueError(
+                f"The weight {name} of {str(model_name)!r} has shape {tuple(saved)}, and {tuple(expected)} by its "
+                "config.json; expected a config of these weights."
+            )
+
+
 def load_backbone(model_name, kwargs):
     "Load the backbone, without its pooler, which a reward does not use. Raises `ValueError` if it lacks weights."
     backbone, report = load_checked(AutoModel, model_name, kwargs)
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise ValueError(
-            f"{str(model_name)!r} lacks {len(missing)} weights of {type(backbone).__name__}, such as {missing[0]}; "
-            "expected a checkpoint with every weight of its backbone."
-        )
+    check_complete(model_name, backbone, report)
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = nn.Identity()
     return backbone
@@ -200,8 +179,8 @@ def checked_options(model_name, kwargs, runs):
     """
     if is_adapter(model_name, kwargs):
         raise ValueError(
-            f"{str(model_name)!r} is an adapter; expected a whole model. Open it with RewardModel.from_pretrained or "
-            "Scorer.from_pretrained, or merge it first with adapters.merge_adapter."
+            f"{str(model_name)!r} is an adapter; expected a whole model. Open one with a reward head with "
+            "RewardModel.from_pretrained or Scorer.from_pretrained; merge any other into its base model, with PEFT."
         )
     _, config = load_config(model_name, kwargs)
     refuse_own_code(model_name, config, kwargs, runs)
@@ -241,7 +220,13 @@ def head_shapes(model_name, kwargs, config):
     "Return the shape of each weight of the reward head; empty if there is none."
     shapes = {}
     for name, (saved_name, file) in _head_files(model_name, kwargs, config).items():
-        shapes[name] = weight_shapes(find_file(model_name, file, kwargs))[saved_name]
+        shape = weight_shapes(find_weights(model_name, file, kwargs)).get(saved_name)
+        if shape is None:
+            raise ValueError(
+                f"{file} of {str(model_name)!r} lacks {saved_name}, which its index has there; expected all files of "
+                "one checkpoint. Copy it again."
+            )
+        shapes[name] = shape
     return shapes
 
 
@@ -256,7 +241,7 @@ def load_head(model_name, kwargs, config):
             "start a new reward model on this backbone, use RewardModel(model_name)."
         )
     saved_name, file = _head_files(model_name, kwargs, config)["score.weight"]
-    with open_weights(find_file(model_name, file, kwargs)) as weights:
+    with open_weights(find_weights(model_name, file, kwargs)) as weights:
         head = weights.get_tensor(saved_name)
     check_finite(model_name, [(saved_name, head)])
     return head

@@ -17,12 +17,12 @@ from torchtyping import TensorType
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from .adapter_checkpoints import fit_embeddings, load_adapter_weights, put_adapter, read_adapter
-from .adapter_checkpoints import read_adapter_weights
+from .adapter_checkpoints import read_adapter
+from .adapter_forms import fit_embeddings, load_adapter_weights, put_adapter, read_adapter_weights
 from .checkpoint_files import CLASSIFIER, adapter_base, check_finite, is_adapter, is_encoder_head, own_code
 from .checkpoint_files import refuse_own_code
-from .checkpoints import check_device, default_pooling, is_reward_model, load_checked, load_config
-from .checkpoints import num_embeddings_of
+from .checkpoints import check_complete, check_device, default_pooling, is_reward_model, load_checked
+from .checkpoints import load_config, num_embeddings_of
 from .comparison import Comparison
 from .encoding import TooLong, encode, fit_length, length_remedy, longest
 from .inputs import check_values
@@ -61,7 +61,7 @@ class EncoderClassifier(nn.Module):
         num_types = getattr(self.config, "type_vocab_size", 0)
         self._takes_types = "token_type_ids" in parameters and num_types > 1
         self.to(device).eval()
-        check_finite(model_name, self.classifier.named_parameters())
+        check_finite(model_name, self.classifier.state_dict().items())
         if own_code(self.config):
             _check_rewards(self, model_name)
 
@@ -165,13 +165,7 @@ def _load_classifier(model_name, kwargs, weights=()):
     "Return the classifier with its weights. Raises `ValueError` if some are missing, there and in `weights`."
     options = {"dtype": "auto", **kwargs}
     classifier, report = load_checked(AutoModelForSequenceClassification, model_name, options)
-    lacking = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
-    missing = sorted(lacking - set(weights))
-    if missing:
-        raise ValueError(
-            f"{str(model_name)!r} lacks {len(missing)} weights of {type(classifier).__name__}, such as {missing[0]}; "
-            "expected a trained reward model with every weight."
-        )
+    check_complete(model_name, classifier, report, weights)
     return classifier
 
 
@@ -182,7 +176,7 @@ def _load_adapter(folder, kwargs):
     options = {"dtype": saved.dtype, **saved.base_options}
     has_head = any(map(is_encoder_head, state))
     if has_head:
-        options.update(num_labels=1, ignore_mismatched_sizes=True) # the head of the base model, if any, is replaced
+        options["num_labels"] = 1 # the head of the base model, if any, is replaced
         peft_config = saved.peft_config
         peft_config.modules_to_save = list({*(peft_config.modules_to_save or ()), "classifier"})
     names = [name.removeprefix("base_model.model.") for name in state]

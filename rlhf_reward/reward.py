@@ -108,7 +108,7 @@ class RewardModel(BackboneProperties):
         self.ends_with_eos = facts.get("ends_with_eos", True) # how its texts are tokenized, see `tokens.encode`
         self.pooling = pooling or facts.get("pooling") or default_pooling(config)
         if self.pooling not in ("last", "first"):
-            raise ValueError(f"pooling is {pooling!r}; expected 'last' or 'first'.")
+            raise ValueError(f"pooling is {self.pooling!r}; expected 'last' or 'first'.")
         self.backbone = load_backbone(model_name, {"dtype": torch.float32, **kwargs})
         choose_frequencies_by_text(self.backbone)
         self.base_source = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
@@ -119,7 +119,7 @@ class RewardModel(BackboneProperties):
         self.score = nn.Linear(head_size(config), 1, bias=False, dtype=torch.float32)
         nn.init.normal_(self.score.weight, std=(self.score.in_features + 1) ** -0.5) # Stiennon et al. 2020
         self.to(device).eval()
-        check_finite(model_name, self.backbone.named_parameters())
+        check_finite(model_name, self.backbone.state_dict().items())
 
     def forward(
         self,

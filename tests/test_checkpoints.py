@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from architectures import DECODERS, ENCODERS, save_language_model, word_tokenizer
 from rlhf_reward import RewardModel
+from rlhf_reward.cli import score as score_command
 from rlhf_reward.cli import train
 from rlhf_reward.encoders import EncoderClassifier
 from rlhf_reward.reward import is_reward_model
@@ -158,6 +159,60 @@ def test_a_damaged_index_or_file_is_named(tmp_path, content):
         RewardModel.from_pretrained(folder, device="cpu")
 
 
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"hidden_size": 64}, r"shape \(64, 32\), and \(64, 64\) by its config.json"),
+        ({"vocab_size": 7}, r"shape \(64, 32\), and \(7, 32\) by its config.json"),
+        ({"num_hidden_layers": 3}, "lacks 9 weights of LlamaModel"),
+        ({"num_attention_heads": 5}, "cannot be read"),
+        ({"hidden_size": "x"}, "cannot be read"),
+        ({"model_type": "none"}, "model type"),
+        ({"architectures": 3}, "architectures in config.json .* is 3; expected a list"),
+        ({"architectures": "LlamaForSequenceClassification"}, "expected a list"),
+        ({"auto_map": 3}, "cannot be read"),
+        ({"rlhf_reward": 3}, "expected a dict"),
+        ({"rlhf_reward": {"pooling": "x"}}, "pooling is 'x'"),
+        ({"transformers_weights": 3}, "expected a str"),
+        (None, "config.json of .* cannot be read; expected JSON"),
+    ],
+    ids=str,
+)
+def test_commands_say_what_is_wrong_with_a_config(tmp_path, values, message):
+    "Without a traceback."
+    folder = save_classifier(tmp_path / "model")
+    if values is None:
+        (folder / "config.json").write_text("{")
+    else:
+        change_json(folder / "config.json", **values)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "w5", "response": "w6", "chosen": "w7", "rejected": "w8"}\n' * 20)
+    output = str(tmp_path / "out.jsonl")
+    with pytest.raises(SystemExit, match=f"rlhf_reward score: .*{message}"):
+        score_command(["--model", str(folder), "--data", str(rows), "--output", output, "--device", "cpu"])
+    common = ["--dataset", str(rows), "--output_dir", str(tmp_path / "run"), "--use_cpu", "--report_to", "none"]
+    with pytest.raises(SystemExit, match=f"rlhf_reward train: .*{message}"):
+        train(["--model", str(folder), *common])
+
+
+@pytest.mark.parametrize("head_is_missing", [True, False])
+def test_a_missing_shard_is_named(tmp_path, head_is_missing):
+    folder = save_classifier(tmp_path, max_shard_size="10KB")
+    files = json.loads((folder / INDEX).read_text())["weight_map"]
+    head = files["score.weight"]
+    missing = head if head_is_missing else next(file for file in files.values() if file != head)
+    (folder / missing).unlink()
+    for opener in ("scorer", "reward model", "backbone"):
+        with pytest.raises((ValueError, OSError), match=missing):
+            OPENERS[opener](str(folder))
+    if head_is_missing:
+        with pytest.raises(ValueError, match=f"no {missing}, where its index has weights"):
+            is_reward_model(folder)
+        save_file({"other": torch.zeros(1)}, folder / missing, {"format": "pt"})
+        with pytest.raises(ValueError, match=f"{missing} of .* lacks score.weight, which its index has there"):
+            is_reward_model(folder)
+
+
 # Weights that are not finite
 
 
@@ -185,6 +240,16 @@ def test_weights_that_are_not_finite_are_found_at_opening(tmp_path, name, value)
     if name != "score.weight":
         with pytest.raises(ValueError, match=message):
             RewardModel(str(folder), device="cpu")
+
+
+def test_numbers_that_the_dtype_cannot_hold_are_found(tmp_path):
+    folder = save_classifier(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = 1e6
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    RewardModel.from_pretrained(folder, device="cpu")
+    with pytest.raises(ValueError, match="the dtype is too small.*dtype='float32'"):
+        RewardModel.from_pretrained(folder, device="cpu", dtype="float16")
 
 
 def test_encoders_and_adapters_with_weights_that_are_not_finite_are_found_too(tmp_path):
@@ -366,4 +431,4 @@ def test_training_says_which_head_it_starts_from(tmp_path, kind, caplog):
         head = load_file(folder / "model.safetensors")["score.weight"]
         torch.testing.assert_close(load_file(tmp_path / "out/model.safetensors")["score.weight"], head)
     else:
-        assert "is no reward model; training starts from a new head on its backbone." in lines[0]
+        assert "has no reward head to continue from; training starts from a new head on its backbone." in lines[0]

@@ -343,8 +343,8 @@ def test_embeddings_that_peft_resized_come_back(base, tmp_path, rows, options):
 
 def test_an_adapter_without_tokenizer_has_that_of_its_base(base, tmp_path):
     expected = by_peft(base, tmp_path, LoraConfig(task_type="SEQ_CLS", **SMALL))
-    for file in ("tokenizer_config.json", "tokenizer.json"):
-        (tmp_path / file).unlink()
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "tokenizer.json").unlink()
     assert score(tmp_path) == pytest.approx(expected[0].item(), abs=1e-5)
 
 
@@ -425,6 +425,11 @@ def test_an_adapter_of_another_form_is_a_value_error(base, tmp_path, config):
     "values, message",
     [
         ({"base_model_name_or_path": None}, "names no base model"),
+        ({"base_model_name_or_path": 3}, "names no base model"),
+        ({"target_modules": "(("}, "does not fit"),
+        ({"trainable_token_indices": [10**7]}, "out of bounds"),
+        ({"layers_to_transform": [77]}, "does not fit"),
+        ({"init_lora_weights": "none"}, "does not fit"),
         ({"peft_type": "NO_SUCH"}, "no config of this PEFT"),
         ({"peft_type": None}, "no config of this PEFT"),
         ({"target_modules": ["no_such"]}, "does not fit"),

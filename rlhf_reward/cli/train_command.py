@@ -295,7 +295,7 @@ def _open_model(name, job, args):
         head = "is a reward model; training continues from its head"
     else:
         open_model = RewardModel
-        head = "is no reward model; training starts from a new head on its backbone"
+        head = "has no reward head to continue from; training starts from a new head on its backbone"
     logging.getLogger("rlhf_reward").info("%s %s.", name, head)
     return open_model(name, job.dropout, str(args.device), dtype=job.dtype, **options)
 

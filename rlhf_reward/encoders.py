@@ -260,7 +260,7 @@ def _two_segments(prompt, responses, tokenizer, max_length, on_overlong, max_pos
     excess = length - max_length
     if excess > 0 and on_overlong == "error":
         problem = f"has {length} tokens; expected at most {max_length}."
-        remedy = length_remedy(max_length, max_positions)
+        remedy = length_remedy(max_length, max_positions, can_cut=excess <= pairs.sequence_ids(0).count(0))
         raise TooLong(problem, length, max_length, remedy, longest(pairs["input_ids"]))
     token_types = pairs.get("token_type_ids") # not every tokenizer has them
     sequences = []

@@ -207,17 +207,23 @@ def fit_length(
     if length <= max_length:
         return sequences
     if on_overlong == "error":
+        can_cut = not comparison.whole and _cut_prompt(comparison, sequences, tokenizer, max_length, ends_with_eos)
         raise TooLong(
             f"has {length} tokens; expected at most {max_length}.",
             length,
             max_length,
-            length_remedy(max_length, max_positions),
+            length_remedy(max_length, max_positions, bool(can_cut)),
             longest(sequences),
         )
     if on_overlong == "truncate_prompt":
-        prompt_ids = _prompt_ids(comparison, tokenizer, ends_with_eos)
-        return truncate_prompt(sequences, prompt_ids, max_length, tokenizer)
+        return _cut_prompt(comparison, sequences, tokenizer, max_length, ends_with_eos)
     return None
+
+
+def _cut_prompt(comparison, sequences, tokenizer, max_length, ends_with_eos):
+    "Return the sequences with a shorter prompt; `None` if a response alone is too long."
+    prompt_ids = _prompt_ids(comparison, tokenizer, ends_with_eos)
+    return truncate_prompt(sequences, prompt_ids, max_length, tokenizer)
 
 
 def _prompt_ids(comparison, tokenizer, ends_with_eos):

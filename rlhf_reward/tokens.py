@@ -157,9 +157,11 @@ def _without_dropped(tokenized, report):
     kept = [index for index, row in enumerate(reported) if report(row, index)]
     report.log()
     if not kept:
+        is_long = "longer than" in report.reasons()
+        remedy = report.note or "Check the data, or allow longer texts." if is_long else "Check the data."
         raise ValueError(
             f"None of {len(tokenized)} comparisons of {report.name} is left: {report.reasons() or 'there were none'}. "
-            f"{report.first_bad or 'Check the data, or allow longer texts.'}"
+            f"{report.first_bad or remedy}"
         )
     if len(kept) < len(tokenized):
         tokenized = tokenized.select(kept)
@@ -294,13 +296,8 @@ def _tokenized_row(rendered, sequences, arguments):
 def _fitted(rendered, sequences, arguments):
     "Return the sequences that are kept, none if the row is dropped for its length, and the fields of REPORTED."
     max_length = arguments["max_length"]
-    report = {
-        "dropped": "",
-        "cut": 0,
-        "not_ended": is_ids(rendered.texts[0]) and _ends_differently(sequences, arguments),
-        "omitted": list(rendered.omitted),
-        "detail": "",
-    }
+    report = {"dropped": "", "cut": 0, "omitted": list(rendered.omitted), "detail": ""}
+    report["not_ended"] = is_ids(rendered.texts[0]) and _ends_differently(sequences, arguments)
     if not all(sequences):
         return [], {**report, "dropped": "a response without any token"}
     length = max(map(len, sequences))

@@ -1,9 +1,11 @@
 "Messages name the right response, the right limit and the right reason."
 
 import pytest
+import torch
 from architectures import save_language_model, word_tokenizer
 from datasets import Dataset, IterableDataset
 from fastapi.testclient import TestClient
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, tokenize_rows
 from rlhf_reward.audit import audit
@@ -130,9 +132,29 @@ def test_more_than_the_model_takes_is_not_advised(base):
         scorer = Scorer(RewardModel(base, 0.0, "cpu"), word_tokenizer(), max_length, "truncate_prompt")
         with pytest.raises(TooLong, match=rf"at most {limit}\. The model takes no more, .*: shorten the text\.$"):
             scorer.score(["w4 "], [text])
+
+
+def test_cutting_the_prompt_is_advised_where_it_helps(base):
     scorer = Scorer(RewardModel(base, 0.0, "cpu"), word_tokenizer(), 5)
-    with pytest.raises(TooLong, match=r"at most 5\. Allow more with max_length, or choose another on_overlong"):
-        scorer.score(["w4 "], ["w5 " * 9])
+    with pytest.raises(TooLong, match="or choose another on_overlong, such as 'truncate_prompt'"):
+        scorer.score(["w5 " * 9], ["w6"])
+    for prompt, response in (("w4 ", "w5 " * 9), (None, "w5 " * 9), ("", "w5 " * 9)):
+        with pytest.raises(TooLong, match=r"expected at most 5\. Allow more with max_length\.$"):
+            scorer.score([prompt], [response])
+
+
+def test_an_encoder_has_the_same_messages(tmp_path):
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = AutoConfig.for_model("bert", num_labels=1, vocab_size=100, max_position_embeddings=32, **sizes)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    scorer = Scorer.from_pretrained(tmp_path, device="cpu", max_length=500)
+    expected = "number 2 of 3, cannot be scored: it has .* at most 32. The model takes no more, whatever max_length is"
+    with pytest.raises(TooLong, match=expected + r": shorten the text\.$"):
+        scorer.rank("w4", with_fault("w7 " * 40, 1))
+    with pytest.raises(TooLong, match=expected.replace("number 2 of 3, ", "") + ": shorten the text, or"):
+        scorer.score(["w7 " * 40], ["w5"])
 
 
 def trainer(base, tmp_path, rows, **options):
@@ -180,6 +202,16 @@ def test_a_limit_of_none_is_that_of_the_model(base, tmp_path, caplog):
     assert f"max_length is None, but the model and its tokenizer take {limit} tokens." in caplog.messages
     assert len(tokenize_rows(rows, word_tokenizer(), None)) == 3
     assert audit(rows, tokenizer=word_tokenizer(), max_length=None)["overlong"] == 0
+
+
+def test_the_remedy_fits_the_reason_why_none_is_left():
+    for row, max_length, max_positions, remedy in (
+        (TIE, 99, None, r"all responses tie \(1\)\. Check the data\.$"),
+        (PAIR, 2, None, r"longer than 2 tokens \(1\)\. Check the data, or allow longer texts\.$"),
+        (PAIR, 99, 2, r"longer than 2 tokens \(1\)\. max_length is 99, but the model and its tokenizer take 2 tokens"),
+    ):
+        with pytest.raises(ValueError, match=remedy):
+            tokenize_rows(rows_of(row), word_tokenizer(), max_length, max_positions=max_positions)
 
 
 def test_the_first_bad_row_is_shown_where_none_is_left():

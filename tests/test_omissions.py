@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,24 @@ def test_a_template_that_refuses_the_marks_is_compared_by_its_text():
     for template, expected in ((ONLY_ANSWERS, [REASONING]), (EVERYTHING, [])):
         template = refuses + "{% endfor %}" + template
         assert kinds([user("q"), assistant("<think>good</think>yes")], template).kinds == expected
+
+
+def test_marks_are_found_where_the_template_escapes_them_and_the_text_has_some():
+    ascii_only = EVERYTHING.replace("{{ m.content }}", "{{ m.content | tojson(ensure_ascii=True) }}")
+    for content in ("a", "\U000f0000", "\U000f0001 b \U000f0000", "é"):
+        for template in (EVERYTHING, ascii_only):
+            assert kinds([user(content), assistant(content)], template) == ([], False)
+        dropped = [{"role": "developer", "content": content}, user("q"), assistant(content)]
+        assert kinds(dropped, ONLY_KNOWN).kinds == ["the content of developer messages"]
+
+
+def test_a_conversation_of_many_messages_is_checked_in_one_pass():
+    conversation = []
+    for number in range(10_000):
+        conversation += [user(f"w{number}"), assistant("a")]
+    started = time.perf_counter()
+    assert kinds(conversation, EVERYTHING) == ([], False)
+    assert time.perf_counter() - started < 10 # about 1; a pass for each message would take minutes
 
 
 def test_an_empty_response_is_as_it_was_given():

@@ -36,27 +36,67 @@ class Stopped(KeyboardInterrupt):
         return 128 + self.signal
 
 
+class _Forking:
+    "Whether this process is making another one. An exception would be ignored then, and locks would stay locked."
+    now = False
+
+    @classmethod
+    def begin(cls):
+        cls.now = True
+
+    @classmethod
+    def end(cls):
+        cls.now = False
+
+    @classmethod
+    def end_in_child(cls):
+        cls.now = False
+        # Ctrl-C reaches all processes: those of a loader work until the run has stopped. SIGTERM ends them
+        for number, action in ((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL)):
+            if getattr(signal.getsignal(number), "is_of_run", False):
+                signal.signal(number, action)
+
+
+os.register_at_fork(before=_Forking.begin, after_in_parent=_Forking.end, after_in_child=_Forking.end_in_child)
+
+
 @contextmanager
 def handled_signals(
     handler: Callable[[int, Any], None], # called with the number of a signal
 ) -> Iterator[None]:
-    "Call a function at SIGINT and SIGTERM, in the main thread of this process; not in processes that it forks."
+    """
+    Call a function at SIGINT and SIGTERM, in the main thread of this process; not in processes that it forks.
+
+    What it raises may be lost, in a destructor for example: then it is called again after some seconds.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield # only the main thread gets signals
         return
-    process = os.getpid()
+    timers = []
+
+    def send_again(seconds, number):
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+        timers.append(timer)
 
     def handle(number, frame):
-        if os.getpid() == process:
+        if _Forking.now:
+            send_again(0.1, number)
+            return
+        try:
             handler(number, frame)
-        else:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        except BaseException:
+            send_again(5, number)
+            raise
 
+    handle.is_of_run = True
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:
+        for timer in timers:
+            timer.cancel()
         for number, previous in before.items():
             signal.signal(number, previous)
 

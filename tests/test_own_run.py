@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from architectures import save_language_model
 from programs import run
-from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
+from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, stopping
 from rlhf_reward.file_list import FILES, checkpoint_problem
 from rlhf_reward.cli import main
 from rlhf_reward.output_folder import LOCK, own_folder
@@ -515,6 +516,23 @@ def test_a_signal_without_a_checkpoint_ends_the_command_with_one_line(python, tm
     assert status == 128 + number and "Traceback" not in errors
     assert f"rlhf_reward train: stopped by {number.name} after step" in errors
     assert not list((tmp_path / "out").glob("checkpoint-*")) and not (tmp_path / "out/model.safetensors").exists()
+
+
+def test_a_signal_while_a_process_is_forked_is_not_lost():
+    "Python ignores exceptions in what it runs then. The forked process dies of the signal itself."
+    with pytest.raises(stopping.Stopped), stopping.handled_signals(stopping.raise_stopped):
+        stopping._Forking.begin()
+        os.kill(os.getpid(), signal.SIGTERM)
+        stopping._Forking.end()
+        time.sleep(5)
+    with stopping.handled_signals(stopping.raise_stopped):
+        child = os.fork()
+        if child == 0:
+            time.sleep(20)
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
 
 
 def test_a_script_gets_an_exception_and_a_checkpoint(base, tmp_path):

@@ -131,7 +131,7 @@ def read_adapter(
     file = cached_file(
         folder, "config.json", _raise_exceptions_for_missing_entries=False, **hub_options(kwargs)
     )
-    config = json.loads(Path(file).read_text()) if file else {}
+    config = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
     facts = config.get("rlhf_reward", {})
     dtype = config.get("dtype", "auto")
     return _AdapterFolder(peft_config, peft_config.base_model_name_or_path, dtype, facts)

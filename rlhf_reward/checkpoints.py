@@ -179,7 +179,7 @@ def load_head(model_name, kwargs, shape, prefix):
         model_name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **options
     )
     if index:
-        file_of = json.loads(Path(index).read_text())["weight_map"]
+        file_of = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
     else:
         file_of = dict.fromkeys(names, "model.safetensors")
     weights = {}

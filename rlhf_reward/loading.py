@@ -142,7 +142,7 @@ def _with_columns(rows, names, columns):
     return rows.remove_columns(replaced).rename_columns({theirs: ours for ours, theirs in columns.items()})
 
 # %% ../nbs/03b_loading.ipynb #fb576ce3
-def _records(file):
+def _records(file, numbers):
     "Yield each row of a JSON or CSV file, or what is wrong with it and where."
     open_file = gzip.open if file.endswith(".gz") else open
     with open_file(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
@@ -153,31 +153,66 @@ def _records(file):
         is_array = suffix == ".json" and lines.read(1_000).lstrip().startswith("[")
         lines.seek(0)
         if is_array:
-            # NaN is not JSON, and a table would make it null: so it is read as a string.
-            for number, row in enumerate(json.load(lines, parse_constant=str), start=1):
-                yield _json_record(row, f"element {number}")
+            for number, row in enumerate(json.load(lines, parse_constant=_NotFinite), start=1):
+                yield _json_record(row, f"element {number}", numbers)
             return
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _json_line(line, f"line {number}")
+                yield _json_line(line, f"line {number}", numbers)
 
 
-def _json_line(line, where):
+class _NotFinite(str):
+    "NaN or Infinity, which is not JSON, as it is written. A table would make it null, as if no number was given."
+
+
+NUMBERS = {"margin", "weight", "scores", "score_chosen", "score_rejected", "ranks"} # where it is refused
+
+
+def _null_if_not_finite(value):
+    "Return the value of a column without numbers that are read, with null for each NaN, as in a table."
+    if isinstance(value, _NotFinite):
+        return None
+    if isinstance(value, dict):
+        return {name: _null_if_not_finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_null_if_not_finite(part) for part in value]
+    return value
+
+
+def _readable_records(file, numbers):
+    "Yield each row of a file. Raise `ValueError` that names the file if the rest of it cannot be read."
+    try:
+        yield from _records(file, numbers)
+    except (OSError, EOFError, zlib.error, RecursionError) as error: # `gzip.BadGzipFile` is an `OSError`
+        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+            raise
+        raise ValueError(
+            f"{file!r} cannot be read ({error}); expected a whole file: it may be damaged or truncated. Write or copy "
+            "it again."
+        ) from error
+
+
+def _json_line(line, where, numbers):
     "Return the row of a line of JSON, or what is wrong with it."
     try:
-        row = json.loads(line, parse_constant=str)
+        row = json.loads(line, parse_constant=_NotFinite)
     except json.JSONDecodeError as error:
         problem = error.msg.removesuffix(" at")
         return {UNREADABLE: f"{where} is not JSON ({problem} at character {error.pos})"}
-    return _json_record(row, where)
+    except (ValueError, RecursionError) as error: # a number of thousands of digits, or lists in lists in lists
+        return {UNREADABLE: f"{where} cannot be read ({error})"}
+    return _json_record(row, where, numbers)
 
 
-def _json_record(row, where):
+def _json_record(row, where, numbers):
     "Return a row, or what is wrong with it."
     if not isinstance(row, dict):
         return {UNREADABLE: f"{where} is not an object with columns"}
     try:
+        row = {name: value if name in numbers else _null_if_not_finite(value) for name, value in row.items()}
         json.dumps(row, ensure_ascii=False).encode()
+    except RecursionError as error:
+        return {UNREADABLE: f"{where} cannot be read ({error})"}
     except UnicodeEncodeError:
         return {UNREADABLE: f"{where} is not valid Unicode (bytes that are not UTF-8, or a lone surrogate)"}
     return row
@@ -273,8 +308,9 @@ def _features(arguments):
 def _generate(files, columns, on_bad_row, features=None, **cache_key):
     "Yield the rows of the files with the names of this library; with `features` all with the same columns."
     ours_of = {theirs: ours for ours, theirs in columns.items()}
+    numbers = NUMBERS | {theirs for theirs, ours in ours_of.items() if ours in NUMBERS}
     for file in files:
-        for record in _records(file):
+        for record in _readable_records(file, numbers):
             if UNREADABLE in record and on_bad_row == "error":
                 where = f" of {file}" if len(files) > 1 else ""
                 raise ValueError(

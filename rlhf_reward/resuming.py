@@ -34,7 +34,7 @@ def write_sizes(
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in (SIZES, TRAINER_STATE_NAME):
             sizes[str(path.relative_to(folder))] = path.stat().st_size
-    (folder / SIZES).write_text(json.dumps(sizes, indent=1))
+    (folder / SIZES).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
 
 
 def checkpoint_problem(
@@ -45,7 +45,7 @@ def checkpoint_problem(
     lists = {}
     for name in (SIZES, TRAINER_STATE_NAME): # in the order in which they are written
         try:
-            lists[name] = json.loads((folder / name).read_text())
+            lists[name] = json.loads((folder / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return f"{name} does not exist"
         except ValueError:
@@ -114,7 +114,7 @@ def save_loss_parameters(
     "Write `loss.json` for a loss with parameters."
     parameters = {key: parameter.item() for key, parameter in loss.named_parameters()}
     if parameters:
-        (Path(folder) / "loss.json").write_text(json.dumps({"loss": name, **parameters}))
+        (Path(folder) / "loss.json").write_text(json.dumps({"loss": name, **parameters}), encoding="utf-8")
 
 
 def load_loss_parameters(
@@ -123,7 +123,7 @@ def load_loss_parameters(
 ) -> None:
     "Read the parameters of a loss, if it has any, from `loss.json`."
     for key, parameter in loss.named_parameters():
-        saved = json.loads((Path(folder) / "loss.json").read_text())
+        saved = json.loads((Path(folder) / "loss.json").read_text(encoding="utf-8"))
         parameter.data.fill_(saved[key])
 
 # %% ../nbs/05e_resuming.ipynb #cf492cf7
@@ -139,7 +139,7 @@ class CheckpointMixin:
             return
         folder = Path(output_dir or self.args.output_dir)
         self.unwrapped_model().save_pretrained(folder, self.processing_class, state_dict)
-        (folder / "training_args.json").write_text(self.args.to_json_string())
+        (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
         save_loss_parameters(self.reward_loss, self.args.loss, folder)
 
     def _save_checkpoint(self, model, trial) -> None:

@@ -132,7 +132,7 @@ def read_row(
     "Call `read` on the row, so that its `ValueError` names the row."
     try:
         return read(row)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error: # lists in lists in lists
         raise ValueError(f"Row {number} of {name} cannot be used: {error}") from None
 
 # %% ../nbs/03a_rows.ipynb #27184599

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['parse_columns', 'scoring_parser', 'open_scorer', 'read_chat_template', 'shared_processes', 'leave_process_group',
-           'exit_on_error']
+           'write_any_text', 'exit_on_error', 'opening']
 
 # %% ../../nbs/09a_cli_arguments.ipynb #831109b8
 import argparse
+import json
 import logging
 import sys
 from contextlib import contextmanager
@@ -93,15 +94,16 @@ def open_scorer(
     model_options = {"dtype": options.dtype}
     if options.attn_implementation:
         model_options["attn_implementation"] = options.attn_implementation
-    scorer = Scorer.from_pretrained(
-        model or options.model,
-        options.device or device,
-        options.max_length,
-        options.on_overlong,
-        options.tokens_per_batch,
-        not options.joined_text,
-        **model_options,
-    )
+    with opening(model or options.model):
+        scorer = Scorer.from_pretrained(
+            model or options.model,
+            options.device or device,
+            options.max_length,
+            options.on_overlong,
+            options.tokens_per_batch,
+            not options.joined_text,
+            **model_options,
+        )
     if options.chat_template:
         scorer.tokenizer.chat_template = read_chat_template(options.chat_template)
     return scorer
@@ -114,7 +116,7 @@ def read_chat_template(
     from transformers import AutoTokenizer
 
     file = Path(name)
-    template = file.read_text() if file.is_file() else AutoTokenizer.from_pretrained(name).chat_template
+    template = file.read_text(encoding="utf-8") if file.is_file() else AutoTokenizer.from_pretrained(name).chat_template
     if not template:
         raise ValueError(
             f"The tokenizer of {name!r} has no chat template; expected one that has, or a file with a template."
@@ -142,6 +144,13 @@ def leave_process_group() -> None:
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
+
+def write_any_text() -> None:
+    "Let the output take characters that the encoding of the locale lacks: they are written as escapes."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): # not where another program has replaced it
+            stream.reconfigure(errors="backslashreplace")
+
 # %% ../../nbs/09a_cli_arguments.ipynb #15e4ab22
 @contextmanager
 def exit_on_error(
@@ -154,3 +163,23 @@ def exit_on_error(
         yield
     except (ValueError, OSError, ImportError, DatasetsError) as error:
         sys.exit(f"rlhf_reward {command}: {error}")
+
+
+@contextmanager
+def opening(
+    name: str,  # of the model, for messages
+) -> Iterator[None]:
+    "Raise `ValueError` that names the model for any error that damaged files cause in the libraries that read them."
+    try:
+        yield
+    except (OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        is_message = isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError)
+        if is_message or type(error).__name__ == "OutOfMemoryError":
+            raise
+        problem = " ".join(str(error).split())
+        raise ValueError(
+            f"{name!r} cannot be opened ({type(error).__name__}: {problem:.300}); expected a whole checkpoint: its "
+            "files may be damaged or truncated, or not belong together. Save, copy or download it again."
+        ) from error

@@ -142,7 +142,7 @@ def _with_columns(rows, names, columns):
     return rows.remove_columns(replaced).rename_columns({theirs: ours for ours, theirs in columns.items()})
 
 # %% ../nbs/03b_loading.ipynb #fb576ce3
-def _records(file, numbers):
+def _records(file, numbers=frozenset()):
     "Yield each row of a JSON or CSV file, or what is wrong with it and where."
     open_file = gzip.open if file.endswith(".gz") else open
     with open_file(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:

@@ -315,7 +315,7 @@ def visible_lines(page):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_in_a_markdown_report_are_text(name):
-    "Of the data, the models and the sources; they were written as Markdown with their HTML and line breaks."
+    "Names of the data, the models and the sources were written as Markdown with their HTML and line breaks."
     rows = []
     for number, row in enumerate(ROWS):
         rows.append(dataclasses.replace(row, source=name if number % 2 else "other"))

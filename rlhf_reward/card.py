@@ -14,6 +14,7 @@ from typing import Any, Iterable, Optional, Sequence, Union
 import yaml
 from transformers import TrainingArguments
 
+from .markdown import code_span, escape_markdown, one_line
 from .reward import RewardModel
 
 # %% ../nbs/05f_card.ipynb #004be497
@@ -31,7 +32,7 @@ def model_card(
     scale = getattr(model.config, "rlhf_reward", {})
     parts = [
         "---\n" + yaml.safe_dump(_header(base, dataset, tags), sort_keys=False) + "---",
-        f"# {model_name}",
+        f"# {escape_markdown(model_name)}",
         _introduction(model, base, dataset, args.loss),
         _usage(model_name),
         "## Settings\n\nValues that differ from the defaults of `RewardConfig`:\n\n"
@@ -43,8 +44,8 @@ def model_card(
     if "reward_mean" in scale:
         over = scale["reward_over"]
         parts.append(
-            f"Rewards of {over['responses']} responses of `{over['data']}` have the mean {scale['reward_mean']:.4g} "
-            f"and the standard deviation {scale['reward_std']:.4g}."
+            f"Rewards of {over['responses']} responses of {code_span(over['data'])} have the mean "
+            f"{scale['reward_mean']:.4g} and the standard deviation {scale['reward_std']:.4g}."
         )
     columns, rows = _curves(log_history)
     if columns:
@@ -77,7 +78,7 @@ def _settings(args):
     for name, value in sorted(args.to_dict().items()):
         is_shown = name not in NOT_SHOWN and isinstance(value, (str, int, float, bool))
         if is_shown and value != defaults.get(name):
-            rows.append((f"`{name}`", f"`{value}`"))
+            rows.append((code_span(name), code_span(value)))
     return rows
 
 # %% ../nbs/05f_card.ipynb #d2ca2883
@@ -135,8 +136,8 @@ def _header(base, dataset, tags):
 
 
 def _introduction(model, base, dataset, loss):
-    on_base = f" on `{base}`" if base else ""
-    data = f"`{dataset}`" if dataset else "preferences"
+    on_base = f" on {code_span(base)}" if base else ""
+    data = code_span(dataset) if dataset else "preferences"
     return (
         f"A reward model{on_base}: one number for a prompt and a response, higher is better. Trained with "
         f"`rlhf_reward` on {data} with the loss `{loss}`{_adapter(model)}."
@@ -156,7 +157,7 @@ def _usage(model_name):
         "```python",
         "from rlhf_reward import RewardModel",
         "",
-        f'model = RewardModel.from_pretrained("{model_name}")',
+        f"model = RewardModel.from_pretrained({json.dumps(one_line(model_name), ensure_ascii=False)})",
         "```",
     ]
     return "\n".join(lines)
@@ -205,9 +206,9 @@ def write_reward_scale(
     scale: dict[str, Any], # from `reward_scale`
 ) -> None:
     "Add the scale of the rewards to a config that is saved already."
-    saved = json.loads(file.read_text())
+    saved = json.loads(file.read_text(encoding="utf-8"))
     saved["rlhf_reward"] = {**saved.get("rlhf_reward", {}), **scale}
-    file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
+    file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 # %% ../nbs/05f_card.ipynb #adddb8a5
 class ModelCardMixin:
@@ -252,4 +253,4 @@ class ModelCardMixin:
         card = model_card(
             self.unwrapped_model(), self.args, history, model_name or folder.name, dataset, tags, pictured,
         )
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(card, encoding="utf-8")

@@ -153,7 +153,7 @@ def _with_columns(rows, names, columns):
     return rows.remove_columns(replaced).rename_columns({theirs: ours for ours, theirs in columns.items()})
 
 # %% ../nbs/03b_loading.ipynb #fb576ce3
-def _records(file, text_columns=()):
+def _records(file, text_columns=(), numbers=frozenset()):
     "Yield each row of a JSON or CSV file, or what is wrong with it and where. CSV has no types but in `text_columns`."
     open_file = gzip.open if file.endswith(".gz") else open
     with open_file(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
@@ -164,29 +164,65 @@ def _records(file, text_columns=()):
         elements = _json_elements(lines) if suffix == ".json" else None
         if elements is not None:
             for number, row in enumerate(elements, start=1):
-                yield _json_record(row, f"element {number}")
+                yield _json_record(row, f"element {number}", numbers)
             return
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _json_line(line, f"line {number}")
+                yield _json_line(line, f"line {number}", numbers)
 
 
-def _json_line(line, where):
+class _NotFinite(str):
+    "NaN or Infinity, which is not JSON, as it is written. A table would make it null, as if no number was given."
+
+
+NUMBERS = {"margin", "weight", "scores", "score_chosen", "score_rejected", "ranks"} # where it is refused
+
+
+def _null_if_not_finite(value):
+    "Return the value of a column without numbers that are read, with null for each NaN, as in a table."
+    if isinstance(value, _NotFinite):
+        return None
+    if isinstance(value, dict):
+        return {name: _null_if_not_finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_null_if_not_finite(part) for part in value]
+    return value
+
+
+def _readable_records(file, text_columns, numbers):
+    "Yield each row of a file. Raise `ValueError` that names the file if the rest of it cannot be read."
+    try:
+        yield from _records(file, text_columns, numbers)
+    except (OSError, EOFError, zlib.error, RecursionError) as error: # `gzip.BadGzipFile` is an `OSError`
+        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+            raise
+        raise ValueError(
+            f"{file!r} cannot be read ({error}); expected a whole file: it may be damaged or truncated. Write or copy "
+            "it again."
+        ) from error
+
+
+def _json_line(line, where, numbers=frozenset()):
     "Return the row of a line of JSON, or what is wrong with it."
     try:
-        row = json.loads(line, parse_constant=str)
+        row = json.loads(line, parse_constant=_NotFinite)
     except json.JSONDecodeError as error:
         problem = error.msg.removesuffix(" at")
         return {UNREADABLE: f"{where} is not JSON ({problem} at character {error.pos})"}
-    return _json_record(row, where)
+    except (ValueError, RecursionError) as error: # a number of thousands of digits, or lists in lists in lists
+        return {UNREADABLE: f"{where} cannot be read ({error})"}
+    return _json_record(row, where, numbers)
 
 
-def _json_record(row, where):
+def _json_record(row, where, numbers):
     "Return a row, or what is wrong with it."
     if not isinstance(row, dict):
         return {UNREADABLE: f"{where} is not an object with columns"}
     try:
+        row = {name: value if name in numbers else _null_if_not_finite(value) for name, value in row.items()}
         json.dumps(row, ensure_ascii=False).encode()
+    except RecursionError as error:
+        return {UNREADABLE: f"{where} cannot be read ({error})"}
     except UnicodeEncodeError:
         return {UNREADABLE: f"{where} is not valid Unicode (bytes that are not UTF-8, or a lone surrogate)"}
     return row
@@ -276,9 +312,8 @@ def _json_elements(lines):
     lines.seek(0)
     if has_more and not first.lstrip().startswith("[") and _from_json_or_none(first) is not None:
         return None
-    # NaN is not JSON, and a table would make it null: so it is read as a string.
     if first.lstrip().startswith("["):
-        return json.load(lines, parse_constant=str)
+        return json.load(lines, parse_constant=_NotFinite)
     value = _from_json_or_none(lines.read())
     lines.seek(0)
     return _rows_of_object(value) if isinstance(value, dict) else None
@@ -286,8 +321,8 @@ def _json_elements(lines):
 
 def _from_json_or_none(text):
     try:
-        return json.loads(text, parse_constant=str)
-    except json.JSONDecodeError:
+        return json.loads(text, parse_constant=_NotFinite)
+    except (ValueError, RecursionError):
         return None
 
 
@@ -357,8 +392,9 @@ def _generate(files, columns, on_bad_row, features=None, **cache_key):
     "Yield the rows of the files with the names of this library; with `features` all with the same columns."
     ours_of = {theirs: ours for ours, theirs in columns.items()}
     text_columns = {columns.get(name, name) for name in TEXT_COLUMNS}
+    numbers = NUMBERS | {theirs for theirs, ours in ours_of.items() if ours in NUMBERS}
     for file in files:
-        for record in _records(file, text_columns):
+        for record in _readable_records(file, text_columns, numbers):
             if UNREADABLE in record and on_bad_row == "error":
                 where = f" of {file}" if len(files) > 1 else ""
                 raise ValueError(

@@ -18,6 +18,7 @@ import jinja2
 from . import __version__
 from .comparison import Text
 from .evaluation import EvaluationReport, Mistake, ModelComparison, compare
+from .markdown import escape_markdown
 from .report_plots import import_matplotlib, plots
 from rlhf_reward.report_summary import (
     DataSummary,
@@ -182,14 +183,15 @@ def _data_parts(summary: DataSummary):
     "Return what is reported of each model alone."
     counts = summary.counts
     parts = [
-        f"## {summary.data}",
+        f"## {escape_markdown(summary.data)}",
         f"{counts['pairs']} pairs in {counts['comparisons']} comparisons to {counts['prompts']} prompts, "
         f"{counts['responses']} responses.",
     ]
     for model, left_out in summary.left_out:
-        parts.append(f"Left out for {model}: {left_out['rows']} rows. The first: {left_out['first']}")
+        first = escape_markdown(left_out["first"])
+        parts.append(f"Left out for {escape_markdown(model)}: {left_out['rows']} rows. The first: {first}")
     for model, omitted in summary.omitted:
-        parts.append(f"Of these comparisons, for {model}, {html.escape(omitted, quote=False)}.")
+        parts.append(f"Of these comparisons, for {escape_markdown(model)}, {html.escape(omitted, quote=False)}.")
     for model, benchmark in summary.benchmarks:
         parts += _benchmark_parts(model, benchmark)
     parts.append(_markdown_table(["", "accuracy over all pairs"], summary.accuracy))
@@ -201,7 +203,7 @@ def _data_parts(summary: DataSummary):
 
 def _benchmark_parts(model, benchmark):
     parts = [
-        f"**{benchmark.name}**, {model}: {benchmark.rule}",
+        f"**{escape_markdown(benchmark.name)}**, {escape_markdown(model)}: {benchmark.rule}",
         _markdown_table(["", "figure"], benchmark.figures),
     ]
     for name, matrix in benchmark.matrices:
@@ -236,9 +238,9 @@ def _comparison_parts(summary: DataSummary):
 
 
 def _mistake_parts(model, mistakes):
-    parts = [f"### The most confident mistakes of {model}"]
+    parts = [f"### The most confident mistakes of {escape_markdown(model)}"]
     for mistake in mistakes:
-        source = f", {mistake['source']}" if mistake["source"] else ""
+        source = f", {escape_markdown(mistake['source'])}" if mistake["source"] else ""
         sure = f"{100 * mistake['probability']:.1f} % sure of the rejected one"
         parts.append(f"Row {mistake['row']}{source}: {sure}")
         parts.append(f"Prompt:\n\n{_markdown_text(readable(mistake['prompt']))}")
@@ -262,6 +264,5 @@ def _markdown_text(text):
 def _markdown_table(header, rows):
     lines = []
     for row in (header, ["---"] * len(header), *rows):
-        cells = [str(cell).replace("|", "\\|").replace("\n", " ") for cell in row]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(map(escape_markdown, row))} |")
     return "\n".join(lines)

@@ -180,7 +180,7 @@ def save_loss_parameters(
     "Write `loss.json` for a loss with parameters."
     parameters = {key: parameter.item() for key, parameter in loss.named_parameters()}
     if parameters:
-        (Path(folder) / "loss.json").write_text(json.dumps({"loss": name, **parameters}))
+        (Path(folder) / "loss.json").write_text(json.dumps({"loss": name, **parameters}), encoding="utf-8")
 
 
 def load_loss_parameters(
@@ -189,7 +189,7 @@ def load_loss_parameters(
 ) -> None:
     "Read the parameters of a loss, if it has any, from `loss.json`."
     for key, parameter in loss.named_parameters():
-        saved = json.loads((Path(folder) / "loss.json").read_text())
+        saved = json.loads((Path(folder) / "loss.json").read_text(encoding="utf-8"))
         parameter.data.fill_(saved[key])
 
 # %% ../nbs/05e_resuming.ipynb #1cd33b43

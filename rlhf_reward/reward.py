@@ -7,6 +7,7 @@ __all__ = ['BackboneProperties', 'RewardModel', 'PairwiseLoss']
 
 # %% ../nbs/01_reward.ipynb #f0943cf9
 import inspect
+import math
 from pathlib import Path
 from typing import Optional, Union
 
@@ -80,7 +81,15 @@ class BackboneProperties(nn.Module):
                 "The model does not know the mean and standard deviation of its rewards; expected a checkpoint of "
                 "`rlhf_reward train`, or RewardTrainer.set_reward_scale."
             )
-        return (rewards - facts["reward_mean"]) / facts["reward_std"]
+        mean, std = (float(facts.get(name) or 0) for name in ("reward_mean", "reward_std"))
+        if not (math.isfinite(mean) and 0 < std < math.inf):
+            raise ValueError(
+                f"The checkpoint has the reward mean {facts['reward_mean']} and standard deviation "
+                f"{facts.get('reward_std')}, with which nothing can be normalized; expected finite numbers, the second "
+                "above 0. All rewards of the evaluation data were equal, or not finite: evaluate on more data and use "
+                "RewardTrainer.set_reward_scale, or score without normalize."
+            )
+        return (rewards - mean) / std
 
 # %% ../nbs/01_reward.ipynb #71c45cf7
 class RewardModel(BackboneProperties):

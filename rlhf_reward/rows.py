@@ -117,7 +117,7 @@ def read_row(
     "Call `read` on the row, so that its `ValueError` names the row."
     try:
         return read(row)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error: # lists in lists in lists
         kind = UnclearVerdict if isinstance(error, UnclearVerdict) else ValueError
         raise kind(f"Row {number} of {name} cannot be used: {error}") from None
 

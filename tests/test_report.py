@@ -1,17 +1,23 @@
 "The report: its content, that it is one page, and that it can hold any text."
 
+import dataclasses
 import html
 import json
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 pytest.importorskip("matplotlib", reason="the extra plots is not installed")
 from test_evaluation import ROWS
 
+from rlhf_reward import RewardConfig
+from rlhf_reward.card import model_card
 from rlhf_reward.data import Comparison
 from rlhf_reward.evaluation import Rule, evaluate
+from rlhf_reward.markdown import code_span, escape_markdown
 from rlhf_reward.report import (
     plots,
     prepare_report,

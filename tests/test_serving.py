@@ -896,6 +896,69 @@ def test_a_huge_body_is_not_read(server, scorer):
         healthy(client, scorer)
 
 
+# ----- names of the server, HEAD, and the port
+
+HOSTS = {
+    "127.0.0.1": True,
+    "127.0.0.1:8000": True,
+    "127.8.9.1:1": True,
+    "localhost:8000": True,
+    "LOCALHOST": True,
+    "localhost.": True,
+    "reward.localhost:8000": True,
+    "[::1]:8000": True,
+    "page.example": False,
+    "page.example:8000": False,
+    "127.0.0.1.page.example": False,
+    "localhost.page.example": False,
+    "notlocalhost": False,
+    "192.168.0.7:8000": False,
+    "0.0.0.0:8000": False,
+    "[2001:db8::1]:8000": False,
+    "": False,
+}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_hosts_of_a_server_without_a_token(host, server):
+    "A page in a browser reaches it under a name that resolves to 127.0.0.1 (DNS rebinding)."
+    for path in ("/health", "/", "/docs"):
+        answer = httpx.get(server.url + path, headers={"Host": host})
+        assert answer.status_code == (200 if HOSTS[host] else 403), host
+    body = {"prompts": ["w3"], "responses": [" w4"]}
+    answer = httpx.post(f"{server.url}/score", json=body, headers={"Host": host})
+    assert answer.status_code == (200 if HOSTS[host] else 403), host
+    assert HOSTS[host] or "expected localhost" in answer.text
+
+
+def test_hosts_of_a_server_with_a_token_are_not_checked(scorer):
+    with serving(scorer, token="secret") as client:
+        headers = {"Host": "reward.example", "Authorization": "Bearer secret"}
+        healthy(client, scorer, headers)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/docs", "/openapi.json", "/metrics"])
+def test_head_is_answered_as_get(path, server):
+    whole = httpx.get(server.url + path)
+    answer = httpx.head(server.url + path)
+    assert answer.status_code == whole.status_code == 200 and answer.content == b""
+    assert answer.headers["content-type"] == whole.headers["content-type"]
+    assert httpx.head(f"{server.url}/nowhere").status_code == 404
+    assert httpx.head(f"{server.url}/score").status_code == 405
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_port_in_use_is_found_before_the_model_opens(host, monkeypatch):
+    monkeypatch.delenv("RLHF_REWARD_TOKEN", raising=False)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(SystemExit) as exit:
+            main(["serve", "--model", "no/such/model", "--device", "cpu", "--host", host, "--port", str(port)])
+    assert f"cannot listen on port {port}" in exit.value.code and "choose another port" in exit.value.code
+
+
 # ----- one client does not stop others
 
 LARGE = {

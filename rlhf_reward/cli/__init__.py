@@ -3,7 +3,7 @@ import argparse
 import logging
 from typing import Optional
 
-from rlhf_reward.cli.arguments import leave_process_group, parse_columns
+from rlhf_reward.cli.arguments import leave_process_group, parse_columns, write_any_text
 from rlhf_reward.cli.audit_command import audit
 from rlhf_reward.cli.evaluate_command import evaluate
 from rlhf_reward.cli.score_command import score
@@ -38,6 +38,7 @@ def main(
     "Run the command `rlhf_reward`."
     from rlhf_reward import __version__
 
+    write_any_text()
     parser = argparse.ArgumentParser(
         "rlhf_reward",
         description="Reward models for RLHF, from rows of human preference.",

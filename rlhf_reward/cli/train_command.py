@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Optional
 
-from .arguments import exit_on_error, parse_columns, parse_verdicts, read_chat_template
+from .arguments import exit_on_error, opening, parse_columns, parse_verdicts, read_chat_template
 
 # %% ../../nbs/09b_cli_train.ipynb #017737ad
 SYNTHETIC = "synthetic"
@@ -125,7 +125,7 @@ def _read_config(path, names, parser):
             f"{path!r} does not exist; expected a YAML file of arguments, or arguments that begin with --."
         )
     try:
-        config = yaml.safe_load(Path(path).read_text()) or {}
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(config, dict):
@@ -315,8 +315,9 @@ def prepare_trainer(
     train_rows, eval_rows = _load_data(job, args)
     model_name = job.model or _make_tiny_decoder(args)
     peft_config = _adapter_config(job)
-    model = _open_model(model_name, job, args)
-    tokenizer = open_tokenizer(model_name)
+    with opening(model_name):
+        model = _open_model(model_name, job, args)
+        tokenizer = open_tokenizer(model_name)
     if job.chat_template:
         tokenizer.chat_template = read_chat_template(job.chat_template)
     tokenize = partial(tokenize_for_model, model, tokenizer, args)

@@ -70,8 +70,6 @@ class Batcher:
             problem = f"The request has {tokens} tokens; expected at most {self.max_waiting}."
             raise TooLong(problem, tokens, self.max_waiting, "Send fewer responses at a time.")
         self.check_room(tokens)
-        if not tokens:
-            return [[] for _ in sequences]
         answer = asyncio.get_running_loop().create_future()
         self.queue.append(ScoringRequest(sequences, prompts, answer))
         self.waiting += tokens
@@ -92,9 +90,7 @@ class Batcher:
 
     def seconds(self) -> int: # at least 1
         "Estimate how long the computation of everything that waits will take."
-        if not self.speed:
-            return 1
-        return max(1, math.ceil(self.waiting / self.speed))
+        return max(1, math.ceil(self.waiting / self.speed)) if self.speed else 1
 
     def start(self) -> None:
         "Start `run` as a task of the running event loop, unless it runs there already."
@@ -119,7 +115,6 @@ class Batcher:
                 self.speed = tokens / seconds
                 if self.on_batch is not None:
                     self.on_batch(len(parts), tokens, seconds)
-                self._forget_cancelled()
             if not self.queue:
                 self.arrived.clear()
 
@@ -134,9 +129,8 @@ class Batcher:
         parts = [part for part in parts if not part.request.answer.done()]
         if not parts:
             return
-        loop = asyncio.get_running_loop()
         try:
-            rewards = iter(await loop.run_in_executor(self.worker, self._compute, parts))
+            rewards = iter(await asyncio.get_running_loop().run_in_executor(self.worker, self._compute, parts))
         except RuntimeError as error: # the server continues
             if len(parts) > 1:
                 for part in parts:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEADER_SECONDS', 'MAX_CONNECTIONS', 'SPARE_FILES', 'MAX_BUSY', 'logger', 'accepted_together', 'connection_limit',
-           'file_limit', 'num_open_files', 'ConnectionLimits', 'LimitedProtocol', 'RepeatFilter', 'limit_log']
+           'file_limit', 'num_open_files', 'ConnectionLimits', 'CountingConnection', 'LimitedProtocol', 'RepeatFilter',
+           'limit_log']
 
 # %% ../../nbs/08g_connections.ipynb #0773bc45
 import asyncio
@@ -124,7 +125,7 @@ class ConnectionLimits:
         self.connections.pop(connection, None)
 
 # %% ../../nbs/08g_connections.ipynb #d1d0a5f6
-class _CountingConnection(h11.Connection):
+class CountingConnection(h11.Connection):
     "The state of a connection, which counts the chunks of the body."
 
     def __init__(self, max_chunks, **options):
@@ -153,7 +154,7 @@ class LimitedProtocol(H11Protocol):
     ):
         super().__init__(**options)
         self.limits = limits
-        self.conn = _CountingConnection(limits.max_chunks)
+        self.conn = CountingConnection(limits.max_chunks)
         self.since = 0.0 # when the connection, or its last request, began or ended
         self.head_timer: Optional[asyncio.TimerHandle] = None # closes the connection without the head of a request
         self.answer_timer: Optional[asyncio.TimerHandle] = None # closes it if the answer is not read

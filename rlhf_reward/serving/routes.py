@@ -26,6 +26,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from .. import __version__
 from ..encoding import TooLong
+from ..markdown import code_span
 from ..scoring import Scorer, ranked
 from .batching import Batcher, QueueFull, count_tokens
 from .middleware import AnswerHead, Authorize, CountRequests, LimitBody, body_size
@@ -93,7 +94,7 @@ def make_app(
     app = FastAPIOffline(
         title="rlhf_reward",
         version=__version__,
-        description=f"Rewards of {name}, whose texts have at most {scorer.max_length} tokens.",
+        description=f"Rewards of {code_span(name)}, whose texts have at most {scorer.max_length} tokens.",
         lifespan=lifespan,
         redoc_url=None,
     )

@@ -530,6 +530,7 @@ def test_a_signal_while_a_process_is_forked_is_not_lost():
         if child == 0:
             time.sleep(20)
             os._exit(0)
+        time.sleep(0.5)  # the child is ready
         os.kill(child, signal.SIGTERM)
         _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM

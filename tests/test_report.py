@@ -264,6 +264,68 @@ def test_readable():
     ).startswith("[user]\nu\n\n[assistant]\n{")
 
 
+HOSTILE = (
+    "<img src=x onerror=alert(1)>",
+    "a\n\n# A heading\n<script>alert(1)</script>",
+    "[click](javascript:alert(1))",
+    "``` `code` | cell",
+    "**bold** \x1b[31m",
+    "&lt;b&gt;",
+)
+
+
+def visible_lines(page):
+    "The lines of a Markdown page outside of its blocks of code."
+    return re.sub(r"(?ms)^(`{3,})[^\n]*\n.*?^\1$", "", page)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_in_a_markdown_report_are_text(name):
+    "Names of the data, the models and the sources were written as Markdown with their HTML and line breaks."
+    rows = []
+    for number, row in enumerate(ROWS):
+        rows.append(dataclasses.replace(row, source=name if number % 2 else "other"))
+    page = report_markdown({name: {name: evaluate(LENGTH, rows), "second": evaluate(FIRST, rows)}})
+    lines = visible_lines(page)
+    assert "<img" not in lines and "<script" not in lines and "<b>" not in html.unescape(lines.replace("&amp;", ""))
+    assert not re.search(r"^# A heading", lines, re.MULTILINE) and "\x1b" not in lines
+    assert not re.search(r"(?<!\\)\]\(javascript", lines) and not re.search(r"(?<!\\)\*\*bold", lines)
+    columns = {line.count("|") - line.count("\\|") for line in lines.splitlines() if line.startswith("| ---")}
+    for table in re.findall(r"(?m)(?:^\|.*\n)+", lines):
+        cells = {line.count("|") - line.count("\\|") for line in table.splitlines()}
+        assert len(cells) == 1, table  # no name begins a cell
+    assert columns
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_as_markdown(name):
+    for shown in (escape_markdown(name), code_span(name)):
+        assert "\n" not in shown and "\x1b" not in shown
+    assert "<" not in escape_markdown(name)
+    span = code_span(name)
+    fence = re.match("`+", span).group()
+    assert fence not in span[len(fence) : -len(fence)] and span.endswith(fence)
+
+
+def test_plain_names_stay_as_they_are():
+    for name in ("my-model_1.5", "org/name", "data (new).jsonl", "Größe", "a/b_c-d"):
+        assert escape_markdown(name) == name and code_span(name) == f"`{name}`"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_in_a_card_are_text(name, tmp_path):
+    scale = {"reward_mean": 0.0, "reward_std": 1.0, "reward_over": {"data": name, "responses": 2}}
+    model = SimpleNamespace(config=SimpleNamespace(name_or_path=name, rlhf_reward=scale))
+    args = RewardConfig(str(tmp_path), use_cpu=True, report_to="none", run_name=name, hub_model_id=name)
+    card = model_card(model, args, [], name, dataset=name)
+    _, header, page = re.split(r"^---$", card, maxsplit=2, flags=re.MULTILINE)
+    assert yaml.safe_load(header)["base_model"] == name
+    lines = re.sub(r"(`+).+?(?<!`)\1(?!`)", "", visible_lines(page))  # without code in a line
+    assert "<img" not in lines and "<script" not in lines and "\x1b" not in page
+    assert not re.search(r"^# A heading", page, re.MULTILINE)
+    assert not re.search(r"(?<!\\)\]\(javascript", lines)
+
+
 def test_the_page_in_a_browser(evaluations, tmp_path, chromium):
     write_report(evaluations, tmp_path)
     page = chromium.new_page(viewport={"width": 1200, "height": 900})

@@ -20,9 +20,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from .adapter_checkpoints import read_adapter
 from .adapter_forms import fit_embeddings, load_adapter_weights, put_adapter, read_adapter_weights
 from .checkpoint_files import CLASSIFIER, adapter_base, check_finite, is_adapter, is_encoder_head, own_code
-from .checkpoint_files import refuse_own_code
+from .checkpoint_files import load_config, refuse_own_code
 from .checkpoints import check_complete, check_device, default_pooling, is_reward_model, load_checked
-from .checkpoints import load_config, num_embeddings_of
+from .checkpoints import num_embeddings_of
 from .comparison import Comparison
 from .encoding import TooLong, encode, fit_length, length_remedy, longest
 from .inputs import check_values
@@ -48,8 +48,7 @@ class EncoderClassifier(nn.Module):
         self,
         model_name: str, # folder or name on the hub
         device: str = "cuda", # where it is placed
-        # prompt and response are two segments, `tokenizer(prompt, response)`; else one joined text
-        text_pairs: bool = True,
+        text_pairs: bool = True, # two segments, `tokenizer(prompt, response)`; else one joined text
         **kwargs: Any, # for `AutoModelForSequenceClassification.from_pretrained`
     ):
         super().__init__()

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Callable, Iterable, Literal, Optional, TypedDict, Union
+from typing import Any, Iterable, Literal, Optional, TypedDict, Union
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from .engine import NotFinite
 from .intervals import Interval, JackknifeInterval, interval, jackknife
 from .intervals import jackknife_p_value, sign_flip_p_value
 from .rows import to_comparison
+from .rule import Rule # defined here before
 from .scoring import BaseScorer
 from .statistics import Statistics, best_of_n, calibration, length_bias, ranking, statistics
 from .tables import correctness, pair_table, response_table
@@ -32,7 +33,7 @@ from .unread import plain_rows
 
 # %% auto #0
 __all__ = ['evaluate', 'LeftOut', 'EvaluationReport', 'MistakenResponse', 'Mistake', 'Evaluation', 'ScoreDifference', 'ModelPair',
-           'ModelComparison', 'compare', 'Rule', 'without_prompt']
+           'ModelComparison', 'compare', 'without_prompt']
 
 # %% ../nbs/07_evaluation.ipynb #8bdee116
 def evaluate(
@@ -195,41 +196,6 @@ def compare(
         ))
     return ModelComparison(comparisons=len(common), agreement=_agreement(margins), pairs=model_pairs)
 
-# %% ../nbs/07_evaluation.ipynb #4873b8b4
-class Rule(BaseScorer):
-    "A rule of thumb in place of a model: any function of prompt and response. Its tokens are characters."
-    def __init__(
-        self,
-        # a function of the prompt, which is empty for the prompt-blind baseline, and the response
-        reward: Callable[[Text, Text], float],
-    ):
-        self.reward = reward
-
-    def tokenize_each(
-        self,
-        comparisons: list[Comparison], # of strings or messages
-    ) -> list[list[list]]: # characters of each response with its prompt
-        "Return K sequences for each comparison."
-        sequences = []
-        for comparison in comparisons:
-            sequences.append([_Characters(comparison.prompt, response) for response in comparison.responses])
-        return sequences
-
-    def rewards(
-        self,
-        sequences: list[list[list]], # from `tokenize_each`
-        *args: Any, # further arguments of `Scorer.rewards`, ignored
-        **kwargs: Any, # the same
-    ) -> list[list[float]]: # K for each comparison
-        "Return the rule's rewards. Raise `NotFinite` for one that is not finite."
-        rewards = []
-        for index, own_sequences in enumerate(sequences):
-            own_rewards = [float(self.reward(sequence.prompt, sequence.response)) for sequence in own_sequences]
-            if not np.isfinite(own_rewards).all():
-                raise NotFinite(index, f"The rule gives {own_rewards}")
-            rewards.append(own_rewards)
-        return rewards
-
 # %% ../nbs/07_evaluation.ipynb #a0205ef3
 def without_prompt(
     comparison: Comparison, # of any form
@@ -242,24 +208,6 @@ def without_prompt(
     empty = "" if isinstance(comparison.prompt, str) else [{"role": "user", "content": ""}]
     template = {name: value for name, value in comparison.template.items() if name != "tools"}
     return replace(comparison, prompt=empty, template=template)
-
-# %% ../nbs/07_evaluation.ipynb #e15b1fbe
-class _Characters(list):
-    "The characters of a prompt and response. Both texts are kept for the rule."
-    def __init__(self, prompt, response):
-        super().__init__(_plain_text(prompt) + _plain_text(response))
-        self.prompt = prompt if _plain_text(prompt) else type(prompt)() # no message rather than an empty one
-        self.response = response
-
-
-def _plain_text(text):
-    "Return a string as it is, and messages one on each line."
-    if isinstance(text, str):
-        return text
-    lines = []
-    for part in text:
-        lines.append(str(part.get("content", "")) if isinstance(part, dict) else str(part))
-    return "\n".join(lines)
 
 # %% ../nbs/07_evaluation.ipynb #c83ad1f5
 @dataclass

@@ -6,14 +6,12 @@
 __all__ = ['KINDS', 'load_rows', 'hold_out']
 
 # %% ../nbs/03b_loading.ipynb #47939944
-import csv
 import gzip
 import itertools
 import json
 import os
-import threading
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
@@ -25,8 +23,9 @@ from datasets.exceptions import DatasetGenerationError
 
 from .columns import column_verdicts, with_verdicts
 from .comparison import CACHE_VERSION, text_key
-from .fields import TEXT_COLUMNS, parsed_cell
-from .rows import FORMS, UNREADABLE, read_row, to_comparison
+from .fields import TEXT_COLUMNS
+from .records import NUMBERS, last_suffix, readable_records, with_messages_of_table
+from .rows import UNREADABLE, read_row, to_comparison
 from .unread import plain_rows
 
 # %% ../nbs/03b_loading.ipynb #df9cc8d4
@@ -64,7 +63,7 @@ def load_rows(
             names = rows.column_names or list(next(iter(rows), {})) # a stream knows its columns when it is read
             is_csv = rows.info.builder_name == "csv" # has no types
             rows = _with_columns(rows, names, columns)
-            rows = _with_messages_of_table(rows) if is_csv else rows
+            rows = with_messages_of_table(rows) if is_csv else rows
         if not names:
             raise ValueError("it has no rows; expected rows of preference.")
     except (ValueError, EOFError, zlib.error, gzip.BadGzipFile, DatasetGenerationError) as error:
@@ -101,14 +100,9 @@ def _prompt_keys(rows):
     return np.fromiter(keys, np.int64, len(rows))
 
 # %% ../nbs/03b_loading.ipynb #0f4542ec
-def _suffix(path):
-    "Return the last suffix, ignoring .gz."
-    return Path(path.name.removesuffix(".gz")).suffix
-
-
 def _kind(path):
     "Return how a file is read, or `None` for other files."
-    return KINDS.get(_suffix(path))
+    return KINDS.get(last_suffix(path))
 
 
 def _files(path, split):
@@ -151,196 +145,6 @@ def _with_columns(rows, names, columns):
         raise ValueError(f"it has no column {missing[0]!r}; it has {names}.")
     replaced = [ours for ours in columns if ours in names and ours not in columns.values()]
     return rows.remove_columns(replaced).rename_columns({theirs: ours for ours, theirs in columns.items()})
-
-# %% ../nbs/03b_loading.ipynb #fb576ce3
-def _records(file, text_columns=(), numbers=frozenset()):
-    "Yield each row of a JSON or CSV file, or what is wrong with it and where. CSV has no types but in `text_columns`."
-    open_file = gzip.open if file.endswith(".gz") else open
-    with open_file(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        suffix = _suffix(Path(file))
-        if suffix == ".csv":
-            yield from _csv_records(lines, text_columns)
-            return
-        elements = _json_elements(lines) if suffix == ".json" else None
-        if elements is not None:
-            for number, row in enumerate(elements, start=1):
-                yield _json_record(row, f"element {number}", numbers)
-            return
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _json_line(line, f"line {number}", numbers)
-
-
-class _NotFinite(str):
-    "NaN or Infinity, which is not JSON, as it is written. A table would make it null, as if no number was given."
-
-
-NUMBERS = {"margin", "weight", "scores", "score_chosen", "score_rejected", "ranks"} # where it is refused
-
-
-def _null_if_not_finite(value):
-    "Return the value of a column without numbers that are read, with null for each NaN, as in a table."
-    if isinstance(value, _NotFinite):
-        return None
-    if isinstance(value, dict):
-        return {name: _null_if_not_finite(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_null_if_not_finite(part) for part in value]
-    return value
-
-
-def _readable_records(file, text_columns, numbers):
-    "Yield each row of a file. Raise `ValueError` that names the file if the rest of it cannot be read."
-    try:
-        yield from _records(file, text_columns, numbers)
-    except (OSError, EOFError, zlib.error, RecursionError) as error: # `gzip.BadGzipFile` is an `OSError`
-        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
-            raise
-        raise ValueError(
-            f"{file!r} cannot be read ({error}); expected a whole file: it may be damaged or truncated. Write or copy "
-            "it again."
-        ) from error
-
-
-def _json_line(line, where, numbers=frozenset()):
-    "Return the row of a line of JSON, or what is wrong with it."
-    try:
-        row = json.loads(line, parse_constant=_NotFinite)
-    except json.JSONDecodeError as error:
-        problem = error.msg.removesuffix(" at")
-        return {UNREADABLE: f"{where} is not JSON ({problem} at character {error.pos})"}
-    except (ValueError, RecursionError) as error: # a number of thousands of digits, or lists in lists in lists
-        return {UNREADABLE: f"{where} cannot be read ({error})"}
-    return _json_record(row, where, numbers)
-
-
-def _json_record(row, where, numbers):
-    "Return a row, or what is wrong with it."
-    if not isinstance(row, dict):
-        return {UNREADABLE: f"{where} is not an object with columns"}
-    try:
-        row = {name: value if name in numbers else _null_if_not_finite(value) for name, value in row.items()}
-        json.dumps(row, ensure_ascii=False).encode()
-    except RecursionError as error:
-        return {UNREADABLE: f"{where} cannot be read ({error})"}
-    except UnicodeEncodeError:
-        return {UNREADABLE: f"{where} is not valid Unicode (bytes that are not UTF-8, or a lone surrogate)"}
-    return row
-
-
-def _csv_records(lines, text_columns):
-    "Yield each row of a CSV file, or what is wrong with it."
-    reader = csv.reader(lines)
-    names = _next_cells(reader) or []
-    if len(set(names)) < len(names):
-        raise ValueError(f"the columns {names} are not all different.")
-    while (cells := _next_cells(reader)) is not None:
-        if cells: # an empty line has none
-            yield _csv_record(names, cells, f"the row that ends in line {reader.line_num}", text_columns)
-
-
-def _csv_record(names, cells, where, text_columns):
-    "Return the row of these cells, or what is wrong with it."
-    try:
-        "".join(cells).encode()
-    except UnicodeEncodeError:
-        return {UNREADABLE: f"{where} is not valid Unicode (bytes that are not UTF-8)"}
-    if len(cells) != len(names):
-        return {UNREADABLE: f"{where} has {len(cells)} cells for {len(names)} columns"}
-    return _with_messages(dict(zip(names, cells)), text_columns, where)
-
-
-def _with_messages(row, text_columns, where):
-    "Return a row of cells with messages in place of their JSON, and with what is wrong with them."
-    for name in row.keys() & set(text_columns):
-        try:
-            row[name] = parsed_cell(row[name]) if isinstance(row[name], str) else row[name]
-        except ValueError as error:
-            row[UNREADABLE] = f"the {name} in {where} cannot be read: {error}".removesuffix(".")
-    return row
-
-
-def _with_messages_of_table(rows):
-    "Return a table or stream that `datasets` has read from CSV, with messages in place of their JSON."
-    if isinstance(rows, IterableDataset):
-        return rows.map(_read_cells)
-    columns = [name for name in TEXT_COLUMNS if name in rows.column_names]
-    if not any(map(_may_hold_messages, itertools.chain.from_iterable(rows[name] for name in columns))):
-        return rows
-    features = Features({**rows.features, **dict.fromkeys(columns, Json()), UNREADABLE: Value("string")})
-    return rows.map(_read_cells, fn_kwargs={UNREADABLE: None}, features=features)
-
-
-def _read_cells(row, **default):
-    "Return the texts of a row that `datasets` has read from CSV, and `default` where nothing is wrong with them."
-    texts = {name: row[name] for name in TEXT_COLUMNS if name in row}
-    return {**default, **_with_messages(texts, TEXT_COLUMNS, "this row")}
-
-
-def _may_hold_messages(cell):
-    return isinstance(cell, str) and cell.lstrip().startswith(("[", "{"))
-
-
-def _next_cells(reader):
-    "Return the next cells of a CSV reader, however long; `None` at its end."
-    with _long_cells():
-        return next(reader, None)
-
-
-_CSV_LOCK = threading.Lock()
-
-
-@contextmanager
-def _long_cells():
-    "Lift the limit on a cell, which `csv` has for the whole process and which rejects long texts."
-    with _CSV_LOCK:
-        previous = csv.field_size_limit(2 ** 31 - 1)
-        try:
-            yield
-        finally:
-            csv.field_size_limit(previous)
-
-# %% ../nbs/03b_loading.ipynb #b5a16d25
-_COLUMNS_OF_ROWS = frozenset(("prompt", "response", "text", "texts", UNREADABLE)).union(*FORMS.values())
-_MESSAGE_KEYS = {"role", "content", "from", "value", "type"} # a list of objects with one of them is one text
-
-
-def _json_elements(lines):
-    "Return the rows of a file that is one JSON value, or `None` for one with a row in each line; both at its start."
-    first = next((line for line in lines if line.strip()), "")
-    has_more = any(line.strip() for line in lines)
-    lines.seek(0)
-    if has_more and not first.lstrip().startswith("[") and _from_json_or_none(first) is not None:
-        return None
-    if first.lstrip().startswith("["):
-        return json.load(lines, parse_constant=_NotFinite)
-    value = _from_json_or_none(lines.read())
-    lines.seek(0)
-    return _rows_of_object(value) if isinstance(value, dict) else None
-
-
-def _from_json_or_none(text):
-    try:
-        return json.loads(text, parse_constant=_NotFinite)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _rows_of_object(value):
-    "Return the one list of rows that an object has, else the object as a row. Raise `ValueError` for several lists."
-    if _COLUMNS_OF_ROWS & value.keys():
-        return [value]
-    lists = {}
-    for name, part in value.items():
-        is_list = isinstance(part, list) and part and all(isinstance(row, dict) for row in part)
-        if is_list and not _MESSAGE_KEYS & part[0].keys():
-            lists[name] = part
-    if len(lists) > 1:
-        raise ValueError(
-            f"it is one JSON object with the lists {sorted(lists)!r:.200}; expected one list of rows: write each into "
-            "a file of its own."
-        )
-    return next(iter(lists.values()), [value])
 
 # %% ../nbs/03b_loading.ipynb #3a2e26cf
 def _read(files, columns, on_bad_row, streaming):
@@ -394,7 +198,7 @@ def _generate(files, columns, on_bad_row, features=None, **cache_key):
     text_columns = {columns.get(name, name) for name in TEXT_COLUMNS}
     numbers = NUMBERS | {theirs for theirs, ours in ours_of.items() if ours in NUMBERS}
     for file in files:
-        for record in _readable_records(file, text_columns, numbers):
+        for record in readable_records(file, text_columns, numbers):
             if UNREADABLE in record and on_bad_row == "error":
                 where = f" of {file}" if len(files) > 1 else ""
                 raise ValueError(

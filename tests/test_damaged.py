@@ -41,7 +41,7 @@ FILES = {
     "flipped.jsonl.gz": PACKED[:40] + bytes([PACKED[40] ^ 255]) + PACKED[41:],
     "deep.jsonl": (ROW[:-2] + f', "x": {DEEP}{"]" * 100_000}}}\n').encode(),
     "deep.json": (DEEP + "]" * 100_000).encode(),
-    "deep_messages.jsonl": json.dumps({"prompt": '[{"role": ' + DEEP, "chosen": "a", "rejected": "b"}).encode(),
+    "deep_messages.csv": f'prompt,chosen,rejected\n[{{""role"": {DEEP}",a,b\n'.replace("\n[", '\n"[').encode(),
     "deep_list.jsonl": json.dumps({"prompt": "w3", "responses": DEEP}).encode(),
     "fairly_deep.jsonl": (ROW[:-2] + f', "x": {"[" * 900}{"]" * 900}}}\n').encode(),
     "digits.jsonl": (ROW[:-2] + f', "weight": {"9" * 5_000}}}\n').encode(),
@@ -54,7 +54,7 @@ def test_damaged_data(name, folder, tmp_path):
     file = tmp_path / name
     file.write_bytes(FILES[name])
     options = ["--data", str(file), "--output", str(tmp_path / "scored.jsonl"), "--device", "cpu"]
-    assert name in problem_of(["score", "--model", str(folder / "reward"), *options]) or "line 1" in name
+    assert name in problem_of(["score", "--model", str(folder / "reward"), *options])
     with pytest.raises(SystemExit) as exit:
         main(["audit", str(file)])
     assert exit.value.code not in (0, None)

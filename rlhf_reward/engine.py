@@ -216,7 +216,7 @@ class ComparisonScorer(ABC):
     A subclass has `tokenize_each` and `rewards`, and `normalized` if it knows the scale of its rewards.
     """
 
-    omitted: Mapping[str, int] = MappingProxyType({})
+    omitted: Mapping[str, int] = MappingProxyType({}) # what the template left out → comparisons
 
     @abstractmethod
     def tokenize_each(

@@ -202,7 +202,10 @@ class RunMixin:
     last_checkpoint = None # the folder that was resumed from or written last
     _changed_settings = ()
 
-    def note_model(self, model: RewardModel) -> None:
+    def note_model(
+        self,
+        model: RewardModel, # to be trained
+    ) -> None:
         "Keep what tells the model from others, before it is trained."
         self._model_facts = {
             "model": weights_fingerprint(model),

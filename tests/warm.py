@@ -10,6 +10,7 @@ As a script: `python tests/warm.py FOLDER PID` serves until the process PID is g
 """
 import gc
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -187,8 +188,11 @@ def prepare(request, executable):
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     sys.executable = str(executable)
-    if os.environ.get("PYTHONUNBUFFERED"):
-        sys.stdout.reconfigure(write_through=True)
+    is_unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+    # new ones: those that were opened for the log of this process believe that they can seek
+    sys.stdin = open(0, closefd=False)
+    sys.stdout = io.TextIOWrapper(open(1, "wb", closefd=False), write_through=is_unbuffered)
+    sys.stderr = io.TextIOWrapper(open(2, "wb", closefd=False), errors="backslashreplace", line_buffering=True)
     for folder in reversed(os.environ.get("PYTHONPATH", "").split(os.pathsep)):
         if folder and folder not in sys.path:
             sys.path.insert(0, folder)

@@ -128,7 +128,11 @@ class ConnectionLimits:
 class CountingConnection(h11.Connection):
     "The state of a connection, which counts the chunks of the body."
 
-    def __init__(self, max_chunks, **options):
+    def __init__(
+        self,
+        max_chunks: int, # of a body
+        **options: Any, # of `h11.Connection`
+    ):
         super().__init__(h11.SERVER, **options)
         self.max_chunks = max_chunks
         self.chunks = 0
@@ -192,7 +196,10 @@ class LimitedProtocol(H11Protocol):
         super().pause_writing()
         self._limit_answer()
 
-    def send_400_response(self, msg):
+    def send_400_response(
+        self,
+        msg: str, # what is wrong
+    ) -> None:
         "Answer a request that is not valid; close the connection if an answer has begun."
         if self.conn.chunks > self.conn.max_chunks:
             msg = f"The body has more than {self.conn.max_chunks} chunks; send larger ones, or a Content-Length."

@@ -81,6 +81,7 @@ def save_adapter(
         "ends_with_eos": model.ends_with_eos,
     }
     config.save_pretrained(folder)
+    Path(folder, "chat_template.jinja").unlink(missing_ok=True) # of an earlier tokenizer
     tokenizer_copy.save_pretrained(folder)
 
 

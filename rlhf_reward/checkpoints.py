@@ -292,8 +292,9 @@ def set_plain_output(config):
 
 def save_checkpoint(model, folder, tokenizer, state_dict=None):
     "Save weights, config and tokenizer of a `RewardModel` without an adapter, see `RewardModel.save_pretrained`."
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        Path(folder, file).unlink(missing_ok=True) # with them the folder would be loaded as an adapter
+    # with the first two the folder would be loaded as an adapter, and a tokenizer may have no chat template any more
+    for file in ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"):
+        Path(folder, file).unlink(missing_ok=True)
     tokenizer = tokenizer_to_save(tokenizer, model.config)
     num_embeddings = max(model.num_embeddings, tokenizer.pad_token_id + 1)
     config = copy.deepcopy(model.config)

@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from architectures import DECODERS, ENCODERS, save_language_model, word_tokenizer
 from rlhf_reward import RewardModel
+from rlhf_reward.adapters import add_adapter, lora_config
 from rlhf_reward.cli import score as score_command
 from rlhf_reward.cli import train
 from rlhf_reward.encoders import EncoderClassifier
 from rlhf_reward.reward import is_reward_model
 from rlhf_reward.scoring import Scorer
+from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
 
 TEXT = "w5 w6 w7 w8"
 INDEX = "model.safetensors.index.json"
@@ -432,3 +434,18 @@ def test_training_says_which_head_it_starts_from(tmp_path, kind, caplog):
         torch.testing.assert_close(load_file(tmp_path / "out/model.safetensors")["score.weight"], head)
     else:
         assert "has no reward head to continue from; training starts from a new head on its backbone." in lines[0]
+
+
+@pytest.mark.parametrize("is_adapter", [False, True])
+def test_a_chat_template_of_an_earlier_tokenizer_does_not_stay(is_adapter, tmp_path):
+    base = tiny_decoder(tmp_path / "base", synthetic_texts())
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    model = RewardModel(base, device="cpu")
+    if is_adapter:
+        add_adapter(model, lora_config(r=2))
+    model.save_pretrained(tmp_path / "saved", tokenizer)
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == tokenizer.chat_template
+    tokenizer.chat_template = None
+    model.save_pretrained(tmp_path / "saved", tokenizer)
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template is None

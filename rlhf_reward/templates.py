@@ -90,8 +90,7 @@ def as_conversation(
     "Return a string that the chat template rendered, beginning as the template does even without its first token."
     bos = tokenizer.bos_token or ""
     begin = marks.begin.removeprefix(bos)
-    tokens = [token for token in tokenizer.get_added_vocab() if token.strip()]
-    if not marks.end.strip() and not any(token in begin for token in tokens):
+    if not marks.end.strip() and not _has_added_token(begin, tokenizer):
         return None # what the template writes could be any text
     body = text.removeprefix(bos) # clients remove it where the tokenizer adds it again
     # only the first characters, since more may depend on arguments of the template
@@ -99,6 +98,11 @@ def as_conversation(
         return None
     writes_bos = bos and marks.begin.startswith(bos)
     return Conversation(bos + body if writes_bos else text)
+
+
+def _has_added_token(text, tokenizer):
+    "Return whether a text has a token that no words are made of."
+    return any(token.strip() and token in text for token in tokenizer.get_added_vocab()) if text else False
 
 # %% ../nbs/03g_templates.ipynb #61651c99
 DATE = datetime(2024, 7, 26) # that a frozen template prints

@@ -18,7 +18,7 @@ import jinja2
 from . import __version__
 from .comparison import Text
 from .evaluation import EvaluationReport, Mistake, ModelComparison, compare
-from .markdown import escape_markdown
+from .markdown import escape_markdown, fence_for, markdown_table
 from .report_plots import import_matplotlib, plots
 from rlhf_reward.report_summary import (
     DataSummary,
@@ -255,14 +255,11 @@ def _mistake_parts(model, mistakes):
 
 def _markdown_text(text):
     "Return a text as a block of code, with a fence that it does not contain."
-    fence = "```"
-    while fence in text:
-        fence += "`"
+    fence = fence_for(text, "```")
     return f"{fence}text\n{text}\n{fence}"
 
 
 def _markdown_table(header, rows):
-    lines = []
-    for row in (header, ["---"] * len(header), *rows):
-        lines.append(f"| {' | '.join(map(escape_markdown, row))} |")
-    return "\n".join(lines)
+    "Return a table in Markdown, with its cells as they are written."
+    escaped = [list(map(escape_markdown, row)) for row in (header, *rows)]
+    return markdown_table(escaped[0], escaped[1:])

@@ -14,6 +14,13 @@ from typing import Iterator, Optional, Union
 from datasets.fingerprint import Hasher
 from transformers.trainer import TRAINER_STATE_NAME
 
+# %% ../nbs/05j_file_list.ipynb #debcdfd7
+def replace_json(file, value):
+    "Write a JSON file, completely or not at all."
+    part = file.with_name(f".{file.name}")
+    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(part, file)
+
 # %% ../nbs/05j_file_list.ipynb #fb2f6b4a
 FILES = "checkpoint_files.json" # sizes and checksums of the files of a checkpoint, in its folder
 
@@ -37,9 +44,7 @@ def write_file_list(
                 "bytes": path.stat().st_size,
                 "xxh64": Hasher.hash_bytes(_chunks(path)),
             }
-    part = folder / f".{FILES}"
-    part.write_text(json.dumps(files, indent=1), encoding="utf-8")
-    os.replace(part, folder / FILES)
+    replace_json(folder / FILES, files)
 
 
 def checkpoint_problem(

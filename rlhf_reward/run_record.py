@@ -9,7 +9,6 @@ __all__ = ['LEARNED_COLUMNS', 'RUN', 'FACTS', 'SETTINGS', 'UNCHANGEABLE', 'OF_MO
 
 # %% ../nbs/05g_run_record.ipynb #697ed494
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple, Optional, Sequence, Union
@@ -20,6 +19,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from datasets.fingerprint import Hasher
 
+from .file_list import replace_json
 from .losses import RewardLoss
 from .reward import RewardModel
 
@@ -164,10 +164,7 @@ class Run:
         folder: Union[str, Path], # an output folder, or a checkpoint
     ) -> None:
         "Write the record, completely or not at all."
-        file = Path(folder) / RUN
-        part = file.with_name(f".{RUN}")
-        part.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        os.replace(part, file)
+        replace_json(Path(folder) / RUN, asdict(self))
 
 
 def read_run(

@@ -52,21 +52,16 @@ def adapter_base(folder, kwargs):
     return base, {**options, "revision": revision} if revision else options
 
 
+def local_name(model_name):
+    "Return the path of a folder with `~` expanded, or the name on the hub."
+    folder = Path(model_name).expanduser()
+    return str(folder if folder.is_dir() else model_name)
+
+
 def find_file(model_name, file, kwargs):
     "Return the path of a file of a checkpoint, `None` if it has no such file. Raises `OSError` without the checkpoint."
-    folder = Path(model_name).expanduser()
-    name = str(folder if folder.is_dir() else model_name)
     options = hub_options(kwargs)
-    return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **options)
-
-
-ADAPTER_FILE = "adapter_model.safetensors"
-ADAPTER_HEAD = "base_model.model.score.weight" # the reward head in that file
-
-
-def is_encoder_head(name):
-    "Return whether a weight of an adapter is the head of an encoder's classifier."
-    return name.startswith("base_model.model.classifier.")
+    return cached_file(local_name(model_name), file, _raise_exceptions_for_missing_entries=False, **options)
 
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -299,8 +294,7 @@ def open_tokenizer(
     **kwargs: Any, # where it is on the hub, such as `revision`
 ) -> PreTrainedTokenizerBase: # of the base model, for an adapter without one
     "Open the tokenizer of a checkpoint. Raises `OSError` or `ValueError` if it has none."
-    folder = Path(model_name).expanduser()
-    name = str(folder if folder.is_dir() else model_name)
+    name = local_name(model_name)
     code = {"trust_remote_code": kwargs.get("trust_remote_code", False)}
     if is_adapter(name, kwargs) and not any(find_file(name, file, kwargs) for file in TOKENIZER_FILES):
         name, kwargs = adapter_base(name, kwargs)

@@ -218,8 +218,13 @@ def _head_files(model_name, kwargs, config):
 
 def head_shapes(model_name, kwargs, config):
     "Return the shape of each weight of the reward head; empty if there is none."
+    return _shapes_in(model_name, kwargs, _head_files(model_name, kwargs, config))
+
+
+def _shapes_in(model_name, kwargs, files):
+    "Return the shape of each weight of `_head_files`."
     shapes = {}
-    for name, (saved_name, file) in _head_files(model_name, kwargs, config).items():
+    for name, (saved_name, file) in files.items():
         shape = weight_shapes(find_weights(model_name, file, kwargs)).get(saved_name)
         if shape is None:
             raise ValueError(
@@ -233,14 +238,15 @@ def head_shapes(model_name, kwargs, config):
 def load_head(model_name, kwargs, config):
     "Load the weight of the reward head. Raises `ValueError` unless it has one row and no bias."
     shape = (1, head_size(config))
-    shapes = head_shapes(model_name, kwargs, config)
+    files = _head_files(model_name, kwargs, config)
+    shapes = _shapes_in(model_name, kwargs, files)
     if shapes != {"score.weight": shape}:
         found = f"is {shapes}" if shapes else "does not exist"
         raise ValueError(
             f"The reward head of {str(model_name)!r} {found}; expected one bias-free {{'score.weight': {shape}}}. To "
             "start a new reward model on this backbone, use RewardModel(model_name)."
         )
-    saved_name, file = _head_files(model_name, kwargs, config)["score.weight"]
+    saved_name, file = files["score.weight"]
     with open_weights(find_weights(model_name, file, kwargs)) as weights:
         head = weights.get_tensor(saved_name)
     check_finite(model_name, [(saved_name, head)])

@@ -18,7 +18,7 @@ from typing import Any, Optional, Union
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .checkpoint_files import open_tokenizer
+from .checkpoint_files import local_name, open_tokenizer
 from .comparison import Comparison, Text
 from .encoders import EncoderClassifier, open_model
 from .engine import Cancelled, ComparisonScorer, NotFinite, RewardEngine
@@ -180,8 +180,7 @@ class Scorer(RewardEngine, BaseScorer):
         head of its own, and `OSError` for a model that does not exist.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        folder = Path(model_name).expanduser()
-        name = str(folder if folder.is_dir() else model_name)
+        name = local_name(model_name)
         model = open_model(name, device, text_pairs, **kwargs)
         scorer = cls(model, open_tokenizer(name, **kwargs), max_length, on_overlong, tokens_per_batch)
         if ends_with_eos is not None:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROUNDING', 'Targets', 'PaddedBatch', 'PackedBatch', 'pad_comparisons', 'pack_comparisons', 'model_inputs',
-           'by_comparison', 'packing_difference', 'Layout', 'choose_layout', 'choose_collator', 'best_fit']
+           'by_comparison', 'packing_difference', 'check_padding', 'Layout', 'choose_layout', 'choose_collator',
+           'best_fit']
 
 # %% ../nbs/04_packing.ipynb #67dd311a
 import bisect
@@ -145,14 +146,45 @@ def packing_difference(
         return f"packed rows are refused ({type(error).__name__}: {error})"
     finally:
         model.train(was_training)
-    difference = (packed - plain).abs().max().item()
     largest = plain.abs().max().item()
     if largest == 0:
         return "all rewards are 0, by which nothing can be compared"
-    rounding = ROUNDING.get(next(model.backbone.parameters()).dtype, 5e-2)
-    if difference <= rounding * largest:
+    difference = (packed - plain).abs().max().item()
+    if _is_rounding(difference, plain, model):
         return None
     return f"packed rewards differ from plain ones by up to {difference:.2g} (the largest reward is {largest:.2g})"
+
+
+def check_padding(
+    model: RewardModel, # not changed, its mode aside
+    examples: list[TokenizedComparison], # from `tokens.tokenize_rows`
+) -> None:
+    "Raise `ValueError` if a text has another reward in a padded batch of the comparisons than alone."
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    alone = []
+    try:
+        with torch.no_grad():
+            together = _rewards(model, pad_comparisons(examples))
+            for example in examples:
+                alone += [model(torch.tensor([ids], device=device)) for ids in whole_sequences(example)]
+    finally:
+        model.train(was_training)
+    differences = (together - torch.cat(alone)).abs()
+    if not _is_rounding(differences.max().item(), together, model):
+        number = int(differences.argmax())
+        raise ValueError(
+            f"This {model.config.model_type} gives a text the reward {alone[number].item():.4f} alone and "
+            f"{together[number].item():.4f} in a padded batch; expected a model whose reward depends on the text only. "
+            "Something in it mixes the texts of a batch, such as experts of a limited capacity."
+        )
+
+
+def _is_rounding(difference, rewards, model):
+    "Return whether a difference of rewards is no more than rounding, relative to the largest of them."
+    rounding = ROUNDING.get(next(model.backbone.parameters()).dtype, 5e-2)
+    return difference <= rounding * rewards.abs().max().item()
 
 # %% ../nbs/04_packing.ipynb #65ae9864
 @dataclass(frozen=True)
@@ -191,8 +223,10 @@ def choose_layout(
                 return Layout(in_one_row, BY_SEGMENT)
     with _with_attention(model, attention):
         difference = packing_difference(model, examples, pack)
-    collator = pack if difference is None else pad_comparisons
-    return Layout(collator, attention, difference)
+        if difference is None:
+            return Layout(pack, attention)
+        check_padding(model, examples)
+    return Layout(pad_comparisons, attention, difference)
 
 
 def choose_collator(

@@ -25,7 +25,7 @@ from .checkpoint_files import hub_options
 from .checkpoints import MIXES_PADDING, is_reward_model
 from .checkpoints import sequence_classifier, tokenizer_to_save, unsharded
 from .inputs import check_shapes, check_values, left_aligned, require, right_padded
-from .rope import check_length, choose_frequencies_by_text, length_limits
+from .rope import check_length, choose_frequencies_by_text, scales_by_length
 from .losses import bradley_terry
 
 # %% ../nbs/01_reward.ipynb #d9d2abf6
@@ -153,14 +153,14 @@ class RewardModel(BackboneProperties):
         if not torch.compiler.is_compiling():
             check_values(input_ids, attention_mask, end_positions, self.num_embeddings, wait=not self.training)
         if end_positions is None:
-            check_length(self.config, input_ids.shape[1])
             input_ids, attention_mask, position_ids = left_aligned(input_ids, attention_mask, position_ids)
-            if position_ids is None and length_limits(self.config):
-                position_ids = attention_mask.cumsum(dim=1) - 1 # of each text, by which its frequencies are chosen
+            if position_ids is None and scales_by_length(self.config):
+                position_ids = attention_mask.cumsum(dim=1) - 1 # of each text: padding repeats its last one
             rows = torch.arange(len(input_ids), device=input_ids.device)
             ends = attention_mask.sum(dim=1) - 1 if self.pooling == "last" else torch.zeros_like(rows)
         else:
             rows, ends = end_positions.unbind(dim=1)
+        check_length(self.config, input_ids, position_ids)
         given = {} if position_ids is None else {"position_ids": position_ids}
         outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **given, **self._backbone_kwargs)
         pooled = outputs.last_hidden_state[rows, ends] # (batch_size or num_responses, hidden_size)

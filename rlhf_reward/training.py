@@ -23,7 +23,7 @@ from .card import ModelCardMixin
 from .unread import plain_rows
 from .losses import LOSSES, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
-from .packing import choose_layout, pad_comparisons
+from .packing import check_padding, choose_layout, pad_comparisons
 from .output_folder import check_writable, own_folder
 from .resuming import CheckpointMixin
 # importable from here too
@@ -135,6 +135,7 @@ class RewardTrainer(
             return
         self._layout_is_chosen = True
         if self.args.layout == "padded":
+            check_padding(self.model, examples_to_compare(dataset))
             return
         layout = choose_layout(self.model, examples_to_compare(dataset))
         layout.apply_to(self.model)

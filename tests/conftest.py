@@ -11,6 +11,7 @@ import shutil
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two workers share the cores
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder that does not exist may be a name on the hub: 45 s of attempts
 
 import pytest
 import warm

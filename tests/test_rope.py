@@ -5,12 +5,13 @@ import pytest
 import torch
 import transformers as T
 from datasets import Dataset
+from torch import nn
 
 from architectures import word_tokenizer
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, Scorer
 from rlhf_reward.adapters import lora_config
-from rlhf_reward.packing import choose_layout, pack_comparisons, packing_difference
-from rlhf_reward.rope import length_limits
+from rlhf_reward.packing import choose_layout, model_inputs, pack_comparisons, packing_difference
+from rlhf_reward.rope import check_frequencies, length_limits
 from rlhf_reward.tokens import tokenized_comparison
 
 LIMIT = 16
@@ -185,3 +186,95 @@ def test_block_sparse_attention_is_refused(tmp_path):
     config.attention_type = "original_full"
     config.save_pretrained(tmp_path)
     assert RewardModel(str(tmp_path), device="cpu").backbone.attention_type == "original_full"
+
+
+def test_dynamic_scaling_counts_the_tokens_of_a_text_and_not_its_padding(tmp_path):
+    folder = save_backbone(
+        "llama", tmp_path, {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, max_position_embeddings=24
+    )
+    model = RewardModel(folder, device="cpu")
+    text = torch.tensor([random_ids(20, 0)])
+    with torch.no_grad():
+        for padding in ((0, 20), (20, 0)):
+            ids = nn.functional.pad(text, padding)
+            torch.testing.assert_close(model(ids, (ids > 0).long()), model(text))
+        several = [tokenized_comparison([], [random_ids(20, seed)]) for seed in range(3)]
+        assert packing_difference(model, several) is None
+        one_text = tokenized_comparison([], [random_ids(40, 0)])
+        with pytest.raises(ValueError, match="has 40 tokens.*at most 24"):
+            model(**model_inputs(pack_comparisons([one_text]), model))
+
+
+class ByTheLongest(nn.Module):
+    "Rotary positions of code that nobody here knows: they shrink where the longest text has more than 64 tokens."
+
+    def __init__(self, remembers=False):
+        super().__init__()
+        self.remembers = remembers
+        self.scale = 1.0
+
+    def forward(self, states, position_ids):
+        scale = 0.5 if position_ids.max() >= 64 else 1.0
+        if self.remembers:
+            scale, self.scale = self.scale, scale
+        angles = position_ids[..., None] * scale * torch.ones(8)
+        return angles.cos(), angles.sin()
+
+
+@pytest.mark.parametrize("remembers", [False, True])
+def test_a_model_that_chooses_positions_by_its_batch_is_refused_when_it_opens(remembers, tmp_path, monkeypatch):
+    default = {"rope_type": "default", "rope_theta": 1e4}
+    folder = save_backbone("llama", tmp_path, default, max_position_embeddings=65)
+    RewardModel(folder, device="cpu")
+    unknown = type("UnknownRotaryEmbedding", (ByTheLongest,), {})
+    monkeypatch.setattr(
+        "transformers.models.llama.modeling_llama.LlamaRotaryEmbedding", lambda config: unknown(remembers)
+    )
+    with pytest.raises(ValueError, match="UnknownRotaryEmbedding.*would depend on its batch"):
+        RewardModel(folder, device="cpu")
+    save_backbone("llama", tmp_path, default, max_position_embeddings=64)  # it has no text that long
+    RewardModel(folder, device="cpu")
+
+
+def test_known_ways_to_scale_open(tmp_path):
+    scaled = {"factor": 4.0, "original_max_position_embeddings": LIMIT}
+    llama3 = {**scaled, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    ways = {"default": {}, "linear": {"factor": 4.0}, "dynamic": {"factor": 4.0}, "yarn": scaled, "llama3": llama3}
+    for rope_type, options in ways.items():
+        rope = {"rope_type": rope_type, "rope_theta": 1e4, **options}
+        RewardModel(save_backbone("llama", tmp_path / rope_type, rope), device="cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_check_tells_of_longrope(family, tmp_path):
+    model = RewardModel(save_backbone(family, tmp_path / "longrope", longrope(family)), device="cpu")
+    frequencies = [module for module in model.modules() if type(module).__name__.endswith("RotaryEmbedding")]
+    for module in frequencies:  # without the choice by text the check tells
+        module._forward_hooks.clear()
+    with pytest.raises(ValueError, match="would depend on its batch"):
+        check_frequencies(model.backbone)
+
+
+def mix_texts(model):
+    "Let the texts of a batch share something, as experts with a capacity do."
+    def subtract_mean(module, args, output):
+        output.last_hidden_state = output.last_hidden_state - output.last_hidden_state.mean(dim=(0, 1))
+        return output
+
+    model.backbone.register_forward_hook(subtract_mean)
+
+
+@pytest.mark.parametrize("layout", ["auto", "padded"])
+def test_a_model_that_mixes_the_texts_of_a_batch_is_refused(layout, tmp_path):
+    folder = save_backbone("llama", tmp_path / "base", {"rope_type": "default", "rope_theta": 1e4})
+    model = RewardModel(folder, device="cpu")
+    mix_texts(model)
+    tokenizer = T.AutoTokenizer.from_pretrained(folder)
+    with pytest.raises(ValueError, match="in a padded batch; expected a model whose reward depends on the text only"):
+        Scorer(model, tokenizer)
+    rows = [{"prompt": "a", "chosen": "b c", "rejected": "d e f"}] * 4
+    config = RewardConfig(str(tmp_path / "run"), layout=layout, report_to="none", use_cpu=True, disable_tqdm=True)
+    trainer = RewardTrainer(model, config, Dataset.from_list(rows), None, tokenizer)
+    with pytest.raises(ValueError, match="in a padded batch"):
+        trainer.train()
+    assert not model.training

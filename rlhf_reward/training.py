@@ -21,6 +21,7 @@ from transformers.trainer_utils import TrainOutput
 from .arguments import RewardConfig, check_arguments, check_for_loss, check_inputs, check_state_dict_type
 from .card import ModelCardMixin
 from .unread import plain_rows
+from .log_line import show_log_line
 from .losses import LOSSES, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
 from .packing import check_padding, choose_layout, pad_comparisons
@@ -96,6 +97,7 @@ class RewardTrainer(
             compute_metrics=partial(evaluation_metrics, compute_metrics=compute_metrics),
             **kwargs,
         )
+        show_log_line(self)
         if self.is_fsdp_enabled:
             check_state_dict_type(self.accelerator.state.fsdp_plugin.state_dict_type)
 

@@ -7,7 +7,9 @@ __all__ = []
 
 # %% ../nbs/01f_adapter_forms.ipynb #3e136c7b
 import copy
+import logging
 import re
+import warnings
 from types import MethodType
 
 from .checkpoint_files import adapter_weights, check_finite, open_weights
@@ -16,6 +18,8 @@ from .checkpoints import num_embeddings_of, sequence_classifier
 # %% ../nbs/01f_adapter_forms.ipynb #31935162
 def import_peft():
     "Return the module `peft`. Raises `ImportError` that tells how to install it."
+    # without a CUDA device it reports a kernel that it did not find, at its import
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import peft
     except ImportError:
@@ -109,7 +113,10 @@ def put_adapter(base, peft_config):
         names = [name for name in peft_config.modules_to_save or () if name != "score"] # the head is ours
         peft_config.modules_to_save = names or None
     try:
-        return import_peft().get_peft_model(base, peft_config)
+        with warnings.catch_warnings():
+            # PEFT asks transformers by a name that is to go
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            return import_peft().get_peft_model(base, peft_config)
     except PEFT_ERRORS as error:
         raise ValueError(
             f"{type(peft_config).__name__} does not fit {type(base).__name__}: {error}; expected a config with the "

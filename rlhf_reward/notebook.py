@@ -1,5 +1,4 @@
 "Set up a notebook of this project so that its page shows results, without progress bars and notices."
-import logging
 import os
 import sys
 import warnings
@@ -7,12 +6,11 @@ from pathlib import Path
 
 
 def quiet() -> None:
-    "Turn off progress bars, and notices about optional packages."
+    "Turn off progress bars and warnings of dependencies."
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}" # for !rlhf_reward
     os.environ["TQDM_DISABLE"] = "1"
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     warnings.filterwarnings("ignore") # tqdm without ipywidgets, and deprecations inside of dependencies
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import datasets
     from transformers.utils import logging as transformers_logging
 

@@ -663,6 +663,30 @@ def test_reward_function(scorer, reward_models):
         RewardFunction(scorer, device="cpu")
 
 
+def test_completions_without_a_reward(scorer, caplog):
+    prompts, responses = texts(2, 2)
+    expected = scorer.score(prompts, responses)
+    rows = [{"prompt": prompt, "response": response} for prompt, response in zip(prompts, responses)]
+    scorer.max_length = max(len(ids) for ids, in scorer.tokenize(list(map(to_responses, rows))))
+    bad = {"too long": responses[0] * 50, "of no type": None}
+    for completion in bad.values():
+        completions = [responses[0], completion, *responses[2:]]
+        with pytest.raises(ValueError, match="Row 2 of the completions"):
+            RewardFunction(scorer)(prompts, completions)
+        for on_error, reward in (("none", None), (-3, -3.0), (0.0, 0.0)):
+            function = RewardFunction(scorer, on_error=on_error)
+            rewards = function(prompts, completions)
+            assert rewards[1] == reward and function.num_errors == 1
+            close(rewards[:1] + rewards[2:], expected[:1] + expected[2:])
+            assert "1 of 4 completions cannot be scored" in caplog.text
+            assert pickle.loads(pickle.dumps(function)).on_error == on_error
+            assert function(prompts, [completion] * 4) == [reward] * 4 and function.num_errors == 5
+        caplog.clear()
+    for on_error in ("skip", math.nan, math.inf, None):
+        with pytest.raises(ValueError, match="on_error is .*; expected 'raise', 'none' or a finite number"):
+            RewardFunction(scorer, on_error=on_error)
+
+
 def test_tools_and_template_arguments_reach_the_template(scorer):
     with_variables = "{% if tools %}w9 w9 {% endif %}{% if think %}w8 {% endif %}"
     scorer.tokenizer.chat_template = with_variables + TEMPLATE

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import TrainingArguments
 
+from .columns import check_same_verdicts
 from .losses import LOSSES, PlackettLuce
 from .reward import RewardModel
 from .run_record import CHANGEABLE
@@ -141,7 +142,7 @@ def check_inputs(
     train_dataset: Optional[Union[Dataset, IterableDataset]], # rows
     eval_dataset: Any, # the same, or several by name
 ) -> None:
-    "Raise `ValueError` for inputs of `RewardTrainer` that are of another type."
+    "Raise `ValueError` for inputs of `RewardTrainer` of another type, or verdicts that mean another in evaluation."
     if not isinstance(model, RewardModel):
         raise ValueError(
             f"model is a {type(model).__name__}; expected a RewardModel: RewardModel(name) for a new one, or "
@@ -156,6 +157,9 @@ def check_inputs(
                 f"{name} is a {type(part).__name__}; expected a datasets.Dataset of rows, such as "
                 "rlhf_reward.load_rows(file), Dataset.from_list(rows), or one split of a DatasetDict."
             )
+    for _, part in parts[1:]:
+        if part is not None and train_dataset is not None:
+            check_same_verdicts(train_dataset, part)
     if tokenizer is None:
         raise ValueError(
             "processing_class is None; expected the tokenizer of the model, which is saved with every checkpoint."

@@ -9,6 +9,7 @@ __all__ = ['logger', 'VERDICT_COLUMNS', 'FIRST_ROWS', 'column_verdicts', 'with_v
 # %% ../nbs/03h_columns.ipynb #a0467992
 import itertools
 import logging
+import re
 from typing import Any, Iterable, Optional, Union
 
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 # %% ../nbs/03h_columns.ipynb #2709dc3d
 VERDICT_COLUMNS = ("winner", "preference")
 FIRST_ROWS = 1_000 # of a stream, by which it is judged
+_NO_LABEL = -1 # of a `ClassLabel`, in a row without one
 
 
 def column_verdicts(
@@ -46,10 +48,10 @@ def column_verdicts(
 def _values_by_column(rows):
     "Return the different verdicts of the rows that have them, by column."
     column_of = _verdict_column
+    columns = set(getattr(rows, "column_names", None) or ()) # a stream may not know them
+    if columns and not {"response_a", "response_b"} <= columns:
+        return {}
     if isinstance(rows, Dataset):
-        columns = set(rows.column_names)
-        if not {"response_a", "response_b"} <= columns:
-            return {}
         others = set().union(*FORMS.values()) - {"response_a", "response_b", *VERDICT_COLUMNS}
         if not others & columns: # each row is of this form, so that its texts need not be read
             rows = rows.select_columns([name for name in VERDICT_COLUMNS if name in columns])
@@ -101,6 +103,8 @@ def _label_verdicts(column, label, values):
             found[str(number)] = meanings[spelled(name)]
         elif number in values:
             unclear.append(name)
+    if _NO_LABEL in values:
+        unclear.append(str(_NO_LABEL))
     if unclear:
         raise UnclearVerdict(unclear_column(column, unclear))
     return found
@@ -149,7 +153,7 @@ def _with_words(row, columns, labels, meanings):
     words = {}
     for column in row.keys() & set(columns):
         value = row[column]
-        if value is not None and column in labels:
+        if value is not None and column in labels and value != _NO_LABEL:
             value = labels[column][value]
         words[column] = None if value is None else meanings.get(spelled(value), str(value))
     return words
@@ -158,13 +162,21 @@ def _with_words(row, columns, labels, meanings):
 def messages_as_strings(
     rows: Iterable[dict[str, Any]], # a table, a stream or a list of rows of any form
 ) -> list[str]: # a message for each column
-    "Return which columns of texts have conversations as JSON in each of the first rows."
+    "Return which columns of texts have conversations, as JSON or in another form, in each of the first rows."
     messages = []
     for column, values in _first_values(rows).items():
-        if column in TEXT_COLUMNS and all(map(_is_conversation, values)):
+        if column not in TEXT_COLUMNS:
+            continue
+        if all(map(_is_conversation, values)):
             messages.append(
                 f"The column {column} has messages that are written as JSON, in a file with types, so they are used as "
                 "strings, as they are. If they are conversations, expected lists: read them with json.loads."
+            )
+        elif all(map(_is_like_messages, values)):
+            messages.append(
+                f"The column {column} has strings with roles in them, such as {values[0]!r:.60}, which are used as "
+                "they are. If they are conversations, expected lists of messages with role and content, in a CSV as "
+                "JSON."
             )
     return messages
 
@@ -202,6 +214,15 @@ def _is_conversation(value):
         return isinstance(value, str) and not isinstance(parsed_cell(value), str)
     except ValueError:
         return False
+
+
+def _is_like_messages(value):
+    "Return whether a string looks like messages in a form that is not read, such as that of Python."
+    return isinstance(value, str) and bool(_STRUCTURE.match(value) and _ROLE.search(value, 0, 1_000))
+
+
+_STRUCTURE = re.compile(r"""[\s\ufeff"']*(array)?[\[({]""")
+_ROLE = re.compile(r"""["'](role|from|speaker)\\*["']\s*:""", re.IGNORECASE)
 
 
 def _tool_fields(column, feature):

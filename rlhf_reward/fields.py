@@ -28,7 +28,7 @@ def from_json(
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"the {name} are not JSON ({error}); expected JSON, or a {kind.__name__}.") from None
-    if not value:
+    if value is None or isinstance(value, (str, list, tuple, dict)) and not value:
         return None
     kinds = (list, tuple) if kind is list else kind
     if not isinstance(value, kinds):

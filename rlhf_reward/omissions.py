@@ -75,10 +75,10 @@ class _Marks:
         for name, value in message.items():
             if name == "content" and isinstance(value, str) and value.strip():
                 marked[name] = self._content(value, message["role"], where, index)
-            elif name in ("tool_calls", "function_call"):
-                marked[name] = self._nested(value, f"the tool calls{where}", index)
-            elif name not in LINKS and name != "content" and isinstance(value, str) and value.strip():
-                marked[name] = self.text(value, f"the field {name} of messages{where}", index)
+            elif name not in LINKS and name != "content":
+                is_call = name in ("tool_calls", "function_call")
+                kind = "the tool calls" if is_call else f"the field {name} of messages"
+                marked[name] = self._nested(value, f"{kind}{where}", index)
         return marked
 
     def tools(self, value):
@@ -105,7 +105,7 @@ class _Marks:
         return before + end + after
 
     def _nested(self, value, kind, index, has_keys=False):
-        "Return tool calls with marks in their strings, and in the names of arguments, whose values may be numbers."
+        "Return a field with marks in its strings and, since values may be numbers, in the names of arguments of calls."
         if isinstance(value, list):
             return [self._nested(part, kind, index, has_keys) for part in value]
         if isinstance(value, str) and value.strip():

@@ -6,6 +6,7 @@
 __all__ = ['OF_THE_PROMPT', 'unread_columns', 'report_unread', 'plain_rows']
 
 # %% ../nbs/03i_unread.ipynb #dfa5d013
+import re
 from typing import Any, Union
 
 from datasets import Dataset, IterableDataset
@@ -13,17 +14,24 @@ from datasets import Dataset, IterableDataset
 from .comparison import Comparison
 
 # %% ../nbs/03i_unread.ipynb #54bf84b9
-# Columns that other libraries read as a part of the prompt or of the responses, without a plural's s.
+# Columns that other libraries read as a part of the prompt or of the responses. In snake case, without a plural's s.
 OF_THE_PROMPT = frozenset((
     "audio",
+    "chat_history",
     "context",
     "conversation",
+    "conversation_history",
+    "developer",
+    "dialogue_history",
     "document",
     "function",
     "history",
     "image",
+    "image_path",
+    "image_url",
     "input",
     "instruction",
+    "passage",
     "query",
     "question",
     "system",
@@ -31,6 +39,8 @@ OF_THE_PROMPT = frozenset((
     "system_prompt",
     "video",
 ))
+# likewise, in a row without a prompt
+_IN_PLACE_OF_PROMPT = frozenset(("dialog", "dialogue", "message", "problem", "prompt", "user_prompt"))
 
 
 def unread_columns(
@@ -39,10 +49,12 @@ def unread_columns(
     "Return the columns that are filled, are not read, and would change what the row means."
     if isinstance(row, Comparison):
         return ()
+    expected = OF_THE_PROMPT if row.get("prompt") is not None else OF_THE_PROMPT | _IN_PLACE_OF_PROMPT
     unread = []
     for name, value in row.items():
         is_filled = value is not None and not (hasattr(value, "__len__") and len(value) == 0)
-        if is_filled and name.lower().removesuffix("s") in OF_THE_PROMPT:
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])|\W+", "_", name) # systemPrompt, System Prompt
+        if is_filled and name != "prompt" and words.lower().removesuffix("s") in expected:
             unread.append(name)
     return tuple(unread)
 

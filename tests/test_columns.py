@@ -94,6 +94,7 @@ def test_a_model_trains_on_any_format(base, tmp_path):
 
 
 UNREAD = ("system", "input", "history", "images", "Image", "system_prompt", "context", "videos", "documents")
+UNREAD += ("System Prompt", "system-prompt", "systemPrompt", "chat_history", "chatHistory", "passage", "image_url")
 
 
 @pytest.mark.parametrize("name", UNREAD)
@@ -110,6 +111,14 @@ def test_columns_that_change_the_meaning_are_reported(name, caplog):
     caplog.clear()
     evaluate(LONGER, rows)
     assert caplog.messages[0].startswith(f"In 1 of 3 rows of the data, {expected}")
+
+
+@pytest.mark.parametrize("name", ["Prompt", "PROMPT", "prompts", "messages", "user_prompt", "problem", "dialogue"])
+def test_what_may_be_the_prompt_is_reported_where_there_is_none(name):
+    responses = {"chosen": "w6 w6", "rejected": "w7"}
+    assert unread_columns({name: "w4", **responses}) == (name,)
+    assert unread_columns({name: "w4", "prompt": None, **responses}) == (name,)
+    assert unread_columns({name: "w4", **PAIR}) == ()  # as in UltraFeedback
 
 
 def test_columns_are_reported_while_a_stream_is_read(caplog):

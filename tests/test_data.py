@@ -639,6 +639,36 @@ def test_conversations_in_strings_of_typed_files_are_reported(caplog):
     assert not [line for line in audit(one)["problems"] + audit(one)["notes"] if message in line]
 
 
+OTHER_FORMS = {
+    "tuple of Python": str(tuple(FOUR)),
+    "array of numpy": f"array({FOUR}, dtype=object)",
+    "JSON twice": json.dumps(json.dumps(FOUR)),
+    "object with messages": json.dumps({"messages": FOUR}, indent=1),
+    "a line for each": "\n".join(map(json.dumps, FOUR + FIVE)),
+    "capital letters": json.dumps([{"Role": "user", "Content": "w6"}]),
+    "list in a list": json.dumps([FOUR]),
+    "speakers": json.dumps([{"speaker": "user", "text": "w6"}]),
+    "mark of a file": "\ufeff" + json.dumps(FOUR),
+}
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_conversations_in_other_forms_are_reported(form, tmp_path, caplog):
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["chosen", "rejected"], [OTHER_FORMS[form], "w7"], [OTHER_FORMS[form], "w8"]])
+    rows = load_rows(str(path))
+    assert rows["chosen"][:] == [OTHER_FORMS[form]] * 2
+    message = "The column chosen has strings with roles in them, such as "
+    assert audit(rows)["problems"][0].startswith(message)
+    tokenize_rows(rows, word_tokenizer(), 999, on_bad_row="skip")
+    assert any(f"the data: {message}" in line for line in caplog.messages)
+    caplog.clear()
+    answer = {"prompt": "w5 ", "chosen": OTHER_FORMS[form], "rejected": "w7"}
+    for plain in (PAIR, {**PAIR, "chosen": '{"name": "Ada"}'}, {**PAIR, "chosen": "The role: 'x'"}):
+        assert not columns.messages_as_strings([answer, plain])
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_csv_of_a_hub_has_no_types_either(streaming, tmp_path, monkeypatch):
     path = tmp_path / "rows.csv"
@@ -671,6 +701,7 @@ NULLS = [
     ({"at": {"seat": None}}, {"at": {}}),
     ({"seats": [{"number": None}]}, {"seats": [{}]}),
     ({"seats": [None, 1]}, {"seats": [1]}),
+    (None, {}),
 ]
 
 

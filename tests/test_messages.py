@@ -114,6 +114,9 @@ def test_the_server_names_the_response(index, scorer):
         responses = with_fault([{"role": "system", "content": "w5"}], index, as_messages)
         answer = client.post("/rank", json={"prompt": QUESTION, "responses": responses})
         assert answer.json()["detail"][0]["loc"] == ["body", "responses", index]
+        responses = with_fault([{"role": "assistant"}], index, as_messages)  # a message without a content
+        answer = client.post("/rank", json={"prompt": QUESTION, "responses": responses})
+        assert answer.json()["detail"][0]["loc"] == ["body", "responses", index]
         answer = client.post("/score", json={"prompts": ["w4 "], "responses": [LONG]})
         assert answer.json()["detail"][0]["loc"] == ["body", "responses", 0]
 

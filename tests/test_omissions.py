@@ -70,6 +70,7 @@ SHOWN = {
     "long": [user("What is the capital of France, please?"), assistant("Paris is the capital of France.")],
     "reasoning": [user("q"), assistant("<think>\ngood\n</think>\n\nyes")],
     "field": [user("q"), assistant("yes", reasoning_content="good")],
+    "numbers and empty fields": [user("q"), assistant("yes", rating=4, citations=[], usage={"tokens": 3})],
     "calls": [user("q"), tool_call({"row": 3, "seat": None, "city": "New York"})],
     "calls as JSON": [user("q"), tool_call('{"row": 3, "city": "New York"}')],
     "roles": [{"role": "developer", "content": "be"}, user("q"), assistant("a")],
@@ -77,6 +78,14 @@ SHOWN = {
     "other script": [user("你好"), assistant("您好 😀")],
     "empty": [user("q"), assistant("")],
     "spaces": [user(" q "), assistant("\n a\n\n")],
+}
+
+
+FIELDS = {  # of other libraries and servers, which are no strings
+    "reasoning_details": [{"type": "reasoning.text", "text": "good", "index": 0}],
+    "thinking_blocks": [{"type": "thinking", "thinking": "good", "signature": "x"}],
+    "citations": ["a page", "another"],
+    "audio": {"id": "1", "transcript": "good"},
 }
 
 
@@ -96,6 +105,10 @@ def test_nothing_is_reported_where_everything_is_printed(name):
             [user("q"), assistant("yes", reasoning_content="good")],
             {},
             ["the field reasoning_content of messages"],
+        ),
+        *(
+            (ONLY_ANSWERS, [user("q"), assistant("yes", **{name: value})], {}, [f"the field {name} of messages"])
+            for name, value in FIELDS.items()
         ),
         (
             ONLY_ANSWERS,

@@ -112,6 +112,15 @@ def test_names_mean_what_they_mean_to_peft(base, tmp_path, name):
     assert shapes[0] == shapes[1]
 
 
+def test_the_head_is_named_once(base, tmp_path):
+    "As PEFT and TRL write `modules_to_save`, whether it was given or not."
+    for number, names in enumerate([None, ["score"], ["model.norm", "score"]]):
+        model = add_adapter(RewardModel(base, device="cpu"), LoraConfig(**SMALL, modules_to_save=names))
+        model.save_pretrained(tmp_path / str(number), word_tokenizer())
+        saved = json.loads((tmp_path / str(number) / "adapter_config.json").read_text())
+        assert saved["modules_to_save"] == (names or ["score"])
+
+
 @pytest.mark.parametrize("family", ["gpt2", "opt", "cohere"])
 def test_full_names_of_other_families(family, tmp_path):
     "cohere has no classifier in transformers: its names are those of the backbone."

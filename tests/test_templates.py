@@ -1,4 +1,5 @@
 "The same conversation has the same reward in every tool that renders the chat template."
+import copy
 import datetime
 import importlib.util
 import json
@@ -259,6 +260,20 @@ def test_a_date_is_frozen_by_training_and_saved(name, checkpoint, tmp_path, days
         assert len(texts) == 1
         assert form.apply_chat_template(CHAT, return_dict=True)["input_ids"] == trained_on
     assert scorer.score([None], [CHAT]) == scorer.score([None], [CHAT])
+
+
+def test_a_date_is_frozen_where_rows_are_tokenized_and_where_they_come_tokenized(checkpoint, tmp_path, days):
+    dated = chat_tokenizer("llama 3")
+    dated.chat_template = next(iter(DATED_TEMPLATES.values()))
+    row = {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": [{"role": "assistant", "content": "he"}]}
+    tokenizers = [copy.deepcopy(dated), copy.deepcopy(dated)]
+    tokenized = tokenize_rows(Dataset.from_list([row] * 2), tokenizers[0], 1000)
+    config = RewardConfig(str(tmp_path / "run"), use_cpu=True, report_to="none", disable_tqdm=True, max_length=1000)
+    model = RewardModel.from_pretrained(checkpoint, 0.0, "cpu")
+    RewardTrainer(model, config, tokenized, processing_class=tokenizers[1])
+    for tokenizer in tokenizers:
+        ids = tokenizer.apply_chat_template(CHAT, return_dict=True)["input_ids"]
+        assert ids == whole_sequences(tokenized[0])[0]
 
 
 def test_a_frozen_template_prints_what_it_would_print_on_that_day(monkeypatch):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
-from architectures import word_tokenizer
-from rlhf_reward import columns, evaluate, load_rows, tokenize_rows
+from architectures import save_language_model, word_tokenizer
+from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, columns, evaluate, load_rows, tokenize_rows
 from rlhf_reward.audit import audit, audit_table
 from rlhf_reward.cli import main
 from rlhf_reward.cli.arguments import parse_verdicts
@@ -165,6 +165,18 @@ def test_names_of_a_class_label_decide():
     assert ranks(mapped) == [RANKS["a"], RANKS["b"]]
 
 
+@pytest.mark.parametrize("names", [["win", "lose"], ["a", "b"], ["tie", "b"], ["b", "tie", "a"]], ids=str)
+def test_a_row_without_a_label_has_no_verdict(names):
+    "`datasets` stores -1 for it, which is no index of a name."
+    table = labeled(names, names[:2])
+    rows = Dataset.from_list([{**row, "winner": winner} for row, winner in zip(table, [0, -1])], table.features)
+    meanings = dict(zip(names, ("a", "b", "tie")))
+    for unclear in (rows, rows.to_iterable_dataset(), with_verdicts(rows, meanings)):
+        with pytest.raises(UnclearVerdict, match="found .*-1.* as winner of the data"):
+            ranks(unclear, on_bad_row="skip")
+    assert ranks(with_verdicts(rows, {**meanings, -1: "tie"})) == [RANKS["a"], RANKS["tie"]]
+
+
 def test_verdicts_of_rows_of_other_forms_do_not_count():
     "A column of numbers may stay in rows of chosen and rejected, as in HelpSteer."
     pair = {"prompt": "w3 ", "chosen": "w6", "rejected": "w7", "preference": 2}
@@ -238,6 +250,15 @@ def test_rows_to_train_and_to_evaluate_on_have_one_meaning():
     check_same_verdicts(Dataset.from_list(arena([-1, 0, 2])), Dataset.from_list(arena([-3, 1])))
     with pytest.raises(UnclearVerdict, match="the verdict 0 is tie in the rows to train on and a in those to evaluate"):
         check_same_verdicts(Dataset.from_list(arena([-1, 0, 2])), Dataset.from_list(arena([0, 1])))
+
+
+def test_the_trainer_refuses_verdicts_that_mean_another_in_evaluation(tmp_path):
+    model = RewardModel(save_language_model("llama", tmp_path / "base"), 0.0, "cpu")
+    config = RewardConfig(str(tmp_path / "run"), use_cpu=True, report_to="none")
+    rows, others = Dataset.from_list(arena([-1, 0, 2])), Dataset.from_list(arena([0, 1]))
+    for train, part in ((rows, others), (rows, {"x": rows, "y": others}), (rows.to_iterable_dataset(), others)):
+        with pytest.raises(UnclearVerdict, match="the verdict 0 is tie in the rows to train on and a in those to"):
+            RewardTrainer(model, config, train, part, word_tokenizer())
 
 
 @pytest.mark.parametrize("text", ["0", "0=c", "=a", "0=a,0=b", "0=a,,1=b", "a"])

@@ -3,6 +3,7 @@ import concurrent.futures
 import contextlib
 import functools
 import json
+import logging
 import os
 import random
 import re
@@ -33,6 +34,7 @@ from rlhf_reward.cli import main
 from rlhf_reward.data import to_responses
 from rlhf_reward.scoring import Scorer
 from rlhf_reward.serving import make_app
+from rlhf_reward.serving.connections import RepeatFilter
 
 TEMPLATE = (
     "{% if tools %}w9 w9 {% endif %}"
@@ -1159,6 +1161,19 @@ def test_idle_connections_stop_nobody(kind, few_files, scorer):
         for connection in connections:
             connection.close()
     assert len(few_files.printed()) < 20_000
+
+
+def test_a_message_that_is_repeated_is_logged_once_in_some_seconds():
+    repeats = RepeatFilter(seconds=0.2)
+
+    def record(message):
+        return logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, message, (), None)
+
+    assert [repeats.filter(record("no files")) for _ in range(1_000)].count(True) == 1
+    assert repeats.filter(record("another"))
+    time.sleep(0.25)
+    later = record("no files")
+    assert repeats.filter(later) and "(999 more like this in the last" in later.msg
 
 
 def test_a_head_that_does_not_arrive_is_not_awaited(server):

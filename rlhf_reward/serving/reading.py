@@ -144,6 +144,15 @@ def _read_comparison(
         raise field_error(422, response_field(current, responses, error), str(error)) from None
 
 
+def _plain_text(
+    text: Text, # of a request
+) -> Any: # of a row
+    "Return a text as rows have it: a string, or messages as dicts."
+    if isinstance(text, str):
+        return text
+    return [message.model_dump(exclude_none=True) for message in text]
+
+
 def response_field(
     field: list[Any], # path of the responses of a comparison, or of its prompt
     responses: Sequence[Any], # of the comparison
@@ -199,15 +208,6 @@ def queries(
 ) -> list[str]:
     "Return the queries as a list, also if there is only one."
     return [request.query] if isinstance(request.query, str) else request.query
-
-
-def _plain_text(
-    text: Text, # of a request
-) -> Any: # of a row
-    "Return a text as rows have it: a string, or messages as dicts."
-    if isinstance(text, str):
-        return text
-    return [message.model_dump(exclude_none=True) for message in text]
 
 
 def count_characters(

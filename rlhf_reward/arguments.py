@@ -6,6 +6,7 @@
 __all__ = ['UNSUPPORTED', 'INSTEAD', 'RewardConfig', 'check_arguments', 'check_state_dict_type', 'check_inputs', 'check_for_loss']
 
 # %% ../nbs/05a_arguments.ipynb #cd33aabe
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional, Union
 
@@ -57,6 +58,9 @@ class RewardConfig(TrainingArguments):
         "help": "Leave this off: the batch is made from columns that forward does not name."})
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}; expected a finite number.")
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False # torch warns about it there

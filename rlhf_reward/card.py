@@ -90,7 +90,7 @@ def _last_metrics(log_history):
     rows = []
     for name, value in evaluations[-1].items():
         if name.startswith("eval_") and not name.endswith(("runtime", "per_second", "preparation_time")):
-            rows.append((name.removeprefix("eval_"), _number(value)))
+            rows.append((escape_markdown(name.removeprefix("eval_")), escape_markdown(_number(value))))
     return rows
 
 

@@ -101,6 +101,13 @@ def check_device(device):
         raise ValueError(f"device={str(device)!r} was requested, but torch finds no CUDA device. Pass device='cpu'.")
 
 
+def checked_dropout(dropout):
+    "Return it. Raises `ValueError` unless it is a probability below 1; torch finds NaN in the first step."
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; expected a probability from 0 to below 1.")
+    return dropout
+
+
 @contextlib.contextmanager
 def unsharded():
     """

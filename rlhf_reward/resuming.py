@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer import TRAINER_STATE_NAME
 
-from .file_list import FILES, checkpoint_problem, checkpoints_of, write_file_list
+from .file_list import FILES, checkpoint_problem, checkpoints_of, reading_state, write_file_list
 from .losses import RewardLoss
 from .output_folder import NotWritten, check_space, is_full, writing
 from .reward import RewardModel
@@ -294,17 +294,23 @@ class RunMixin:
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         if checkpoint is None or self.is_deepspeed_enabled or not self._changed_settings:
-            super()._load_optimizer_and_scheduler(checkpoint)
+            with reading_state(checkpoint):
+                super()._load_optimizer_and_scheduler(checkpoint)
             return
         groups = []
         for group in self.optimizer.param_groups:
             groups.append({name: value for name, value in group.items() if name not in ("params", "lr")})
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with reading_state(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
         ratio = 1.0
         for change in self._changed_settings:
             if change.name == "learning_rate" and change.begun:
                 ratio = change.now / change.begun
         use_new_rates(self.optimizer, self.lr_scheduler, groups, ratio)
+
+    def _load_rng_state(self, checkpoint) -> None:
+        with reading_state(checkpoint):
+            super()._load_rng_state(checkpoint)
 
 # %% ../nbs/05e_resuming.ipynb #cf492cf7
 class CheckpointMixin(RunMixin):

@@ -19,7 +19,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from .adapter_checkpoints import from_adapter, save_adapter
 from .checkpoint_files import check_finite, is_adapter, refuse_own_code
 from .checkpoints import check_device, default_pooling, head_size, load_backbone, load_config, load_head
-from .checkpoints import num_embeddings_of, save_checkpoint
+from .checkpoints import checked_dropout, num_embeddings_of, save_checkpoint
 # defined here before
 from .checkpoint_files import hub_options
 from .checkpoints import MIXES_PADDING, is_reward_model
@@ -124,7 +124,7 @@ class RewardModel(BackboneProperties):
         self.num_base_embeddings = self.num_embeddings # those of the checkpoint, before any is added
         has_cache = "use_cache" in inspect.signature(self.backbone.forward).parameters
         self._backbone_kwargs = {"use_cache": False} if has_cache else {}
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(checked_dropout(dropout))
         self.score = nn.Linear(head_size(config), 1, bias=False, dtype=torch.float32)
         nn.init.normal_(self.score.weight, std=(self.score.in_features + 1) ** -0.5) # Stiennon et al. 2020
         self.to(device).eval()

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from architectures import DECODERS, ENCODERS, save_language_model, word_tokenizer
 from rlhf_reward import RewardModel
 from rlhf_reward.adapters import add_adapter, lora_config
+from rlhf_reward.checkpoint_files import check_index
 from rlhf_reward.cli import score as score_command
 from rlhf_reward.cli import train
 from rlhf_reward.encoders import EncoderClassifier
@@ -92,6 +93,17 @@ def test_an_index_names_safetensors_of_its_folder_alone(tmp_path, where, opener)
     problem = "no safetensors file" if where == "pickle" else "not in its folder"
     with pytest.raises(ValueError, match=f"{problem}.*expected .safetensors files of the checkpoint alone"):
         OPENERS[opener](str(folder))
+
+
+@pytest.mark.parametrize("file", [
+    "..\\x.safetensors", "sub\\..\\..\\x.safetensors", "C:x.safetensors", "c:\\x.safetensors",
+    "\\\\host\\x.safetensors", "~/x.safetensors", "/x.safetensors", "a/../../x.safetensors", "x.SAFETENSORS", "x.bin",
+    "x.safetensors/", "x.safetensors.pt", "None",
+])
+def test_names_that_an_index_may_not_have(file):
+    with pytest.raises(ValueError, match="files of the checkpoint alone"):
+        check_index("model", ["model-1.safetensors", file])
+    check_index("model", ["model-1.safetensors", "sub/model-2.safetensors", "a..b.safetensors"])
 
 
 def test_the_base_of_an_adapter_names_safetensors_alone(tmp_path):

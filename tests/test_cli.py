@@ -76,6 +76,7 @@ def test_given_arguments_override_the_recipe(tmp_path):
 @pytest.mark.parametrize("yaml_text, argv, message", [
     ("learning_rat: 1", [], "config.yaml; did you mean 'learning_rate'?"),
     ("a: [1", [], "config.yaml is not YAML"),
+    ("[" * 3_000, [], "config.yaml is not YAML"),
     ("max_length: 12.5", [], "argument --max_length"),
     ("eval_strategy: epochs", [], "argument --eval_strategy"),
     ("lr_scheduler_type: foo", [], "argument --lr_scheduler_type"),
@@ -250,6 +251,27 @@ def test_training_continues_from_the_head_of_a_reward_model(tmp_path, adapter):
     assert torch.equal(continued.score.weight, model.score.weight)
     assert not torch.equal(new.score.weight, model.score.weight)
     assert hasattr(continued.backbone, "peft_config") == adapter
+
+
+class Interrupted:
+    "A module whose import Ctrl-C ends."
+
+    def __getattr__(self, name):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("command, module, argv", [
+    ("train", "output_folder", []),
+    ("score", "files", ["--model", "a", "--data", "b", "--output", "c"]),
+    ("evaluate", "evaluation", ["--model", "a", "--data", "b", "--output", "c"]),
+])
+def test_ctrl_c_during_imports_is_one_line(command, module, argv, monkeypatch, capsys):
+    "The imports take some seconds, in which Ctrl-C ended in a traceback."
+    monkeypatch.setitem(sys.modules, f"rlhf_reward.{module}", Interrupted())
+    with pytest.raises(SystemExit) as exit:
+        main([command, *argv])
+    assert exit.value.code == 130
+    assert capsys.readouterr().err.strip() == f"rlhf_reward {command}: stopped by SIGINT."
 
 
 def test_every_command_leaves_the_process_group(tmp_path, monkeypatch):

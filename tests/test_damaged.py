@@ -113,6 +113,18 @@ def test_numbers_that_no_loss_can_have(number, column):
         to_comparison(row)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "name", ["weight_decay", "max_grad_norm", "num_train_epochs", "neftune_noise_alpha", "dropout"]
+)
+def test_arguments_that_are_not_finite(name, value, folder, tmp_path, capsys):
+    "They ended in a traceback of torch or for a wrong reason, and a `max_grad_norm` of NaN clipped nothing."
+    options = ["--dataset", str(folder / "rows.jsonl"), "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "--model", str(folder / "reward"), *options, "--report_to", "none", f"--{name}={value}"])
+    assert f"{name} is {value}; expected" in f"{exit.value.code}{capsys.readouterr().err}"
+
+
 @pytest.mark.parametrize("std", [0, 0.0, -1.0, float("nan"), float("inf"), None, 1])
 @pytest.mark.parametrize("mean", [0.5, float("nan"), float("inf")])
 def test_a_scale_that_normalizes_nothing(mean, std, folder, tmp_path):

@@ -272,6 +272,31 @@ def test_damage_of_the_same_size_is_found_in_every_file(begun, damage):
     assert checkpoint_problem(folder) is None
 
 
+@pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '{"model.safetensors": {}}', "[" * 100_000, "{", ""])
+@pytest.mark.parametrize("name", [FILES, "trainer_state.json"])
+def test_a_damaged_list_of_files_is_found(begun, name, content):
+    "JSON of another kind ended in a traceback, and an empty list was one of a complete checkpoint."
+    file = begun / "checkpoint-2" / name
+    whole = file.read_text(encoding="utf-8")
+    file.write_text(content, encoding="utf-8")
+    problem = checkpoint_problem(begun / "checkpoint-2")
+    file.write_text(whole, encoding="utf-8")
+    assert problem and checkpoint_problem(begun / "checkpoint-2") is None
+
+
+@pytest.mark.parametrize("options", [{}, {"learning_rate": 1e-4}], ids=["same", "new rate"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("damage", [zeros, lambda content: bytes(64) + content[64:], lambda content: b""])
+def test_damage_without_checksums_is_a_value_error(base, begun, tmp_path, name, damage, options):
+    "Checkpoints of an earlier version list sizes alone: torch finds the damage, with an error of its own."
+    folder = shutil.copytree(begun / "checkpoint-2", tmp_path / "checkpoint-2")
+    (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.name != FILES}
+    (folder / FILES).write_text(json.dumps(sizes), encoding="utf-8")
+    with pytest.raises(ValueError, match="state of training in .* cannot be read.*the checkpoint before"):
+        make(base, tmp_path / "run", **options).train(resume_from_checkpoint=str(folder))
+
+
 def test_the_checkpoint_before_a_damaged_one_is_taken(base, tmp_path, caplog):
     whole = make(base, tmp_path)
     whole.train()

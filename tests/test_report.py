@@ -313,6 +313,16 @@ def test_plain_names_stay_as_they_are():
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+def test_names_of_metrics_in_a_card_are_text(name, tmp_path):
+    "They are those of evaluation sets and of `compute_metrics`."
+    log = [{"step": 1, "eval_loss": 0.5, f"eval_{name}": 1.0}]
+    model = SimpleNamespace(config=SimpleNamespace())
+    card = model_card(model, RewardConfig(str(tmp_path), use_cpu=True, report_to="none"), log, "title")
+    (line,) = [line for line in card.splitlines() if line.startswith("| ") and line.endswith(" | 1 |")]
+    assert line == f"| {escape_markdown(name)} | 1 |"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
 def test_names_in_a_card_are_text(name, tmp_path):
     scale = {"reward_mean": 0.0, "reward_std": 1.0, "reward_over": {"data": name, "responses": 2}}
     model = SimpleNamespace(config=SimpleNamespace(name_or_path=name, rlhf_reward=scale))

@@ -3,6 +3,7 @@ import concurrent.futures
 import contextlib
 import functools
 import json
+import logging
 import os
 import random
 import re
@@ -33,6 +34,7 @@ from rlhf_reward.cli import main
 from rlhf_reward.data import to_responses
 from rlhf_reward.scoring import Scorer
 from rlhf_reward.serving import make_app
+from rlhf_reward.serving.connections import RepeatFilter
 
 TEMPLATE = (
     "{% if tools %}w9 w9 {% endif %}"
@@ -1008,6 +1010,47 @@ def test_texts_of_a_request(client, scorer):
     healthy(client, scorer)
 
 
+LONG = "a" * 100_000
+REPEATED = {  # in the template of each response
+    "reasoning": {"prompt": [{"role": "user", "content": "w3", "reasoning_content": LONG}]},
+    "tool calls": {"prompt": [{"role": "user", "content": "w3", "tool_calls": [{"function": {"name": LONG}}]}]},
+    "role": {"prompt": [{"role": LONG, "content": "w3"}]},
+    "messages": {"prompt": [user("")] * 10_000},
+    "tools": {"prompt": [user("w3")], "tools": [{"function": {"description": LONG}}]},
+    "names in tools": {"prompt": [user("w3")], "tools": [{"function": {"parameters": {LONG: {}}}}]},
+    "variables": {"prompt": [user("w3")], "chat_template_kwargs": {"think": [LONG]}},
+}
+
+
+@pytest.mark.parametrize("kind", REPEATED)
+def test_all_that_a_template_may_write_counts(kind, scorer):
+    "One request of 100 KB with a long tool or reasoning and hundreds of responses kept the server busy for minutes."
+    with serving(scorer, timeout=30) as client:
+        responses = [[assistant("w4")]] * 100
+        answer = client.post("/rank", json={**REPEATED[kind], "responses": responses})
+        assert answer.status_code == 413 and "characters; expected at most 4000000" in answer.text
+        if kind in ("tools", "variables"):
+            shared = {name: value for name, value in REPEATED[kind].items() if name != "prompt"}
+            body = {**shared, "prompts": [[user("w3")]] * 100, "responses": responses}
+            assert client.post("/score", json=body).status_code == 413
+        healthy(client, scorer)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("tools", [{"function": {}}] * 4_000),
+    ("chat_template_kwargs", {"think": [{"a": 1}] * 9_000}),
+])
+def test_what_all_texts_share_is_read_once(name, value, scorer):
+    "It was read and counted for each of them, which took minutes."
+    with serving(scorer, timeout=100) as client:
+        body = {"prompts": [[user("w3")]] * 4_000, "responses": ["w4"] * 4_000, name: value}
+        started = time.perf_counter()
+        assert client.post("/score", json=body).status_code == 413
+        assert time.perf_counter() - started < 20  # about 2 s where nothing else runs
+        body = {"prompts": ["w3"], "responses": ["w4"], "chat_template_kwargs": {"padding": True}}
+        assert client.post("/score", json=body).json()["detail"][0]["loc"] == ["body", "chat_template_kwargs"]
+
+
 def test_a_large_request_is_tokenized_in_pieces_with_the_same_rewards(scorer):
     "Responses are split over pieces and batches; each gets its own reward, also where prompts are truncated."
     responses = [text(1 + number % 12, number) for number in range(1_200)]
@@ -1118,6 +1161,19 @@ def test_idle_connections_stop_nobody(kind, few_files, scorer):
         for connection in connections:
             connection.close()
     assert len(few_files.printed()) < 20_000
+
+
+def test_a_message_that_is_repeated_is_logged_once_in_some_seconds():
+    repeats = RepeatFilter(seconds=0.2)
+
+    def record(message):
+        return logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, message, (), None)
+
+    assert [repeats.filter(record("no files")) for _ in range(1_000)].count(True) == 1
+    assert repeats.filter(record("another"))
+    time.sleep(0.25)
+    later = record("no files")
+    assert repeats.filter(later) and "(999 more like this in the last" in later.msg
 
 
 def test_a_head_that_does_not_arrive_is_not_awaited(server):

@@ -1,6 +1,7 @@
 "`rlhf_reward train`, `evaluate`, `score`, `serve`, `audit`: each command has a module, imported without torch."
 import argparse
 import logging
+import sys
 from typing import Optional
 
 from rlhf_reward.cli.arguments import leave_process_group, parse_columns, write_any_text
@@ -53,5 +54,8 @@ def main(
     command, _ = COMMANDS[chosen.command]
     try:
         command(rest)
+    except KeyboardInterrupt as stop:  # such as while it imports torch; some commands end in a line of their own
+        print(f"\nrlhf_reward {chosen.command}: stopped by SIGINT.", file=sys.stderr)
+        sys.exit(getattr(stop, "status", 130))
     finally:
         leave_process_group()

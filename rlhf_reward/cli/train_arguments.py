@@ -124,7 +124,7 @@ def _read_config(path, names, parser):
         )
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error: # lists in lists in lists
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} contains a {type(config).__name__}; expected a mapping of arguments to values.")

@@ -8,8 +8,8 @@ __all__ = ['MAX_TEXTS', 'LocatedComparison', 'read_score', 'read_rank', 'read_cl
 
 # %% ../../nbs/08e_reading.ipynb #74d68161
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass
-from typing import Any, Optional
+from dataclasses import dataclass, replace
+from typing import Any, Optional, Union
 
 from fastapi import HTTPException
 from transformers import PreTrainedTokenizerBase
@@ -32,6 +32,7 @@ def read_score(
 ) -> list[LocatedComparison]:
     "Return one comparison for each response of `/score`."
     check_count(request.responses, "responses")
+    template = _read_template(request)
     comparisons = []
     for index, (prompt, response) in enumerate(zip(request.prompts, request.responses)):
         comparisons.append(
@@ -40,8 +41,7 @@ def read_score(
                 [response],
                 field=["responses", index],
                 prompt_field=["prompts", index],
-                tools=request.tools,
-                chat_template_kwargs=request.chat_template_kwargs,
+                template=template,
             )
         )
     return comparisons
@@ -57,8 +57,7 @@ def read_rank(
         request.responses,
         field=["responses"],
         prompt_field=["prompt"],
-        tools=request.tools,
-        chat_template_kwargs=request.chat_template_kwargs,
+        template=_read_template(request),
     )
     return [comparison]
 
@@ -68,8 +67,7 @@ def read_classify(
 ) -> list[LocatedComparison]:
     "Return one comparison for each text, list of token ids or conversation of `/classify`."
     if request.messages is not None:
-        arguments = request.chat_template_kwargs
-        return [_read_comparison(None, [request.messages], ["messages"], chat_template_kwargs=arguments)]
+        return [_read_comparison(None, [request.messages], ["messages"], template=_read_template(request))]
     comparisons = []
     texts = inputs(request)
     check_count(texts, "input")
@@ -107,12 +105,23 @@ def read_get_reward(
 MAX_TEXTS = 10_000 # of a request
 
 
+def _read_template(
+    request: Union[ScoreRequest, RankRequest, ClassifyRequest], # with `tools` and `chat_template_kwargs`
+) -> dict[str, Any]: # shared by all comparisons of the request
+    "Return the variables for the chat template. Raise 422 for one that is not a variable."
+    row = {"text": "any", "tools": request.tools, "chat_template_kwargs": request.chat_template_kwargs}
+    try:
+        return to_responses(row).template
+    except (ValueError, RecursionError) as error:
+        raise field_error(422, ["chat_template_kwargs"], str(error)) from None
+
+
 def _read_comparison(
     prompt: Optional[Text], # `None` if the responses are complete texts or conversations
     responses: list[Text], # to the prompt
     field: list[Any], # path of the responses
     prompt_field: Optional[list[Any]] = None, # path of the prompt
-    **columns: Any, # further columns of the row
+    template: dict[str, Any] = {}, # variables for the chat template
 ) -> LocatedComparison:
     """
     Return a comparison for the scorer.
@@ -123,16 +132,25 @@ def _read_comparison(
     try:
         plain_responses = [_plain_text(response) for response in responses]
         if prompt is None:
-            comparison = to_responses({"texts": plain_responses, **columns})
-            return LocatedComparison(comparison, field)
+            comparison = to_responses({"texts": plain_responses})
+            return LocatedComparison(replace(comparison, template=template), field)
         current = prompt_field
-        row = {"prompt": _plain_text(prompt), **columns}
+        row = {"prompt": _plain_text(prompt)}
         to_responses({**row, "response": "a response"}) # a problem now is one of the prompt
         current = field
         comparison = to_responses({**row, "responses": plain_responses})
-        return LocatedComparison(comparison, field)
+        return LocatedComparison(replace(comparison, template=template), field)
     except (ValueError, RecursionError) as error:
         raise field_error(422, response_field(current, responses, error), str(error)) from None
+
+
+def _plain_text(
+    text: Text, # of a request
+) -> Any: # of a row
+    "Return a text as rows have it: a string, or messages as dicts."
+    if isinstance(text, str):
+        return text
+    return [message.model_dump(exclude_none=True) for message in text]
 
 
 def response_field(
@@ -192,30 +210,30 @@ def queries(
     return [request.query] if isinstance(request.query, str) else request.query
 
 
-def _plain_text(
-    text: Text, # of a request
-) -> Any: # of a row
-    "Return a text as rows have it: a string, or messages as dicts."
-    if isinstance(text, str):
-        return text
-    return [message.model_dump(exclude_none=True) for message in text]
-
-
 def count_characters(
     comparison: Comparison, # with texts of any form
 ) -> int:
-    "Count the characters of each response with its prompt."
-    prompt = _text_size(comparison.prompt) * len(comparison.responses)
-    return prompt + sum(map(_text_size, comparison.responses))
+    "Count the characters of each response with its prompt and its template variables, such as tools."
+    shared = _num_characters([comparison.prompt, comparison.template])
+    return shared * len(comparison.responses) + _num_characters(comparison.responses)
 
 
-def _text_size(
-    text: Any, # a string, messages, or token ids
-) -> int: # characters, or token ids
-    "Return the length of a text."
-    if text and isinstance(text[0], dict):
-        return sum(len(message.get("content", "")) for message in text)
-    return len(text)
+def _num_characters(
+    value: Any, # a string, messages, token ids, tools
+) -> int: # of all strings in it; anything else, such as a token id, counts as one
+    "Count the characters that a template may write: any field of a message can be long, not its content alone."
+    count = 0
+    parts = [value]
+    while parts: # no recursion, since JSON may be deep
+        part = parts.pop()
+        if isinstance(part, dict):
+            parts += part.keys()
+            parts += part.values()
+        elif isinstance(part, (list, tuple)):
+            parts += part
+        else:
+            count += len(part) if isinstance(part, str) else 1
+    return count
 
 # %% ../../nbs/08e_reading.ipynb #336546fa
 def strip_padding(

@@ -229,13 +229,15 @@ class RequestTokenizer:
     def _read(self, read):
         "Return the comparisons of a request."
         located = read()
-        characters = sum(count_characters(item.comparison) for item in located)
-        if characters > self.max_characters: # a small body may mean much text
-            raise TooLong(
-                f"The prompts with each of their responses have {characters} characters; "
-                f"expected at most {self.max_characters}.",
-                remedy="Send fewer responses at a time.",
-            )
+        characters = 0
+        for item in located:
+            characters += count_characters(item.comparison)
+            if characters > self.max_characters: # a small body may mean much text
+                raise TooLong(
+                    f"The prompts with each of their responses have at least {characters} characters; "
+                    f"expected at most {self.max_characters}.",
+                    remedy="Send fewer responses at a time.",
+                )
         return located
 
     def _tokenize(self, located, size, cancelled):

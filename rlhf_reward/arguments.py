@@ -175,7 +175,12 @@ def check_for_loss(
     loss: str, # of `LOSSES`
     name: str, # of the data set, for messages
 ) -> Optional[Union[Dataset, IterableDataset]]: # the same data; a stream raises while it is read
-    "Raise `ValueError` for a comparison without what the loss learns from."
+    "Raise `ValueError` for a comparison without what the loss learns from, and where no weight is above 0."
+    if isinstance(dataset, Dataset) and len(dataset) and not _weights(dataset).any():
+        raise ValueError(
+            f"All {len(dataset)} comparisons of {name} have the weight 0, so that nothing would be learned; expected a "
+            "weight above 0."
+        )
     if loss not in ("margin_scaled", "regression", "plackett_luce") or dataset is None:
         return dataset
 
@@ -188,6 +193,11 @@ def check_for_loss(
     for example in dataset.select_columns(["row", "ranks", "margins", "ratings"]):
         check(example)
     return dataset
+
+
+def _weights(dataset):
+    "Return the weights of all comparisons as the loss has them, in float32."
+    return dataset.with_format("numpy")["weight"][:].astype("float32")
 
 
 def _check_example(example, loss, name):

@@ -96,8 +96,14 @@ def is_reward_model(
 
 # %% ../nbs/01b_checkpoints.ipynb #54313795
 def check_device(device):
-    "Raise `ValueError` for a CUDA device if there is none."
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    "Raise `ValueError` for a device that torch does not know, and for a CUDA device if there is none."
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = "meta"
+    if kind == "meta": # which computes nothing
+        raise ValueError(f"device is {str(device)!r}; expected one of torch, such as 'cpu', 'cuda' or 'cuda:1'.")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={str(device)!r} was requested, but torch finds no CUDA device. Pass device='cpu'.")
 
 

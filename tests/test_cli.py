@@ -7,6 +7,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from rlhf_reward.cli import main, parse_train, train
+from rlhf_reward.cli.arguments import read_chat_template
 from rlhf_reward.synthetic import tiny_decoder
 
 QUICK = ["--max_steps", "2", "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"]
@@ -310,3 +311,14 @@ def test_an_error_in_training_is_one_line(tmp_path):
     with pytest.raises(SystemExit) as exit:
         main(["train", *QUICK, "--output_dir", str(tmp_path), "--resume_from_checkpoint", "true"])
     assert str(exit.value).startswith(f"rlhf_reward train: {str(tmp_path)!r} has no complete checkpoint, of 0; ")
+
+
+@pytest.mark.parametrize("template, problem", [("{% if %}x", "cannot be read, line 1"), (b"\xff\xfe{{ x }}", "is not text")])
+def test_a_chat_template_that_is_none_is_refused(template, problem, tmp_path):
+    path = tmp_path / "template.jinja"
+    path.write_bytes(template if isinstance(template, bytes) else template.encode())
+    with pytest.raises(ValueError, match=problem):
+        read_chat_template(str(path))
+    for right in ("{{ raise_exception('no') }}", "{{ messages[7].content.x }}", "{% generation %}a{% endgeneration %}"):
+        path.write_text(right)
+        assert read_chat_template(str(path)) == right

@@ -108,6 +108,14 @@ def test_metrics_do_not_depend_on_the_batch_size(base, tmp_path):
     assert len({result["eval_accuracy"] for result in results}) == 1
 
 
+@pytest.mark.parametrize("weight", [0, 1e-46])
+def test_rows_without_any_weight_are_refused(base, tmp_path, weight):
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c", "weight": float(weight)}] * 4
+    with pytest.raises(ValueError, match="All 4 comparisons of the training set have the weight 0"):
+        make_trainer(base, tmp_path, Dataset.from_list(rows))
+    make_trainer(base, tmp_path, Dataset.from_list([*rows, {**rows[0], "weight": 1e-3}]))
+
+
 def test_margins_and_weights_enter_the_training_loss(base, tmp_path):
     pairs = [
         {"prompt": "Ada ", "chosen": "robin", "rejected": "iron", "margin": 0.7, "weight": 2.0},

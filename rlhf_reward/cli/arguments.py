@@ -164,16 +164,33 @@ def open_scorer(
 def read_chat_template(
     name: str,  # a file, or a model whose tokenizer has a chat template
 ) -> str:
-    "Return a chat template. Raise `ValueError` if there is none."
+    "Return a chat template. Raise `ValueError` if there is none, or one that is no template."
     from transformers import AutoTokenizer
 
     file = Path(name)
-    template = file.read_text(encoding="utf-8") if file.is_file() else AutoTokenizer.from_pretrained(name).chat_template
+    try:
+        template = file.read_text("utf-8") if file.is_file() else AutoTokenizer.from_pretrained(name).chat_template
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The chat template {name!r} is not text ({error}); expected UTF-8.") from None
     if not template:
         raise ValueError(
             f"The tokenizer of {name!r} has no chat template; expected one that has, or a file with a template."
         )
+    _check_syntax(template, name)
     return template
+
+
+def _check_syntax(template, name):
+    "Raise `ValueError` for a chat template that Jinja cannot read."
+    from jinja2 import TemplateError, TemplateSyntaxError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        render_jinja_template([[{"role": "user", "content": "text"}]], chat_template=template)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"The chat template {name!r} cannot be read, line {error.lineno}: {error}.") from None
+    except (TemplateError, TypeError): # it expects other messages or variables
+        pass
 
 # %% ../../nbs/09a_cli_arguments.ipynb #38267edb
 def shared_processes(

@@ -313,10 +313,13 @@ def test_an_error_in_training_is_one_line(tmp_path):
     assert str(exit.value).startswith(f"rlhf_reward train: {str(tmp_path)!r} has no complete checkpoint, of 0; ")
 
 
-@pytest.mark.parametrize("template, problem", [("{% if %}x", "cannot be read, line 1"), (b"\xff\xfe{{ x }}", "is not text")])
+NO_TEMPLATES = [(b"{% if %}x", "cannot be read, line 1"), (b"\xff\xfe{{ x }}", "is not text")]
+
+
+@pytest.mark.parametrize("template, problem", NO_TEMPLATES)
 def test_a_chat_template_that_is_none_is_refused(template, problem, tmp_path):
     path = tmp_path / "template.jinja"
-    path.write_bytes(template if isinstance(template, bytes) else template.encode())
+    path.write_bytes(template)
     with pytest.raises(ValueError, match=problem):
         read_chat_template(str(path))
     for right in ("{{ raise_exception('no') }}", "{{ messages[7].content.x }}", "{% generation %}a{% endgeneration %}"):

@@ -33,7 +33,7 @@ def text_config(
     """
     Return the config of the text part of a composite checkpoint, as a model by itself has it.
 
-    Raises `ValueError` unless the text part is a decoder.
+    Raises `ValueError` unless the text part is a causal decoder.
     """
     part = config.get_text_config()
     if part is config or getattr(config, "is_encoder_decoder", False):
@@ -41,7 +41,7 @@ def text_config(
     if not _is_decoder(config, part):
         raise ValueError(
             f"The config is of type {config.model_type!r}, with a text part of type {part.model_type!r}; expected a "
-            "text part that is a decoder and a model of transformers by itself (as in gemma3, qwen3_5, mistral3)."
+            "causal decoder that is a model of transformers by itself (as in gemma3, qwen3_5, mistral3)."
         )
     text = _twin(part) if part.model_type in TWINS else copy.deepcopy(part)
     for name in ("bos_token_id", "eos_token_id", "dtype", "quantization_config"):
@@ -54,10 +54,12 @@ def text_config(
 
 
 def _is_decoder(config, part):
-    "Return whether the part is a decoder, by itself or as it is used in the composite."
+    "Return whether the part is a causal decoder, by itself or as it is used in the composite."
     if type(config) not in MODEL_MAPPING or type(part) not in MODEL_MAPPING:
         return False
     if part.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return False
+    if getattr(part, "use_bidirectional_attention", None) in (True, "all"): # PaliGemma: causal only next to padding
         return False
     generates = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     return generates or part.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -12,6 +12,7 @@ from typing import Any, Union
 from .comparison import Text
 from .rows import to_responses
 from .scoring import BaseScorer, Scorer
+from .unread import unread_columns
 
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 
@@ -52,7 +53,7 @@ class RewardFunction:
         if self._opened is None:
             self._opened = Scorer.from_pretrained(self.model, **self.kwargs)
         template_columns = {}
-        for name in TEMPLATE_COLUMNS:
+        for name in (*TEMPLATE_COLUMNS, *unread_columns(columns)): # of these images are refused
             if isinstance(columns.get(name), (list, tuple)):
                 template_columns[name] = columns[name]
         comparisons = []

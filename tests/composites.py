@@ -158,7 +158,6 @@ COMPOSITES = {
     "glm4v": (glm4v, None),
     "llava": (llava, "LlamaForSequenceClassification"),
     "internvl": (internvl, "Qwen2ForSequenceClassification"),
-    "paligemma": (paligemma, "GemmaForSequenceClassification"),
     "idefics3": (idefics3, "LlamaForSequenceClassification"),
     "lfm2_vl": (lfm2_vl, None),
     "aya_vision": (aya_vision, None),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from architectures import VOCAB, padded, word_tokenizer
-from composites import CLASSIFIERS, COMPOSITES, rename_weights, save_classifier, save_composite
+from composites import CLASSIFIERS, COMPOSITES, paligemma, rename_weights, save_classifier, save_composite
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, Scorer
 from rlhf_reward.adapters import add_adapter, merge_adapter
 from rlhf_reward.checkpoints import default_pooling, is_reward_model
@@ -182,10 +182,10 @@ def test_a_pickled_composite_is_refused(composite, tmp_path):
         opened(copy, use_safetensors=False)
 
 
-@pytest.mark.parametrize("make_config", [T.CLIPConfig, T.SiglipConfig, T.ModernVBertConfig, T.PeAudioConfig])
+@pytest.mark.parametrize("make_config", [T.CLIPConfig, T.SiglipConfig, T.ModernVBertConfig, paligemma])
 def test_text_parts_that_are_no_decoders_are_refused(make_config):
     config = make_config()
-    problem = f"of type '{config.model_type}', with a text part of type .*; expected a text part that is a decoder"
+    problem = f"of type '{config.model_type}', with a text part of type .*; expected a causal decoder"
     with pytest.raises(ValueError, match=problem):
         default_pooling(config)
 
@@ -215,6 +215,15 @@ def test_the_config_is_that_of_the_hub():
     assert text.model_type == "qwen2" and (text.hidden_size, text.vocab_size) == (32, 64)
     assert text.rope_parameters["rope_type"] == "default" and text.rope_parameters["rope_theta"] == 5000.0
     assert text.eos_token_id == [2, 5]
+
+
+@pytest.mark.parametrize("family", COMPOSITES)
+def test_a_reward_does_not_depend_on_its_batch(family, composite):
+    scorer = Scorer(opened(composite(family)[0]), word_tokenizer())
+    responses = [text(8), text(9, 10), text(11, 12, 13)]
+    together = scorer.score([text(5, 6, 7) + " "] * 3, responses)
+    alone = [scorer.score([text(5, 6, 7) + " "], [response])[0] for response in responses]
+    assert together == pytest.approx(alone, abs=1e-5)
 
 
 # Saving

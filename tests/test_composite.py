@@ -1,5 +1,6 @@
 "Text reward models on checkpoints that read images or sound, too."
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def test_the_text_part_computes_what_the_composite_computes(family, composite, c
             expected = model(input_ids=IDS, attention_mask=MASK, output_hidden_states=True).hidden_states[-1]
         found = backbone(input_ids=IDS, attention_mask=MASK).last_hidden_state
     assert_close(found * MASK[..., None], expected * MASK[..., None], **CLOSE)
-    assert not any(word in name for name, _ in backbone.named_modules() for word in ("vision", "visual", "audio"))
+    assert not any(re.search("vision|visual|audio", name) for name, _ in backbone.named_modules())
     reports = [message for message in caplog.messages if "its text part is used" in message]
     part = backbone.config.model_type
     kind = "gemma3n" if family == "gemma3n" else model.config.model_type

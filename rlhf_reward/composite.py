@@ -40,8 +40,9 @@ def text_config(
         return config
     if not _is_decoder(config, part):
         raise ValueError(
-            f"The config is of type {config.model_type!r}, with a text part of type {part.model_type!r}; expected a "
-            "causal decoder that is a model of transformers by itself (as in gemma3, qwen3_5, mistral3)."
+            f"The config is of type {config.model_type!r}, which reads more or other than text, with a text part of "
+            f"type {part.model_type!r}; expected a text part that is a causal decoder and a model of transformers by "
+            "itself (as in gemma3, qwen3_5, mistral3)."
         )
     text = _twin(part) if part.model_type in TWINS else copy.deepcopy(part)
     for name in ("bos_token_id", "eos_token_id", "dtype", "quantization_config"):

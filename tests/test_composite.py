@@ -183,10 +183,14 @@ def test_a_pickled_composite_is_refused(composite, tmp_path):
         opened(copy, use_safetensors=False)
 
 
-@pytest.mark.parametrize("make_config", [T.CLIPConfig, T.SiglipConfig, T.ModernVBertConfig, paligemma])
+def two_encoders():
+    return T.VisionTextDualEncoderConfig.from_vision_text_configs(T.CLIPVisionConfig(), T.BertConfig())
+
+
+@pytest.mark.parametrize("make_config", [T.CLIPConfig, T.ModernVBertConfig, two_encoders, paligemma])
 def test_text_parts_that_are_no_decoders_are_refused(make_config):
     config = make_config()
-    problem = f"of type '{config.model_type}', with a text part of type .*; expected a causal decoder"
+    problem = f"of type '{config.model_type}', .*; expected a text part that is a causal decoder"
     with pytest.raises(ValueError, match=problem):
         default_pooling(config)
 

@@ -36,9 +36,12 @@ def known_to_peft(model):
     The classifier has no head, which is the model's own, and returns what the backbone returns.
     """
     backbone = model.backbone
-    config = copy.deepcopy(backbone.config)
-    config.num_labels = 1
-    classifier = sequence_classifier(config, backbone, model.score)
+    classifier = None
+    for config in (getattr(backbone, "composite_config", None), backbone.config):
+        if config is not None and classifier is None:
+            config = copy.deepcopy(config)
+            config.num_labels = 1
+            classifier = sequence_classifier(config, backbone, model.score)
     if classifier is None:
         return backbone
     del classifier.score
@@ -54,7 +57,12 @@ QUANTIZED = ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit", "quantiza
 
 
 def _backbone_outputs(classifier, *args, **kwargs):
-    return classifier.base_model(*args, **kwargs)
+    return backbone_of(classifier)(*args, **kwargs)
+
+
+def backbone_of(base):
+    "Return the backbone in what `known_to_peft` returned."
+    return base.get_submodule(getattr(base, "backbone_path", ""))
 
 # %% ../nbs/01f_adapter_forms.ipynb #01da5363
 NOT_ALONE = { # methods of PEFT that need more than the weights of one adapter and the tokens of a text
@@ -144,6 +152,14 @@ def fit_embeddings(base, peft_config, state):
         base.resize_token_embeddings(rows, mean_resizing=False)
 
 
+def _is_left_out(name, base):
+    "Return whether a weight is of a part of a composite next to its text part."
+    path = getattr(base, "backbone_path", "")
+    parent = path.rpartition(".")[0]
+    is_inside = parent and name.startswith(f"base_model.model.{parent}.")
+    return bool(is_inside) and not name.startswith(f"base_model.model.{path}.")
+
+
 def read_adapter_weights(folder, **kwargs):
     "Return the weights in the file of an adapter. Raises `ValueError` for damaged ones."
     with open_weights(adapter_weights(folder, kwargs)) as file:
@@ -153,8 +169,13 @@ def read_adapter_weights(folder, **kwargs):
 
 
 def load_adapter_weights(peft_model, state, folder):
-    "Load weights by their names in PEFT's file. Raises `ValueError` unless they are all that the model has."
+    """
+    Load weights by their names in PEFT's file. Raises `ValueError` unless they are all that the model has.
+
+    Those on the parts of a composite that are left out change no reward of a text, and are left out, too.
+    """
     peft = import_peft()
+    state = {name: weight for name, weight in state.items() if not _is_left_out(name, peft_model.get_base_model())}
     expected = peft.get_peft_model_state_dict(peft_model, save_embedding_layers=False).keys()
     # PEFT saves the embeddings too where they have an adapter or were resized
     known = peft.get_peft_model_state_dict(peft_model, save_embedding_layers=True).keys() | expected

@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from .checkpoint_files import ADAPTER_HEAD, adapter_base, adapter_weights, check_finite, find_weights
 from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, load_config
 from .checkpoint_files import open_weights, own_code, refuse_own_code, weight_map, weight_shapes
+from .composite import insert_backbone, text_config, text_options
 from .templates import chat_marks, freeze_date
 
 # %% ../nbs/01b_checkpoints.ipynb #3c878b83
@@ -34,7 +35,7 @@ MIXES_PADDING = ("convbert", "fnet", "nystromformer", "yoso") # encoders whose r
 
 
 def default_pooling(
-    config: PretrainedConfig, # of a text decoder or a text encoder
+    config: PretrainedConfig, # of a text decoder, a text encoder, or a composite with a decoder as its text part
 ) -> str: # 'last' for a decoder, 'first' for an encoder
     """
     Return which real token's hidden state represents the sequence.
@@ -45,12 +46,10 @@ def default_pooling(
     found = f"The config is of type {config.model_type!r}"
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{found}, an encoder-decoder; {expected}.")
-    has_other_inputs = config.get_text_config() is not config or hasattr(config, "vision_config")
-    if has_other_inputs or not hasattr(config, "vocab_size"):
-        raise ValueError(
-            f"{found}, which reads more or other than text; {expected}. Of a multimodal checkpoint, save the text part "
-            "alone, AutoModelForCausalLM.from_pretrained(name).model.language_model, and its tokenizer, in a folder."
-        )
+    if text_config(config) is not config:
+        return "last"
+    if hasattr(config, "vision_config") or not hasattr(config, "vocab_size"):
+        raise ValueError(f"{found}, which reads more or other than text; {expected}.")
     if config.model_type in MIXES_PADDING:
         raise ValueError(
             f"{found}, in which padding changes the hidden states of real tokens, so that a reward would depend on its "
@@ -176,8 +175,14 @@ def check_complete(model_name, model, report, elsewhere=()):
 
 def load_backbone(model_name, kwargs):
     "Load the backbone, without its pooler, which a reward does not use. Raises `ValueError` if it lacks weights."
-    backbone, report = load_checked(AutoModel, model_name, kwargs)
+    _, config = load_config(model_name, kwargs)
+    with unsharded():
+        options = text_options(model_name, kwargs, config)
+    backbone, report = load_checked(AutoModel, model_name, {**kwargs, **options})
     check_complete(model_name, backbone, report)
+    if options:
+        backbone.composite_config = config
+        backbone.__dict__.pop("_weight_conversions", None) # else it would be saved by the names of the composite
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = nn.Identity()
     return backbone
@@ -205,6 +210,7 @@ def checked_options(model_name, kwargs, runs):
 # %% ../nbs/01b_checkpoints.ipynb #c3aab3a4
 def head_size(config):
     "Return the number of columns of the reward head."
+    config = text_config(config)
     return getattr(config, "word_embed_proj_dim", config.hidden_size) # OPT projects its last hidden state
 
 
@@ -267,7 +273,11 @@ def load_head(model_name, kwargs, config):
 
 # %% ../nbs/01b_checkpoints.ipynb #94eb9c64
 def sequence_classifier(config, backbone, head):
-    "Return transformers' one-label classifier with these parts, or None if it has none of the form `score(hidden)`."
+    """
+    Return transformers' one-label classifier with these parts, or None if it has none of the form `score(hidden)`.
+
+    The config may be a composite's: then the classifier is, too, without its other parts.
+    """
     classifier_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     if classifier_class is None:
         return None
@@ -277,7 +287,7 @@ def sequence_classifier(config, backbone, head):
     shape = getattr(head.weight, "ds_shape", head.weight.shape) # under DeepSpeed ZeRO-3 the weight itself is empty
     if not isinstance(score, nn.Linear) or score.weight.shape != shape or score.bias is not None:
         return None
-    setattr(classifier, classifier.base_model_prefix, backbone)
+    insert_backbone(classifier, backbone, is_composite=text_config(config) is not config)
     classifier.score = head
     return classifier
 

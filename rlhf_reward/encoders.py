@@ -22,7 +22,7 @@ from .adapter_forms import fit_embeddings, load_adapter_weights, put_adapter, re
 from .checkpoint_files import CLASSIFIER, adapter_base, check_finite, is_adapter, is_encoder_head, own_code
 from .checkpoint_files import load_config, refuse_own_code
 from .checkpoints import check_complete, check_device, default_pooling, is_reward_model, load_checked
-from .checkpoints import num_embeddings_of
+from .checkpoints import num_embeddings_of, text_config
 from .comparison import Comparison
 from .encoding import TooLong, encode, fit_length, length_remedy, longest
 from .inputs import check_values
@@ -148,7 +148,7 @@ def open_model(
         return EncoderClassifier(name, device, text_pairs, **kwargs)
     is_classifier = any("SequenceClassification" in architecture for architecture in config.architectures or [])
     if is_classifier and not is_ours: # made elsewhere
-        _warn_if_padding_ends_texts(model_name, config)
+        _warn_if_padding_ends_texts(model_name, text_config(config))
         if config.num_labels != 1 and not is_reward_model(model_name, **kwargs):
             labels = ", ".join(map(str, config.id2label.values()))
             raise ValueError(

@@ -210,7 +210,7 @@ class RewardModel(BackboneProperties):
         model = cls(model_name, dropout, device, pooling, **{"dtype": "auto", **kwargs})
         model.ends_with_eos = getattr(model.config, "rlhf_reward", {}).get("ends_with_eos", False)
         with torch.no_grad():
-            model.score.weight.copy_(load_head(model_name, kwargs, model.config))
+            model.score.weight.copy_(load_head(model_name, kwargs, config))
         return model
 
 # %% ../nbs/01_reward.ipynb #bc0e4f56

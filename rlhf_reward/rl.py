@@ -14,6 +14,7 @@ from typing import Any, Optional, Union
 from .comparison import Text
 from .rows import to_responses
 from .scoring import BaseScorer, Scorer
+from .unread import media_columns
 
 logger = logging.getLogger(__name__)
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
@@ -65,7 +66,7 @@ class RewardFunction:
         if self._opened is None:
             self._opened = Scorer.from_pretrained(self.model, **self.kwargs)
         template_columns = {}
-        for name in TEMPLATE_COLUMNS:
+        for name in (*TEMPLATE_COLUMNS, *media_columns(columns)): # the latter are refused
             if isinstance(columns.get(name), (list, tuple)):
                 template_columns[name] = columns[name]
         rows = []

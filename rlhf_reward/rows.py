@@ -10,6 +10,7 @@ from typing import Any, Callable, Optional
 
 from .comparison import BadResponse, Comparison, is_ids, shared_length
 from .fields import TEXT_FORMS, checked_text, finite_number, finite_numbers, from_json, without_nulls
+from .unread import check_media
 from .verdicts import UnclearVerdict, checked_verdicts, verdict_ranks
 
 # %% ../nbs/03a_rows.ipynb #2d76a6b3
@@ -52,6 +53,7 @@ def to_comparison(
     if row.get(UNREADABLE):
         raise ValueError(f"{row[UNREADABLE]}.")
     form = row_form(row)
+    check_media(row)
     if form == "chosen_ids, rejected_ids":
         parts = _read_ids(row)
     elif form == "chosen, rejected":
@@ -84,6 +86,7 @@ def to_responses(
     if row.get(UNREADABLE) or has_ids:
         return to_comparison(row)
     columns = _columns_to_score(row)
+    check_media(row)
     is_whole = columns in (("text",), ("texts",))
     if columns in (("responses",), ("texts",)):
         responses = from_json(columns[0], row[columns[0]], list)

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .checkpoints import default_pooling
 from .comparison import BadResponse, Comparison, whole_texts
 from .encoding import TooLong, encode, end_token, fit_length, length_remedy, longest
 from .omissions import render_checked
@@ -46,7 +45,7 @@ class TextReader:
         self.packs = layout.difference is None
         # the checkpoint does not record whether it was trained on strings that end with the end-of-sequence token
         self._assumes_end = not model.ends_with_eos and not hasattr(model.config, "rlhf_reward")
-        if layout.difference and default_pooling(model.config) == "last":
+        if layout.difference and model.pooling == "last":
             logger.warning("This %s is scored with padded batches: %s.", model.config.model_type, layout.difference)
 
     def tokenize_each(

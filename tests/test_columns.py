@@ -18,7 +18,7 @@ from rlhf_reward.files import score_file
 from rlhf_reward.fields import checked_text
 from rlhf_reward.loading import hold_out
 from rlhf_reward.rl import RewardFunction
-from rlhf_reward.rows import to_comparison
+from rlhf_reward.rows import to_comparison, to_responses
 from rlhf_reward.scoring import Scorer
 
 PAIR = {"prompt": "w5 ", "chosen": "w6 w6", "rejected": "w7"}
@@ -93,8 +93,8 @@ def test_a_model_trains_on_any_format(base, tmp_path):
     assert len(losses) == 1
 
 
-UNREAD = ("system", "input", "history", "images", "Image", "system_prompt", "context", "videos", "documents")
-UNREAD += ("System Prompt", "system-prompt", "systemPrompt", "chat_history", "chatHistory", "passage", "image_url")
+UNREAD = ("system", "input", "history", "system_prompt", "context", "Documents")
+UNREAD += ("System Prompt", "system-prompt", "systemPrompt", "chat_history", "chatHistory", "passage")
 
 
 @pytest.mark.parametrize("name", UNREAD)
@@ -119,6 +119,28 @@ def test_what_may_be_the_prompt_is_reported_where_there_is_none(name):
     assert unread_columns({name: "w4", **responses}) == (name,)
     assert unread_columns({name: "w4", "prompt": None, **responses}) == (name,)
     assert unread_columns({name: "w4", **PAIR}) == ()  # as in UltraFeedback
+
+
+@pytest.mark.parametrize("name", ["images", "Image", "image_url", "video", "videos", "audio"])
+def test_columns_of_images_are_refused_by_name(name, base, tmp_path):
+    rows = [PAIR, {**PAIR, name: ["x.png"]}, {**PAIR, name: []}, {**PAIR, name: None}]
+    problem = f"its column '{name}' is filled, and only texts are read"
+    for read in (to_comparison, to_responses):
+        assert [read(row).prompt for row in (rows[0], *rows[2:])] == [PAIR["prompt"]] * 3
+        with pytest.raises(ValueError, match=problem):
+            read(rows[1])
+    with pytest.raises(ValueError, match=problem):
+        tokenize(Dataset.from_list([rows[1]]))
+    assert problem in " ".join(audit(Dataset.from_list(rows[1:]))["problems"])
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"prompt": "w5 ", "response": "w6", name: "x.png"}), encoding="utf-8")
+    scorer = Scorer(RewardModel(base, 0.0, "cpu"), word_tokenizer())
+    with pytest.raises(ValueError, match=problem):
+        score_file(scorer, str(data), str(tmp_path / "out.jsonl"))
+    function = RewardFunction(scorer)
+    assert len(function(["w5 "] * 2, ["w6"] * 2, **{name: [None, []]}, question=["w4"] * 2)) == 2
+    with pytest.raises(ValueError, match=problem):
+        function(["w5 "] * 2, ["w6"] * 2, **{name: [None, ["x.png"]]})
 
 
 def test_columns_are_reported_while_a_stream_is_read(caplog):

@@ -363,7 +363,7 @@ def test_bad_inputs_are_named(base, inputs, message):
         (T.ViTConfig(), "'vit'.*more or other than text"),
         (T.T5Config(), "'t5', an encoder-decoder"),
         (T.BartConfig(), "'bart', an encoder-decoder"),
-        (T.LlavaConfig(), "'llava'.*text part alone"),
+        (T.PaliGemmaConfig(), "'paligemma'.*text part that is a causal decoder"),
         (T.CLIPConfig(), "'clip'.*other than text"),
         (T.Wav2Vec2Config(), "'wav2vec2'.*no language model"),
         (T.FNetConfig(), "'fnet', in which padding changes"),

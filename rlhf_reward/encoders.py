@@ -55,7 +55,8 @@ class EncoderClassifier(nn.Module):
         check_device(device)
         load = _load_adapter if is_adapter(model_name, kwargs) else _load_classifier
         self.classifier = load(model_name, kwargs)
-        self.text_pairs = text_pairs and _is_encoder(self.config)
+        reads_one_text = hasattr(self.config, "rlhf_reward") # made here, or trained further from there
+        self.text_pairs = text_pairs and not reads_one_text and _is_encoder(self.config)
         parameters = inspect.signature(self.classifier.forward).parameters
         num_types = getattr(self.config, "type_vocab_size", 0)
         self._takes_types = "token_type_ids" in parameters and num_types > 1

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['logger', 'POOLINGS', 'OpenedBackbone', 'open_backbone']
 
-# %% ../nbs/01j_encoder_heads.ipynb #b90165da
+# %% ../nbs/01j_encoder_heads.ipynb #1457ff61
+import copy
 import logging
 from typing import Any, NamedTuple, Optional
 
@@ -15,11 +16,11 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from .checkpoint_files import own_code
-from .checkpoints import check_complete, default_pooling, head_size, load_backbone, load_checked
+from .checkpoints import check_complete, default_pooling, head_size, load_backbone, load_checked, unsharded
 
 logger = logging.getLogger(__name__)
 
-# %% ../nbs/01j_encoder_heads.ipynb #8e3e032f
+# %% ../nbs/01j_encoder_heads.ipynb #53324fd9
 POOLINGS = ("last", "first", "classifier")
 
 
@@ -62,7 +63,15 @@ def open_backbone(
             )
     return OpenedBackbone(chosen, load_backbone(model_name, kwargs), head_size(config))
 
-# %% ../nbs/01j_encoder_heads.ipynb #2634fe32
+# %% ../nbs/01j_encoder_heads.ipynb #7f077672
+def check_not_packed(pooling, end_positions):
+    "Raise `ValueError` if the inputs of a classifier are packed."
+    if pooling == "classifier" and end_positions is not None:
+        raise ValueError(
+            "end_positions are for packed rows; with pooling 'classifier' a row is one text. Expected padded rows."
+        )
+
+# %% ../nbs/01j_encoder_heads.ipynb #106eacab
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9} # relative to the largest state; 5e-2 in half precision
 
 
@@ -70,36 +79,8 @@ class _NoClassifier(Exception):
     "Why the classifier of a family cannot be the backbone of a reward model."
 
 
-def _open_classifier(model_name, config, kwargs):
-    "Return the family's classifier as a backbone. Raises `_NoClassifier` if it has none of the form that is needed."
-    if default_pooling(config) != "first":
-        raise _NoClassifier("this is a decoder, whose reward is read at the last token")
-    if own_code(config) or MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None) is None:
-        raise _NoClassifier("transformers has no sequence classifier for it")
-    classifier, report = load_checked(AutoModelForSequenceClassification, model_name, {**kwargs, "num_labels": 1})
-    name = _last_linear(classifier)
-    head = classifier.get_submodule(name)
-    head_names = tuple(f"{name}.{part}" for part, _ in head.named_parameters())
-    is_trained = getattr(config, "rlhf_reward", {}).get("pooling") == "classifier"
-    layers = tuple(f"{layer}." for layer in layers_before_head(classifier))
-    new = set() if is_trained else {name for name in report["missing_keys"] if name.startswith(layers)}
-    check_complete(model_name, classifier, report, {*new, *head_names})
-    new.difference_update(head_names)
-    if new:
-        logger.info(
-            "%s does not have the weights %s of %s; they are new, as the head is.",
-            model_name,
-            ", ".join(sorted(new)),
-            type(classifier).__name__,
-        )
-    if is_trained:
-        check_bias(model_name, head.bias)
-    _try_without_head(classifier, name, head)
-    return OpenedBackbone("classifier", classifier, head.in_features, head_names, frozenset(new))
-
-
 def _last_linear(classifier):
-    "Return the name of the linear layer that makes the logits. Raises `_NoClassifier` unless there is one of one row."
+    "Return the name of the linear layer with one output. Raises `_NoClassifier` unless there is one."
     in_base = set(classifier.base_model.modules())
     names = []
     for name, module in classifier.named_modules():
@@ -108,31 +89,6 @@ def _last_linear(classifier):
     if len(names) != 1:
         raise _NoClassifier(f"{type(classifier).__name__} does not end in one linear layer")
     return names[0]
-
-
-def _try_without_head(classifier, name, head):
-    "Remove the head. Raises `_NoClassifier` unless that leaves what the head reads, whatever a text is padded to."
-    ids = torch.arange(3, 9, device=head.weight.device) % classifier.config.vocab_size
-    length = 4
-    is_real = (torch.arange(6, device=ids.device) < length).long()
-    padded = ids * is_real
-    masks = torch.stack([is_real, torch.ones_like(ids)])
-    try:
-        with torch.no_grad():
-            logits = classifier(input_ids=ids[None, :length], attention_mask=masks[1:, :length]).logits
-            _remove_head(classifier, name)
-            alone = classifier(input_ids=ids[None, :length], attention_mask=masks[1:, :length]).logits
-            batch = classifier(input_ids=torch.stack([padded, ids]), attention_mask=masks).logits
-            is_last = alone.shape == (1, head.in_features) and torch.allclose(head(alone), logits)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error: # a classifier may raise anything without inputs of its own
-        raise _NoClassifier(f"{type(classifier).__name__} fails ({type(error).__name__}: {error})") from error
-    if not is_last:
-        raise _NoClassifier(f"{type(classifier).__name__} does not end in one linear layer")
-    rounding = ROUNDING.get(alone.dtype, 5e-2) * alone.abs().max()
-    if (batch[:1] - alone).abs().max() > rounding:
-        raise _NoClassifier(f"{type(classifier).__name__} does not give a text the same states when it is padded")
 
 
 def _remove_head(classifier, name):
@@ -144,38 +100,88 @@ def _remove_head(classifier, name):
             module.p = 0.0
 
 
+def _try_without_head(classifier, name):
+    "Remove the head. Raises `_NoClassifier` unless that leaves what the head reads, whatever a text is padded to."
+    head = classifier.get_submodule(name)
+    ids = torch.arange(3, 9, device=head.weight.device) % classifier.config.vocab_size
+    real = torch.ones_like(ids)
+    real[4:] = 0
+    alone = {"input_ids": ids[None, :4], "attention_mask": real[None, :4]}
+    batch = {"input_ids": torch.stack([ids * real, ids]), "attention_mask": torch.stack([real, torch.ones_like(ids)])}
+    try:
+        with torch.no_grad():
+            logits = classifier(**alone).logits
+            _remove_head(classifier, name)
+            states = classifier(**alone).logits # (1, hidden_size)
+            padded = classifier(**batch).logits[:1]
+            is_last = states.shape == (1, head.in_features) and torch.allclose(head(states), logits)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error: # a classifier may raise anything without inputs of its own
+        raise _NoClassifier(f"{type(classifier).__name__} fails ({type(error).__name__}: {error})") from error
+    if not is_last:
+        raise _NoClassifier(f"{type(classifier).__name__} does not end in one linear layer")
+    if (padded - states).abs().max() > ROUNDING.get(states.dtype, 5e-2) * states.abs().max():
+        raise _NoClassifier(f"{type(classifier).__name__} does not give a text the same states when it is padded")
+
+# %% ../nbs/01j_encoder_heads.ipynb #014cdfce
+def _open_classifier(model_name, config, kwargs):
+    "Return the family's classifier as a backbone. Raises `_NoClassifier` if it has none of the form that is needed."
+    if default_pooling(config) != "first":
+        raise _NoClassifier("this is a decoder, whose reward is read at the last token")
+    if own_code(config) or MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None) is None:
+        raise _NoClassifier("transformers has no sequence classifier for it")
+    trained_with = getattr(config, "rlhf_reward", {}).get("pooling")
+    if trained_with not in (None, "classifier"):
+        raise _NoClassifier(f"this is a reward model that was trained with {trained_with!r}")
+    options = {**_unquantized_layers(config, kwargs), "num_labels": 1}
+    classifier, report = load_checked(AutoModelForSequenceClassification, model_name, options)
+    name = _last_linear(classifier)
+    head = classifier.get_submodule(name)
+    head_names = tuple(f"{name}.{part}" for part, _ in head.named_parameters())
+    layers = tuple(f"{layer}." for layer in layers_before_head(classifier))
+    new = set() if trained_with else {missing for missing in report["missing_keys"] if missing.startswith(layers)}
+    check_complete(model_name, classifier, report, {*new, *head_names})
+    if trained_with:
+        check_bias(model_name, head.bias)
+    if getattr(classifier, "hf_quantizer", None) is None: # on a CPU, bitsandbytes trains nothing after an evaluation
+        _try_without_head(classifier, name)
+    else:
+        _remove_head(classifier, name)
+    new.difference_update(head_names)
+    if new:
+        logger.info(
+            "%s does not have the weights %s of %s; they are new, as the head is.",
+            model_name,
+            ", ".join(sorted(new)),
+            type(classifier).__name__,
+        )
+    return OpenedBackbone("classifier", classifier, head.in_features, head_names, frozenset(new))
+
+
 def layers_before_head(classifier):
-    "Return the names of the layers with weights that an encoder's classifier has behind its hidden states."
+    "Return the names of the layers with weights that an encoder's classifier has after its hidden states."
     base = classifier.base_model
-    pooler = getattr(base, "pooler", None) or nn.Identity() # made by some families inside the base model
+    pooler = getattr(base, "pooler", None) or nn.Identity() # which some families have inside the base model
     in_base = set(base.modules()).difference(pooler.modules())
     names = []
     for name, module in classifier.named_modules():
-        if module not in in_base and any(True for _ in module.parameters(recurse=False)):
+        if module not in in_base and list(module.parameters(recurse=False)):
             names.append(name)
     return names
 
 
-def train_layers_before_head(peft_config, model):
-    "Let PEFT train and save the layers before the head as the head is, if the backbone of a `RewardModel` has any."
-    if model.pooling != "classifier":
-        return
-    layers = layers_before_head(model.backbone)
-    names = _not_around(peft_config.modules_to_save or (), [*layers, *model.head_names])
-    peft_config.modules_to_save = [*names, *layers]
-
-
-def modules_to_save(peft_config, model):
-    "Return the names of the modules that PEFT is to load from the file of an adapter beside its own: with the head."
-    head = model.head_names[0].split(".")[0] # the module as PEFT adds it for a sequence classifier, such as classifier
-    names = [name for name in peft_config.modules_to_save or () if name.split(".")[0] != head]
-    return [*names, head]
-
-
-def _not_around(names, layers):
-    "Return those of the names that are not a part of the names of the layers."
-    dotted = [f".{layer}." for layer in layers]
-    return [name for name in names if not any(f".{name}." in layer for layer in dotted)]
+def _unquantized_layers(config, kwargs):
+    "Return the keyword arguments, with the layers before the head and itself among those that are not quantized."
+    quantization = kwargs.get("quantization_config")
+    if not hasattr(quantization, "llm_int8_skip_modules"): # of bitsandbytes, for 4 bits too
+        return kwargs
+    with torch.device("meta"), unsharded():
+        classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
+    quantization = copy.deepcopy(quantization)
+    names = [*(quantization.llm_int8_skip_modules or ()), *layers_before_head(classifier)]
+    quantization.llm_int8_skip_modules = names
+    return {**kwargs, "quantization_config": quantization}
 
 
 def check_bias(model_name, bias):
@@ -186,3 +192,23 @@ def check_bias(model_name, bias):
             "was trained further with another library: remove rlhf_reward from its config.json, and "
             "Scorer.from_pretrained(name, text_pairs=False) scores with the classifier as it is."
         )
+
+# %% ../nbs/01j_encoder_heads.ipynb #30512592
+def train_layers_before_head(peft_config, model):
+    "Let PEFT train and save the layers before the head whole, if the backbone of a `RewardModel` has any."
+    if model.pooling != "classifier":
+        return
+    layers = layers_before_head(model.backbone)
+    names = []
+    for name in peft_config.modules_to_save or ():
+        is_around = any(f".{name}." in f".{layer}." for layer in (*layers, *model.head_names))
+        if not is_around:
+            names.append(name)
+    peft_config.modules_to_save = [*names, *layers]
+
+
+def modules_to_save(peft_config, model):
+    "Return the names of the modules that PEFT finds whole in the file of an adapter, with the head."
+    head = model.head_names[0].split(".")[0]
+    names = [name for name in peft_config.modules_to_save or () if name.split(".")[0] != head]
+    return [*names, head]

@@ -19,7 +19,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from .adapter_checkpoints import from_adapter, save_adapter
 from .checkpoint_files import check_finite, is_adapter, refuse_own_code
 from .checkpoints import check_device, load_config, load_head, num_embeddings_of, save_checkpoint
-from .encoder_heads import open_backbone
+from .encoder_heads import check_not_packed, open_backbone
 # defined here before
 from .checkpoint_files import hub_options
 from .checkpoints import MIXES_PADDING, default_pooling, head_size, is_reward_model, load_backbone
@@ -107,8 +107,7 @@ class RewardModel(BackboneProperties):
         model_name: str, # name of a transformers model, or a local folder with its config and weights
         dropout: float = 0.1, # probability to zero an element of the pooled hidden state while training
         device: str = "cuda", # of the model, such as 'cuda', 'cuda:1' or 'cpu'
-        # what the head reads: the 'last' token, by default of a decoder; what an encoder's 'classifier' in transformers
-        # makes of its tokens, by default of an encoder; or the 'first' token alone
+        # read by the head, see `open_backbone`: 'last' of a decoder, 'classifier' or 'first' of an encoder
         pooling: Optional[str] = None,
         **kwargs, # for `AutoModel.from_pretrained`; dtype is float32 unless given: half precision loses small updates
     ):
@@ -118,17 +117,14 @@ class RewardModel(BackboneProperties):
         facts = getattr(config, "rlhf_reward", {})
         self.ends_with_eos = facts.get("ends_with_eos", True) # how its texts are tokenized, see `tokens.encode`
         opened = open_backbone(model_name, config, pooling or facts.get("pooling"), {"dtype": torch.float32, **kwargs})
-        self.pooling = opened.pooling
-        self.backbone = opened.module
-        self.head_names = opened.head_names # of the head in a checkpoint
-        self.new_weights = opened.new_weights # of the backbone, that the checkpoint does not have
+        self.pooling, self.backbone, width, self.head_names, self.new_weights = opened
         choose_frequencies_by_text(self.backbone)
         self.base_source = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
         self.num_base_embeddings = self.num_embeddings # those of the checkpoint, before any is added
         has_cache = "use_cache" in inspect.signature(self.backbone.forward).parameters
         self._backbone_kwargs = {"use_cache": False} if has_cache else {}
         self.dropout = nn.Dropout(dropout)
-        self.score = nn.Linear(opened.head_size, 1, bias=False, dtype=torch.float32)
+        self.score = nn.Linear(width, 1, bias=False, dtype=torch.float32)
         nn.init.normal_(self.score.weight, std=(self.score.in_features + 1) ** -0.5) # Stiennon et al. 2020
         self.to(device).eval()
         check_finite(model_name, self.backbone.state_dict().items())
@@ -153,10 +149,7 @@ class RewardModel(BackboneProperties):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         check_shapes(input_ids, attention_mask, position_ids, end_positions)
-        if end_positions is not None and self.pooling == "classifier":
-            raise ValueError(
-                "end_positions are for packed rows; with pooling 'classifier' a row is one text. Expected rows padded."
-            )
+        check_not_packed(self.pooling, end_positions)
         if not torch.compiler.is_compiling():
             check_values(input_ids, attention_mask, end_positions, self.num_embeddings, wait=not self.training)
         if end_positions is None:
@@ -170,10 +163,7 @@ class RewardModel(BackboneProperties):
             rows, ends = end_positions.unbind(dim=1)
         given = {} if position_ids is None else {"position_ids": position_ids}
         outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **given, **self._backbone_kwargs)
-        if self.pooling == "classifier":
-            pooled = outputs.logits # (batch_size, hidden_size), what the last layer of the classifier would read
-        else:
-            pooled = outputs.last_hidden_state[rows, ends] # (batch_size or num_responses, hidden_size)
+        pooled = outputs.logits if self.pooling == "classifier" else outputs.last_hidden_state[rows, ends]
         with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
             pooled = self.dropout(pooled.to(self.score.weight.dtype))
             return self.score(pooled).float()
@@ -187,12 +177,12 @@ class RewardModel(BackboneProperties):
         """
         Save weights (safetensors), config and tokenizer, for `from_pretrained` and for transformers.
 
-        `AutoModelForSequenceClassification` gives the same rewards for every family that has such a class, unless
-        another pooling than the default was chosen. On a decoder it finds the last token by its id, so a tokenizer whose pad token can end a text (or that has none)
-        is saved with a pad token of its own, `<|pad|>`, and the embeddings with a row for it where none is free. The
-        tokenizer is saved to pad on the right, since transformers' GPT-2 and similar models count positions from the
-        padding. A half-precision checkpoint rounds the head there; here the head stays in float32. The tokenizer and
-        the model in memory do not change. Of a model with an adapter, the adapter and the head are saved.
+        `AutoModelForSequenceClassification` gives the same rewards for every family that has such a class, with the
+        default pooling. A decoder's finds the last token by its id, so a tokenizer whose pad token can end a text (or
+        that has none) is saved with one of its own, `<|pad|>`, and the embeddings with a row for it where none is free.
+        The tokenizer is saved to pad on the right, since transformers' GPT-2 and similar count positions from the
+        padding. A half-precision checkpoint rounds the head there; here it stays in float32. The tokenizer and the
+        model in memory do not change. Of a model with an adapter, the adapter and the head are saved.
         """
         save = save_adapter if hasattr(self.backbone, "peft_config") else save_checkpoint
         save(self, folder, tokenizer, state_dict)
@@ -218,11 +208,6 @@ class RewardModel(BackboneProperties):
         if not hasattr(config, "rlhf_reward"):
             refuse_own_code(model_name, config, kwargs)
         model = cls(model_name, dropout, device, pooling, **{"dtype": "auto", **kwargs})
-        if model.new_weights:
-            raise ValueError(
-                f"{str(model_name)!r} lacks {len(model.new_weights)} weights that pooling 'classifier' reads, such as "
-                f"{min(model.new_weights)}; expected the pooling that it was trained with, which is the default."
-            )
         model.ends_with_eos = getattr(model.config, "rlhf_reward", {}).get("ends_with_eos", False)
         with torch.no_grad():
             model.score.weight.copy_(load_head(model_name, kwargs, model.config))

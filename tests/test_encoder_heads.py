@@ -156,7 +156,7 @@ def test_scores_are_those_of_one_text_as_in_training(base, family, tmp_path):
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert-mean", "deberta-v2"])
 def test_cross_encoder_gives_the_same_rewards(base, family, tmp_path):
-    "Of a whole text; it reads a pair as two segments, another text than in training."
+    "It is given a whole text; a pair is two segments to it, another text than in training."
     sentence_transformers = pytest.importorskip("sentence_transformers", reason="sentence-transformers is missing")
     model = reward_model(base, family)
     model.save_pretrained(tmp_path, tokenizer_of_encoder())
@@ -216,7 +216,7 @@ def test_a_checkpoint_of_the_first_token_keeps_its_rewards(base, family, tmp_pat
     model = open_model(str(tmp_path), "cpu")
     assert model.pooling == "first" and is_reward_model(tmp_path)
     assert_close(alone(model)[:, 0], torch.stack(expected), **CLOSE)
-    with pytest.raises(ValueError, match="lacks .* weights that pooling 'classifier' reads"):
+    with pytest.raises(ValueError, match="'classifier', but this is a reward model that was trained with 'first'"):
         RewardModel.from_pretrained(tmp_path, device="cpu", pooling="classifier")
     model.save_pretrained(tmp_path / "again", tokenizer_of_encoder())
     assert_close(alone(RewardModel.from_pretrained(tmp_path / "again", device="cpu")), alone(model))
@@ -453,6 +453,30 @@ def test_adapters_open_in_peft_with_the_same_rewards(base, family, tmp_path):
     merge_adapter(again).save_pretrained(tmp_path / "merged", tokenizer_of_encoder())
     assert_close(elsewhere(tmp_path / "merged"), expected, **CLOSE)
     assert_close(alone(RewardModel.from_pretrained(tmp_path / "merged", device="cpu")), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert-mean"])
+def test_layers_before_the_head_are_not_quantized(family, tmp_path):
+    "They are trained whole under the adapter; the model can be trained after it was tried."
+    pytest.importorskip("peft", reason="the extra peft is not installed")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    from rlhf_reward.adapters import add_adapter, lora_config
+
+    config = FAMILIES[family][0].to_dict()
+    config = type(FAMILIES[family][0]).from_dict({**config, "hidden_size": 64, "intermediate_size": 64})
+    torch.manual_seed(0)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "base")
+    quantized = T.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype="float32")
+    model = RewardModel(str(tmp_path / "base"), 0.0, "cpu", quantization_config=quantized)
+    assert quantized.llm_int8_skip_modules is None
+    assert "Linear4bit" in {type(module).__name__ for module in model.backbone.modules()}
+    assert type(model.backbone.get_submodule(FAMILIES[family][1][0])) is torch.nn.Linear
+    model = add_adapter(model, lora_config(2))
+    model.train()(*padded(ROWS, "right", PAD)).sum().backward()
+    expected = alone(change(model, 0.1).eval())
+    model.save_pretrained(tmp_path / "adapter", tokenizer_of_encoder())
+    again = RewardModel.from_pretrained(tmp_path / "adapter", device="cpu", quantization_config=quantized)
+    assert_close(alone(again), expected, **CLOSE)
 
 
 def test_an_adapter_of_the_first_token_keeps_its_rewards(base, tmp_path):

@@ -7,7 +7,6 @@ __all__ = ['add_adapter', 'save_adapter', 'load_adapter', 'read_adapter', 'from_
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #9d812f5d
 import copy
-import json
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -19,9 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from .adapter_forms import check_method, check_saves_head, fit_embeddings, import_peft, known_to_peft
 from .adapter_forms import load_adapter_weights, put_adapter, read_adapter_weights
 from .checkpoint_files import ADAPTER_FILE as FILE
-from .checkpoint_files import ADAPTER_HEAD as HEAD
-from .checkpoint_files import adapter_base, find_file, is_encoder_head
-from .checkpoints import set_plain_output, tokenizer_to_save
+from .checkpoint_files import ADAPTER_HEAD as HEAD # defined here before
+from .checkpoint_files import ADAPTER_PREFIX as PREFIX
+from .checkpoint_files import adapter_base, adapter_head, adapter_model_config, find_file, is_encoder_head
+from .checkpoints import facts_to_save, head_to_save, set_plain_output, tokenizer_to_save
+from .encoder_heads import check_bias, modules_to_save, train_layers_before_head
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #6b0a208a
 def add_adapter(
@@ -43,6 +44,7 @@ def add_adapter(
     peft_config = copy.deepcopy(peft_config)
     if getattr(peft_config, "target_modules", "given") is None:
         peft_config.target_modules = "all-linear"
+    train_layers_before_head(peft_config, model)
     was_training = model.training
     model.backbone = put_adapter(known_to_peft(model), peft_config)
     _check_saved_config(model)
@@ -74,12 +76,9 @@ def save_adapter(
         tokenizer_copy.chat_template = template
     config = copy.deepcopy(model.config)
     set_plain_output(config)
-    config.pad_token_id = tokenizer_copy.pad_token_id
-    config.rlhf_reward = {
-        **getattr(config, "rlhf_reward", {}),
-        "pooling": model.pooling,
-        "ends_with_eos": model.ends_with_eos,
-    }
+    if model.pooling == "last":
+        config.pad_token_id = tokenizer_copy.pad_token_id
+    config.rlhf_reward = facts_to_save(model)
     config.save_pretrained(folder)
     Path(folder, "chat_template.jinja").unlink(missing_ok=True) # of an earlier tokenizer
     tokenizer_copy.save_pretrained(folder)
@@ -96,11 +95,14 @@ def load_adapter(
     An adapter without a head keeps the model's own.
     """
     state = read_adapter_weights(folder, **kwargs)
-    head = state.pop(HEAD, None)
+    name, *of_bias = (PREFIX + name for name in model.head_names)
+    head = state.pop(name, None)
+    for bias in of_bias:
+        check_bias(folder, state.pop(bias, None))
     shape = tuple(model.score.weight.shape)
     if head is not None and tuple(head.shape) != shape:
         raise ValueError(
-            f"The reward head of {str(folder)!r} is {tuple(head.shape)}; expected an adapter with {HEAD} of shape "
+            f"The reward head of {str(folder)!r} is {tuple(head.shape)}; expected an adapter with {name} of shape "
             f"{shape}, as RewardModel.save_pretrained writes it."
         )
     load_adapter_weights(model.backbone, state, folder)
@@ -134,8 +136,7 @@ def read_adapter(
         ) from error
     check_method(peft_config)
     base, options = adapter_base(folder, kwargs)
-    file = find_file(folder, "config.json", kwargs)
-    config = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    config = adapter_model_config(folder, kwargs)
     facts = config.get("rlhf_reward", {})
     dtype = config.get("dtype", "auto")
     return _AdapterFolder(peft_config, base, options, dtype, facts)
@@ -157,12 +158,13 @@ def from_adapter(
     """
     saved = read_adapter(folder, **kwargs)
     state = read_adapter_weights(folder, **kwargs)
-    if any(map(is_encoder_head, state)):
+    head = adapter_head(folder, kwargs)
+    has_head = head in state
+    if not has_head and any(map(is_encoder_head, state)):
         raise ValueError(
-            f"{str(folder)!r} is an adapter of a sequence classifier with a head of its own; expected the head {HEAD}. "
+            f"{str(folder)!r} is an adapter of a sequence classifier with a head of its own; expected the head {head}. "
             "Score with it by Scorer.from_pretrained."
         )
-    has_head = HEAD in state
     pooling = pooling or saved.facts.get("pooling")
     options = {"dtype": saved.dtype, **saved.base_options}
     try:
@@ -174,11 +176,13 @@ def from_adapter(
         if has_head:
             raise
         raise ValueError(
-            f"The reward head of {str(folder)!r} does not exist; expected an adapter with {HEAD}, or a base model with "
+            f"The reward head of {str(folder)!r} does not exist; expected an adapter with {head}, or a base model with "
             f"a head. {error}"
         ) from error
     if has_head or saved.facts:
         model.ends_with_eos = saved.facts.get("ends_with_eos", False)
+    if has_head:
+        train_layers_before_head(saved.peft_config, model)
     base = known_to_peft(model)
     fit_embeddings(base, saved.peft_config, state)
     model.backbone = put_adapter(base, saved.peft_config)
@@ -214,7 +218,8 @@ def _peft_weights(model, weights):
         for name, weight in resized.items():
             if not {"original_module", "modules_to_save"} & set(name.split(".")):
                 state.setdefault(name, weight)
-    state[HEAD] = weights["score.weight"]
+    for name, weight in head_to_save(model, weights).items():
+        state[PREFIX + name] = weight
     # some methods share a tensor between layers, which safetensors does not save
     return {name: weight.detach().cpu().clone().contiguous() for name, weight in state.items()}
 
@@ -225,7 +230,7 @@ def _peft_config(model):
     check_saves_head(peft_config)
     peft_config.task_type = "SEQ_CLS"
     peft_config.inference_mode = True
-    peft_config.modules_to_save = [*(peft_config.modules_to_save or ()), "score"]
+    peft_config.modules_to_save = modules_to_save(peft_config, model)
     base = peft_config.base_model_name_or_path
     subfolder = model.base_source.get("subfolder")
     if base and Path(base).is_dir():

@@ -54,5 +54,6 @@ def merge_adapter(
         merged = model.backbone.merge_and_unload()
     except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
         raise ValueError(f"The model cannot be merged: {error}; expected one with an adapter such as LoRA.") from error
-    model.backbone = backbone_of(merged) # out of the classifier that PEFT was put on
+    # out of the classifier that PEFT was put on, unless that is the backbone
+    model.backbone = merged if model.pooling == "classifier" else backbone_of(merged)
     return model

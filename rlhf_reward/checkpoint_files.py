@@ -65,12 +65,25 @@ def find_file(model_name, file, kwargs):
 
 
 ADAPTER_FILE = "adapter_model.safetensors"
-ADAPTER_HEAD = "base_model.model.score.weight" # the reward head in that file
+ADAPTER_PREFIX = "base_model.model." # of the names in that file
+ADAPTER_HEAD = ADAPTER_PREFIX + "score.weight" # the reward head of a decoder
+
+
+def adapter_model_config(folder, kwargs):
+    "Return what `config.json` of an adapter records of the whole model; empty for an adapter of PEFT alone."
+    path = find_file(folder, "config.json", kwargs)
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+
+
+def adapter_head(folder, kwargs):
+    "Return the name of the reward head in the file of an adapter, whether it has one or not."
+    facts = adapter_model_config(folder, kwargs).get("rlhf_reward", {})
+    return f"{ADAPTER_PREFIX}{facts['head']}.weight" if "head" in facts else ADAPTER_HEAD
 
 
 def is_encoder_head(name):
     "Return whether a weight of an adapter is the head of an encoder's classifier."
-    return name.startswith("base_model.model.classifier.")
+    return name.startswith(ADAPTER_PREFIX + "classifier.")
 
 
 def is_adapter(model_name, kwargs):

@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from .checkpoint_files import ADAPTER_HEAD, adapter_base, adapter_weights, check_finite, find_weights
+from .checkpoint_files import adapter_base, adapter_head, adapter_weights, check_finite, find_weights
 from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, load_config
 from .checkpoint_files import open_weights, own_code, refuse_own_code, weight_map, weight_shapes
 from .composite import insert_backbone, text_config, text_options
@@ -81,8 +81,9 @@ def is_reward_model(
     """
     if is_adapter(model_name, kwargs):
         names = weight_shapes(adapter_weights(model_name, kwargs))
-        if ADAPTER_HEAD in names or any(map(is_encoder_head, names)):
-            return ADAPTER_HEAD in names
+        head = adapter_head(model_name, kwargs)
+        if head in names or any(map(is_encoder_head, names)):
+            return head in names
         base, options = adapter_base(model_name, kwargs)
         return is_reward_model(base, **options) # its head serves the adapter
     _, config = load_config(model_name, kwargs)
@@ -158,7 +159,8 @@ def load_checked(auto_class, model_name, kwargs):
 def check_complete(model_name, model, report, elsewhere=()):
     "Raise `ValueError` for a weight that is missing or has another shape, unless it is given elsewhere or not used."
     missing = sorted(set(report["missing_keys"]).difference(elsewhere))
-    if hasattr(model, "pooler"): # of a backbone, which a reward does not use
+    is_backbone = model.base_model is model
+    if is_backbone: # its pooler is not used
         missing = [name for name in missing if not name.startswith("pooler.")]
     if missing:
         raise ValueError(
@@ -166,7 +168,7 @@ def check_complete(model_name, model, report, elsewhere=()):
             "expected a checkpoint with every weight."
         )
     for name, saved, expected in sorted(report["mismatched_keys"]):
-        if name not in elsewhere and not name.startswith("pooler."):
+        if name not in elsewhere and not (is_backbone and name.startswith("pooler.")):
             raise ValueError(
                 f"The weight {name} of {str(model_name)!r} has shape {tuple(saved)}, and {tuple(expected)} by its "
                 "config.json; expected a config of these weights."
@@ -225,8 +227,12 @@ def num_embeddings_of(embeddings):
 def _head_files(model_name, kwargs, config):
     "Return the name in its file and the file of each weight of the reward head, by its name here."
     prefix = getattr(config, "value_head_prefix", "score") if is_openrlhf(config) else "score"
+    parts = "weight|bias"
+    if "head" in getattr(config, "rlhf_reward", {}): # in an encoder's classifier, with a bias of 0
+        prefix = str(config.rlhf_reward["head"])
+        parts = "weight"
     # some families save everything under a prefix of their own
-    pattern = rf"(\w+\.)?{re.escape(prefix)}\.(weight|bias)"
+    pattern = rf"(\w+\.)?{re.escape(prefix)}\.({parts})"
     files = {}
     for name, file in weight_map(model_name, kwargs, config).items():
         match = re.fullmatch(pattern, name)
@@ -328,42 +334,50 @@ def save_checkpoint(model, folder, tokenizer, state_dict=None):
     num_embeddings = max(model.num_embeddings, tokenizer.pad_token_id + 1)
     config = copy.deepcopy(model.config)
     set_plain_output(config)
-    config.pad_token_id = tokenizer.pad_token_id
+    if model.pooling == "last": # by which its classifier finds the end; RoBERTa counts positions from it
+        config.pad_token_id = tokenizer.pad_token_id
     config.vocab_size = max(config.vocab_size, num_embeddings)
     checkpoint = None
     if model.pooling == "last":
         checkpoint = sequence_classifier(config, model.backbone, model.score)
-    facts = {name: value for name, value in getattr(config, "rlhf_reward", {}).items() if name != "note"}
-    config.rlhf_reward = {
-        **facts,
-        "pooling": model.pooling,
-        "ends_with_eos": model.ends_with_eos,
-        "opens_as_sequence_classification": checkpoint is not None,
-    }
+    opens_elsewhere = checkpoint is not None or model.pooling == "classifier"
+    config.rlhf_reward = {**facts_to_save(model), "opens_as_sequence_classification": opens_elsewhere}
     if checkpoint is None:
         prefix = ""
         checkpoint = copy.copy(model.backbone)
         checkpoint.config = config
+    else:
+        prefix = checkpoint.base_model_prefix + "."
+    if not opens_elsewhere:
         config.rlhf_reward["note"] = (
             "The classifier of transformers cannot represent this head; open it with "
             "rlhf_reward.RewardModel.from_pretrained."
         )
-    else:
-        prefix = checkpoint.base_model_prefix + "."
     weights = model.state_dict() if state_dict is None else state_dict
-    state = _saved_names(weights, prefix)
+    state = head_to_save(model, weights)
+    for name, weight in weights.items():
+        if name != "score.weight":
+            state[prefix + name.removeprefix("backbone.")] = weight
     _pad_embeddings(model, state, prefix, num_embeddings)
     checkpoint.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
 
 
-def _saved_names(weights, prefix):
-    "Rename the weights of a `RewardModel` to those of transformers' classifier."
-    state = {}
-    for name, weight in weights.items():
-        saved_name = name if name.startswith("score.") else prefix + name.removeprefix("backbone.")
-        state[saved_name] = weight
-    return state
+def facts_to_save(model):
+    "Return what the saved config of a `RewardModel` records."
+    facts = dict(getattr(model.config, "rlhf_reward", {}))
+    facts.pop("note", None)
+    facts.pop("head", None)
+    if model.pooling == "classifier":
+        facts["head"] = model.head_names[0].removesuffix(".weight")
+    return {**facts, "pooling": model.pooling, "ends_with_eos": model.ends_with_eos}
+
+
+def head_to_save(model, weights):
+    "Return the head by the names of its family's classifier, with a bias of 0 where that has one."
+    name, *of_bias = model.head_names
+    head = weights["score.weight"]
+    return {name: head, **{bias: head.new_zeros(1) for bias in of_bias}}
 
 
 def _pad_embeddings(model, state, prefix, num_embeddings):

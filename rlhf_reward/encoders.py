@@ -48,14 +48,14 @@ class EncoderClassifier(nn.Module):
         self,
         model_name: str, # folder or name on the hub
         device: str = "cuda", # where it is placed
-        text_pairs: bool = True, # two segments, `tokenizer(prompt, response)`; else one joined text
+        text_pairs: bool = True, # two segments, `tokenizer(prompt, response)`; else, or if trained here, one text
         **kwargs: Any, # for `AutoModelForSequenceClassification.from_pretrained`
     ):
         super().__init__()
         check_device(device)
         load = _load_adapter if is_adapter(model_name, kwargs) else _load_classifier
         self.classifier = load(model_name, kwargs)
-        self.text_pairs = text_pairs and _is_encoder(self.config)
+        self.text_pairs = text_pairs and _is_encoder(self.config) and not hasattr(self.config, "rlhf_reward")
         parameters = inspect.signature(self.classifier.forward).parameters
         num_types = getattr(self.config, "type_vocab_size", 0)
         self._takes_types = "token_type_ids" in parameters and num_types > 1

@@ -18,11 +18,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .adapter_checkpoints import from_adapter, save_adapter
 from .checkpoint_files import check_finite, is_adapter, refuse_own_code
-from .checkpoints import check_device, default_pooling, head_size, load_backbone, load_config, load_head
-from .checkpoints import checked_dropout, num_embeddings_of, save_checkpoint
+from .checkpoints import check_device, checked_dropout, load_config, load_head, num_embeddings_of
+from .checkpoints import save_checkpoint
+from .encoder_heads import check_not_packed, open_backbone
 # defined here before
 from .checkpoint_files import hub_options
-from .checkpoints import MIXES_PADDING, is_reward_model
+from .checkpoints import MIXES_PADDING, default_pooling, head_size, is_reward_model, load_backbone
 from .checkpoints import sequence_classifier, tokenizer_to_save, unsharded
 from .inputs import check_shapes, check_values, left_aligned, require, right_padded
 from .rope import check_length, choose_frequencies_by_text, scales_by_length
@@ -107,7 +108,8 @@ class RewardModel(BackboneProperties):
         model_name: str, # name of a transformers model, or a local folder with its config and weights
         dropout: float = 0.1, # probability to zero an element of the pooled hidden state while training
         device: str = "cuda", # of the model, such as 'cuda', 'cuda:1' or 'cpu'
-        pooling: Optional[str] = None, # 'last' or 'first' real token; by default `default_pooling` of the config
+        # read by the head, see `open_backbone`: 'last' of a decoder, 'classifier' or 'first' of an encoder
+        pooling: Optional[str] = None,
         **kwargs, # for `AutoModel.from_pretrained`; dtype is float32 unless given: half precision loses small updates
     ):
         super().__init__()
@@ -115,17 +117,15 @@ class RewardModel(BackboneProperties):
         model_name, config = load_config(model_name, kwargs)
         facts = getattr(config, "rlhf_reward", {})
         self.ends_with_eos = facts.get("ends_with_eos", True) # how its texts are tokenized, see `tokens.encode`
-        self.pooling = pooling or facts.get("pooling") or default_pooling(config)
-        if self.pooling not in ("last", "first"):
-            raise ValueError(f"pooling is {self.pooling!r}; expected 'last' or 'first'.")
-        self.backbone = load_backbone(model_name, {"dtype": torch.float32, **kwargs})
+        opened = open_backbone(model_name, config, pooling or facts.get("pooling"), {"dtype": torch.float32, **kwargs})
+        self.pooling, self.backbone, width, self.head_names, self.new_weights = opened
         choose_frequencies_by_text(self.backbone)
         self.base_source = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
         self.num_base_embeddings = self.num_embeddings # those of the checkpoint, before any is added
         has_cache = "use_cache" in inspect.signature(self.backbone.forward).parameters
         self._backbone_kwargs = {"use_cache": False} if has_cache else {}
         self.dropout = nn.Dropout(checked_dropout(dropout))
-        self.score = nn.Linear(head_size(config), 1, bias=False, dtype=torch.float32)
+        self.score = nn.Linear(width, 1, bias=False, dtype=torch.float32)
         nn.init.normal_(self.score.weight, std=(self.score.in_features + 1) ** -0.5) # Stiennon et al. 2020
         self.to(device).eval()
         check_finite(model_name, self.backbone.state_dict().items())
@@ -150,6 +150,7 @@ class RewardModel(BackboneProperties):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         check_shapes(input_ids, attention_mask, position_ids, end_positions)
+        check_not_packed(self.pooling, end_positions)
         if not torch.compiler.is_compiling():
             check_values(input_ids, attention_mask, end_positions, self.num_embeddings, wait=not self.training)
         if end_positions is None:
@@ -163,7 +164,7 @@ class RewardModel(BackboneProperties):
         check_length(self.config, input_ids, position_ids)
         given = {} if position_ids is None else {"position_ids": position_ids}
         outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **given, **self._backbone_kwargs)
-        pooled = outputs.last_hidden_state[rows, ends] # (batch_size or num_responses, hidden_size)
+        pooled = outputs.logits if self.pooling == "classifier" else outputs.last_hidden_state[rows, ends]
         with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
             pooled = self.dropout(pooled.to(self.score.weight.dtype))
             return self.score(pooled).float()
@@ -177,12 +178,12 @@ class RewardModel(BackboneProperties):
         """
         Save weights (safetensors), config and tokenizer, for `from_pretrained` and for transformers.
 
-        `AutoModelForSequenceClassification` gives the same rewards for every decoder that has such a class, if it pools
-        the last token. It finds that token by its id, so a tokenizer whose pad token can end a text (or that has none)
-        is saved with a pad token of its own, `<|pad|>`, and the embeddings with a row for it where none is free. The
-        tokenizer is saved to pad on the right, since transformers' GPT-2 and similar models count positions from the
-        padding. A half-precision checkpoint rounds the head there; here the head stays in float32. The tokenizer and
-        the model in memory do not change. Of a model with an adapter, the adapter and the head are saved.
+        `AutoModelForSequenceClassification` gives the same rewards for every family that has such a class, with the
+        default pooling. A decoder's finds the last token by its id, so a tokenizer whose pad token can end a text (or
+        that has none) is saved with one of its own, `<|pad|>`, and the embeddings with a row for it where none is free.
+        The tokenizer is saved to pad on the right, since transformers' GPT-2 and similar count positions from the
+        padding. A half-precision checkpoint rounds the head there; here it stays in float32. The tokenizer and the
+        model in memory do not change. Of a model with an adapter, the adapter and the head are saved.
         """
         save = save_adapter if hasattr(self.backbone, "peft_config") else save_checkpoint
         save(self, folder, tokenizer, state_dict)
@@ -193,7 +194,7 @@ class RewardModel(BackboneProperties):
         model_name: str, # folder that `save_pretrained` wrote, or name of a one-label classifier with a `score` head
         dropout: float = 0.1, # as in `RewardModel`
         device: str = "cuda", # as in `RewardModel`
-        pooling: Optional[str] = None, # by default what was saved, or what the config calls for
+        pooling: Optional[str] = None, # as in `RewardModel`; by default what was saved
         **kwargs, # for `AutoModel.from_pretrained`; dtype is the checkpoint's unless given
     ) -> "RewardModel": # in evaluation mode, the head in float32
         """

@@ -60,12 +60,13 @@ def weights_fingerprint(
 ) -> str: # the type of the model and a hash of its weights
     "Return what tells a model from others of its shape: a hash over 64 numbers of each weight that is not new."
     has_adapter = hasattr(model.backbone, "peft_config")
-    return f"{model.config.model_type}, {Hasher.hash_bytes(_bytes_of_weights(model.backbone, has_adapter))}"
+    return f"{model.config.model_type}, {Hasher.hash_bytes(_bytes_of_weights(model, has_adapter))}"
 
 
-def _bytes_of_weights(backbone, has_adapter) -> Iterator[bytes]:
-    for _, weight in sorted(backbone.named_parameters()):
-        if has_adapter and weight.requires_grad:
+def _bytes_of_weights(model, has_adapter) -> Iterator[bytes]:
+    for name, weight in sorted(model.backbone.named_parameters()):
+        name_alone = name.removeprefix("base_model.model.").replace(".original_module.", ".") # without PEFT's
+        if has_adapter and weight.requires_grad or name_alone in model.new_weights:
             continue
         local = weight.to_local() if hasattr(weight, "to_local") else weight
         numbers = local.detach().flatten()

@@ -100,7 +100,7 @@ def test_adapters_train_with_the_trainers_options(base, tmp_path, options):
     ids=["lora", "dora", "ia3"],
 )
 def test_families_with_and_without_a_classifier(family, peft_config, tmp_path):
-    "gpt2 has Conv1D layers, cohere no classifier in transformers, bert pools the first token."
+    "gpt2 has Conv1D layers, cohere no classifier in transformers, bert has layers before its head."
     torch.manual_seed(0)
     model = add_adapter(RewardModel(save_language_model(family, tmp_path / "base"), 0.0, "cpu"), peft_config)
     trained = [parameter for name, parameter in model.named_parameters() if parameter.requires_grad]

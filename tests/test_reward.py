@@ -113,11 +113,12 @@ def test_pooling_reads_the_token_it_names(base, family):
     "The reward by hand from the backbone's own hidden states."
     for pooling, place in (("first", 0), ("last", -1)):
         model = reward_model(base, family, pooling=pooling)
+        assert model.pooling == pooling
         ids = torch.tensor([ROWS[0]])
         with torch.no_grad():
             hidden = model.backbone(input_ids=ids).last_hidden_state[0, place]
             assert_close(model(ids)[0, 0], hidden @ model.score.weight[0], **CLOSE)
-    assert reward_model(base, family).pooling == ("last" if family == "llama" else "first")
+    assert reward_model(base, family).pooling == ("last" if family == "llama" else "classifier")
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -267,7 +268,7 @@ def test_decoder_opens_in_transformers_with_the_same_rewards(base, tmp_path, fam
 
 @pytest.mark.parametrize("family", {**DECODERS_ALONE, **ENCODERS})
 def test_others_open_here_and_their_config_says_so(base, tmp_path, family):
-    model = reward_model(base, family)
+    model = reward_model(base, family, pooling="first" if family in ENCODERS else None)
     model.save_pretrained(tmp_path, word_tokenizer())
     saved = json.loads((tmp_path / "config.json").read_text())["rlhf_reward"]
     assert not saved["opens_as_sequence_classification"] and "RewardModel.from_pretrained" in saved["note"]
@@ -418,7 +419,7 @@ def test_code_of_a_checkpoint_is_not_run(tmp_path):
 
 
 def test_wrong_pooling_is_named(base):
-    with pytest.raises(ValueError, match="'mean'; expected 'last' or 'first'"):
+    with pytest.raises(ValueError, match="'mean'; expected 'last', 'first' or 'classifier'"):
         reward_model(base, "llama", pooling="mean")
 
 

@@ -20,7 +20,7 @@ from .adapter_forms import check_method, check_saves_head, fit_embeddings, impor
 from .adapter_forms import load_adapter_weights, put_adapter, read_adapter_weights
 from .checkpoint_files import ADAPTER_FILE as FILE
 from .checkpoint_files import ADAPTER_HEAD as HEAD
-from .checkpoint_files import adapter_base, find_file, is_encoder_head
+from .checkpoint_files import adapter_base, find_file, is_adapter, is_encoder_head, is_sft_adapter
 from .checkpoints import set_plain_output, tokenizer_to_save
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #6b0a208a
@@ -37,6 +37,12 @@ def add_adapter(
     if hasattr(model.backbone, "peft_config"):
         raise ValueError(
             "The model has an adapter already; expected one without. Merge it first with adapters.merge_adapter."
+        )
+    if model.merged_adapter is not None:
+        raise ValueError(
+            f"The adapter {str(model.merged_adapter)!r} is merged into the backbone, and the base model that a second "
+            "adapter would name lacks it; expected a base model that is saved. Save it with "
+            "sft_adapters.merge_sft_adapter and open that folder."
         )
     check_method(peft_config)
     check_saves_head(peft_config)
@@ -134,6 +140,11 @@ def read_adapter(
         ) from error
     check_method(peft_config)
     base, options = adapter_base(folder, kwargs)
+    if is_adapter(base, options):
+        raise ValueError(
+            f"The base model {base!r} of the adapter {str(folder)!r} is an adapter itself, and tools differ in what "
+            "they make of two; expected a whole base model. Merge it with sft_adapters.merge_sft_adapter."
+        )
     file = find_file(folder, "config.json", kwargs)
     config = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
     facts = config.get("rlhf_reward", {})
@@ -163,6 +174,12 @@ def from_adapter(
             "Score with it by Scorer.from_pretrained."
         )
     has_head = HEAD in state
+    if not has_head and is_sft_adapter(folder, kwargs):
+        raise ValueError(
+            f"{str(folder)!r} is an adapter of a language model (task_type CAUSAL_LM) and no reward model; expected an "
+            f"adapter with the head {HEAD}. To train a reward model that starts from it, use RewardModel(folder) or "
+            "rlhf_reward train --model."
+        )
     pooling = pooling or saved.facts.get("pooling")
     options = {"dtype": saved.dtype, **saved.base_options}
     try:

@@ -116,6 +116,14 @@ def put_adapter(base, peft_config):
             "names of its modules, as PEFT takes it for this class."
         ) from error
 
+
+def merge_and_unload(adapted):
+    "Return the module under a model of PEFT, with the adapter added to its weights."
+    try:
+        return adapted.merge_and_unload()
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise ValueError(f"The model cannot be merged: {error}; expected one with an adapter such as LoRA.") from error
+
 # %% ../nbs/01f_adapter_forms.ipynb #2baa34b6
 def fit_embeddings(base, peft_config, state):
     "Resize the embeddings to those that the adapter was trained with, by its weights and the tokens that it trains."

@@ -11,6 +11,7 @@ from typing import Any, Optional, Union
 
 from .adapter_checkpoints import FILE, HEAD # defined here before
 from .adapter_checkpoints import add_adapter, from_adapter, import_peft, load_adapter, save_adapter
+from .adapter_forms import merge_and_unload
 from .reward import RewardModel
 
 # %% ../nbs/01a_adapters.ipynb #6c8daa93
@@ -49,9 +50,5 @@ def merge_adapter(
 
     Raises `ValueError` for a method that cannot be merged.
     """
-    try:
-        merged = model.backbone.merge_and_unload()
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
-        raise ValueError(f"The model cannot be merged: {error}; expected one with an adapter such as LoRA.") from error
-    model.backbone = merged.base_model # out of the classifier that PEFT was put on
+    model.backbone = merge_and_unload(model.backbone).base_model # out of the classifier that PEFT was put on
     return model

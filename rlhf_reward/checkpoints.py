@@ -25,8 +25,8 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from .checkpoint_files import ADAPTER_HEAD, adapter_base, adapter_weights, check_finite, find_weights
-from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, load_config
-from .checkpoint_files import open_weights, own_code, refuse_own_code, weight_map, weight_shapes
+from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, is_sft_adapter
+from .checkpoint_files import load_config, open_weights, own_code, refuse_own_code, weight_map, weight_shapes
 from .templates import chat_marks, freeze_date
 
 # %% ../nbs/01b_checkpoints.ipynb #3c878b83
@@ -84,6 +84,8 @@ def is_reward_model(
         names = weight_shapes(adapter_weights(model_name, kwargs))
         if ADAPTER_HEAD in names or any(map(is_encoder_head, names)):
             return ADAPTER_HEAD in names
+        if is_sft_adapter(model_name, kwargs):
+            return False
         base, options = adapter_base(model_name, kwargs)
         return is_reward_model(base, **options) # its head serves the adapter
     _, config = load_config(model_name, kwargs)
@@ -95,6 +97,14 @@ def is_reward_model(
     return head_shapes(model_name, kwargs, config) == {"score.weight": (1, head_size(config))}
 
 # %% ../nbs/01b_checkpoints.ipynb #54313795
+def choose_pooling(pooling, config):
+    "Return the pooling that was asked for, or that of the config. Raises `ValueError` for an unknown one."
+    pooling = pooling or default_pooling(config)
+    if pooling not in ("last", "first"):
+        raise ValueError(f"pooling is {pooling!r}; expected 'last' or 'first'.")
+    return pooling
+
+
 def check_device(device):
     "Raise `ValueError` for a CUDA device if there is none."
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
@@ -165,9 +175,14 @@ def load_backbone(model_name, kwargs):
     "Load the backbone, without its pooler, which a reward does not use. Raises `ValueError` if it lacks weights."
     backbone, report = load_checked(AutoModel, model_name, kwargs)
     check_complete(model_name, backbone, report)
+    remove_pooler(backbone)
+    return backbone
+
+
+def remove_pooler(backbone):
+    "Remove the layer after an encoder that a reward does not use."
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = nn.Identity()
-    return backbone
 
 
 def checked_options(model_name, kwargs, runs):

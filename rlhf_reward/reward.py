@@ -18,13 +18,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .adapter_checkpoints import from_adapter, save_adapter
 from .checkpoint_files import check_finite, is_adapter, refuse_own_code
-from .checkpoints import check_device, default_pooling, head_size, load_backbone, load_config, load_head
+from .checkpoints import check_device, choose_pooling, head_size, load_config, load_head
 from .checkpoints import num_embeddings_of, save_checkpoint
 # defined here before
 from .checkpoint_files import hub_options
-from .checkpoints import MIXES_PADDING, is_reward_model
+from .checkpoints import MIXES_PADDING, default_pooling, is_reward_model
 from .checkpoints import sequence_classifier, tokenizer_to_save, unsharded
 from .inputs import check_shapes, check_values, left_aligned, require, right_padded
+from .sft_adapters import base_of, open_backbone
 from .rope import check_length, choose_frequencies_by_text, length_limits
 from .losses import bradley_terry
 
@@ -104,7 +105,7 @@ class RewardModel(BackboneProperties):
 
     def __init__(
         self,
-        model_name: str, # name of a transformers model, or a local folder with its config and weights
+        model_name: str, # folder or hub name of a model of transformers, or of an SFT adapter, which is merged
         dropout: float = 0.1, # probability to zero an element of the pooled hidden state while training
         device: str = "cuda", # of the model, such as 'cuda', 'cuda:1' or 'cpu'
         pooling: Optional[str] = None, # 'last' or 'first' real token; by default `default_pooling` of the config
@@ -112,15 +113,14 @@ class RewardModel(BackboneProperties):
     ):
         super().__init__()
         check_device(device)
-        model_name, config = load_config(model_name, kwargs)
+        self.merged_adapter, base_name, options = base_of(model_name, kwargs)
+        base_name, config = load_config(base_name, options)
         facts = getattr(config, "rlhf_reward", {})
         self.ends_with_eos = facts.get("ends_with_eos", True) # how its texts are tokenized, see `tokens.encode`
-        self.pooling = pooling or facts.get("pooling") or default_pooling(config)
-        if self.pooling not in ("last", "first"):
-            raise ValueError(f"pooling is {self.pooling!r}; expected 'last' or 'first'.")
-        self.backbone = load_backbone(model_name, {"dtype": torch.float32, **kwargs})
+        self.pooling = choose_pooling(pooling or facts.get("pooling"), config)
+        self.backbone = open_backbone(self.merged_adapter, base_name, {"dtype": torch.float32, **kwargs})
         choose_frequencies_by_text(self.backbone)
-        self.base_source = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
+        self.base_source = {name: options[name] for name in ("revision", "subfolder") if options.get(name)}
         self.num_base_embeddings = self.num_embeddings # those of the checkpoint, before any is added
         has_cache = "use_cache" in inspect.signature(self.backbone.forward).parameters
         self._backbone_kwargs = {"use_cache": False} if has_cache else {}

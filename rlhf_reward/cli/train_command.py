@@ -56,7 +56,7 @@ def _adapter_config(job):
 
     return lora_config(job.lora_r, job.lora_alpha, job.lora_dropout, job.lora_target_modules)
 
-
+# %% ../../nbs/09b_cli_train.ipynb #3ab95c07
 def _quantization(args):
     "Return the config of a backbone in 4 bits."
     if args.device.type == "cpu":
@@ -72,6 +72,17 @@ def _quantization(args):
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype="bfloat16" if args.bf16 else "float32",
     )
+
+
+def _merge_base(adapter, job, args):
+    "Merge an SFT adapter into its base model, as the base model of the adapter to train; return the folder."
+    from rlhf_reward.sft_adapters import merge_sft_adapter
+
+    folder = str(Path(args.output_dir) / "base")
+    with args.main_process_first(desc="merging the adapter"):
+        if args.should_save:
+            merge_sft_adapter(adapter, folder, job.dtype)
+    return folder
 
 
 def _open_model(name, job, args):
@@ -100,8 +111,9 @@ def prepare_trainer(
     "Return the trainer that the arguments describe."
     from transformers import set_seed
 
-    from rlhf_reward.checkpoint_files import open_tokenizer
+    from rlhf_reward.checkpoint_files import is_adapter, open_tokenizer
     from rlhf_reward.data import hold_out
+    from rlhf_reward.reward import is_reward_model
     from rlhf_reward.training import RewardTrainer, tokenize_for_model
 
     set_seed(args.seed)
@@ -109,6 +121,8 @@ def prepare_trainer(
     model_name = job.model or _make_tiny_decoder(args)
     peft_config = _adapter_config(job)
     with opening(model_name):
+        if peft_config is not None and is_adapter(model_name, {}) and not is_reward_model(model_name):
+            model_name = _merge_base(model_name, job, args)
         model = _open_model(model_name, job, args)
         tokenizer = open_tokenizer(model_name)
     if job.chat_template:

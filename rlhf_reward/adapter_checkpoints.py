@@ -22,6 +22,7 @@ from .checkpoint_files import ADAPTER_FILE as FILE
 from .checkpoint_files import ADAPTER_HEAD as HEAD
 from .checkpoint_files import adapter_base, find_file, is_adapter, is_encoder_head, is_sft_adapter
 from .checkpoints import set_plain_output, tokenizer_to_save
+from .other_heads import convert_remedy, find_head
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #6b0a208a
 def add_adapter(
@@ -174,12 +175,8 @@ def from_adapter(
             "Score with it by Scorer.from_pretrained."
         )
     has_head = HEAD in state
-    if not has_head and is_sft_adapter(folder, kwargs):
-        raise ValueError(
-            f"{str(folder)!r} is an adapter of a language model (task_type CAUSAL_LM) and no reward model; expected an "
-            f"adapter with the head {HEAD}. To train a reward model that starts from it, use RewardModel(folder) or "
-            "rlhf_reward train --model."
-        )
+    if not has_head:
+        _refuse_without_head(folder, kwargs)
     pooling = pooling or saved.facts.get("pooling")
     options = {"dtype": saved.dtype, **saved.base_options}
     try:
@@ -205,6 +202,20 @@ def from_adapter(
     return model.eval()
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #59239cde
+def _refuse_without_head(folder, kwargs):
+    "Raise `ValueError` for an adapter whose head is elsewhere, or that is of a language model."
+    other = find_head(folder, kwargs)
+    expected = f"expected an adapter with the head {HEAD}"
+    if other is not None:
+        problem = f"The head of the adapter {str(folder)!r} is elsewhere; {expected}."
+        raise ValueError(f"{problem} {convert_remedy(folder, other)}")
+    if is_sft_adapter(folder, kwargs):
+        raise ValueError(
+            f"{str(folder)!r} is an adapter of a language model (task_type CAUSAL_LM) and no reward model; {expected}. "
+            "To train a reward model that starts from it, use RewardModel(folder) or rlhf_reward train --model."
+        )
+
+
 def _check_saved_config(model):
     "Raise `ValueError` for a config that PEFT would save and not read again."
     saved = _peft_config(model)

@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from .checkpoint_files import ADAPTER_HEAD, adapter_base, adapter_weights, check_finite, find_weights
 from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, is_sft_adapter
 from .checkpoint_files import load_config, open_weights, own_code, refuse_own_code, weight_map, weight_shapes
+from .other_heads import convert_remedy, find_head, refuse_pickle
 from .templates import chat_marks, freeze_date
 
 # %% ../nbs/01b_checkpoints.ipynb #3c878b83
@@ -201,7 +202,8 @@ def checked_options(model_name, kwargs, runs):
     refuse_own_code(model_name, config, kwargs, runs)
     reads_pickles = kwargs.get("use_safetensors") is False # named by the user
     if not reads_pickles:
-        weight_map(model_name, kwargs, config)
+        if not weight_map(model_name, kwargs, config) and not kwargs.get("gguf_file"):
+            refuse_pickle(model_name, kwargs)
     return {**kwargs, "use_safetensors": not reads_pickles}
 
 # %% ../nbs/01b_checkpoints.ipynb #c3aab3a4
@@ -220,9 +222,11 @@ def num_embeddings_of(embeddings):
 
 def _head_files(model_name, kwargs, config):
     "Return the name in its file and the file of each weight of the reward head, by its name here."
-    prefix = getattr(config, "value_head_prefix", "score") if is_openrlhf(config) else "score"
+    prefixes = ["score"]
+    if is_openrlhf(config):
+        prefixes = [config.value_head_prefix] if hasattr(config, "value_head_prefix") else ["score", "value_head"]
     # some families save everything under a prefix of their own
-    pattern = rf"(\w+\.)?{re.escape(prefix)}\.(weight|bias)"
+    pattern = rf"(\w+\.)?(?:{'|'.join(map(re.escape, prefixes))})\.(weight|bias)"
     files = {}
     for name, file in weight_map(model_name, kwargs, config).items():
         match = re.fullmatch(pattern, name)
@@ -257,9 +261,11 @@ def load_head(model_name, kwargs, config):
     shapes = _shapes_in(model_name, kwargs, files)
     if shapes != {"score.weight": shape}:
         found = f"is {shapes}" if shapes else "does not exist"
+        other = find_head(model_name, kwargs, config)
+        remedy = "" if other is None else convert_remedy(model_name, other) + " "
         raise ValueError(
-            f"The reward head of {str(model_name)!r} {found}; expected one bias-free {{'score.weight': {shape}}}. To "
-            "start a new reward model on this backbone, use RewardModel(model_name)."
+            f"The reward head of {str(model_name)!r} {found}; expected one bias-free {{'score.weight': {shape}}}. "
+            f"{remedy}To start a new reward model on this backbone, use RewardModel(model_name)."
         )
     saved_name, file = files["score.weight"]
     with open_weights(find_weights(model_name, file, kwargs)) as weights:

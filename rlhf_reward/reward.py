@@ -25,6 +25,7 @@ from .checkpoint_files import hub_options
 from .checkpoints import MIXES_PADDING, default_pooling, is_reward_model
 from .checkpoints import sequence_classifier, tokenizer_to_save, unsharded
 from .inputs import check_shapes, check_values, left_aligned, require, right_padded
+from .other_heads import keep_openrlhf_scale
 from .sft_adapters import base_of, open_backbone
 from .rope import check_length, choose_frequencies_by_text, length_limits
 from .losses import bradley_terry
@@ -208,6 +209,7 @@ class RewardModel(BackboneProperties):
         if not hasattr(config, "rlhf_reward"):
             refuse_own_code(model_name, config, kwargs)
         model = cls(model_name, dropout, device, pooling, **{"dtype": "auto", **kwargs})
+        keep_openrlhf_scale(model.config)
         model.ends_with_eos = getattr(model.config, "rlhf_reward", {}).get("ends_with_eos", False)
         with torch.no_grad():
             model.score.weight.copy_(load_head(model_name, kwargs, model.config))

@@ -45,7 +45,7 @@ class TextReader:
         self.collator = layout.collator
         self.packs = layout.difference is None
         # the checkpoint does not record whether it was trained on strings that end with the end-of-sequence token
-        self._assumes_end = not model.ends_with_eos and not hasattr(model.config, "rlhf_reward")
+        self._assumes_end = not model.ends_with_eos and "ends_with_eos" not in getattr(model.config, "rlhf_reward", {})
         if layout.difference and default_pooling(model.config) == "last":
             logger.warning("This %s is scored with padded batches: %s.", model.config.model_type, layout.difference)
 

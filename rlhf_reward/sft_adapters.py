@@ -24,16 +24,12 @@ from .checkpoints import check_complete, default_pooling, load_backbone, load_ch
 logger = logging.getLogger(__name__)
 
 # %% ../nbs/01i_sft_adapters.ipynb #451fa7cc
-def open_merged(
+def open_adapted(
     folder: Union[str, Path], # an adapter of a language model, or its name on the hub
-    dtype: Any = "auto", # of the merged weights
+    dtype: Any = "auto", # of the weights
     **kwargs: Any, # where the adapter is on the hub, and for `from_pretrained` of the base model
-) -> nn.Module: # of transformers, in evaluation mode; a language model, or a backbone if the adapter is of one
-    """
-    Open the base model of an adapter and add the adapter to its weights.
-
-    Raises `ValueError` for an adapter that has a reward head, does not fit, or cannot be merged.
-    """
+) -> nn.Module: # of PEFT, around a language model, or a backbone if the adapter is of one
+    "Open an adapter on its base model. Raises `ValueError` for one that has a reward head, or does not fit."
     saved = read_adapter(folder, **kwargs)
     state = read_adapter_weights(folder, **kwargs)
     heads = [name for name in state if name == ADAPTER_HEAD or is_encoder_head(name)]
@@ -59,7 +55,16 @@ def open_merged(
     fit_embeddings(model, saved.peft_config, state)
     adapted = put_adapter(model, saved.peft_config)
     load_adapter_weights(adapted, state, folder)
-    return merge_and_unload(adapted).eval()
+    return adapted
+
+
+def open_merged(
+    folder: Union[str, Path], # as in `open_adapted`
+    dtype: Any = "auto", # of the merged weights
+    **kwargs: Any, # as in `open_adapted`
+) -> nn.Module: # of transformers, in evaluation mode
+    "Open the base model of an adapter, with the adapter added to its weights. Raises `ValueError` where it cannot be."
+    return merge_and_unload(open_adapted(folder, dtype, **kwargs)).eval()
 
 
 # %% ../nbs/01i_sft_adapters.ipynb #285ec4f2

@@ -87,6 +87,8 @@ def _merge_base(adapter, job, args):
 
 def _open_model(name, job, args):
     "Open a language model with a new head, or a reward model with its own."
+    from rlhf_reward.checkpoint_files import is_adapter
+    from rlhf_reward.other_heads import convert_remedy, find_head
     from rlhf_reward.reward import RewardModel, is_reward_model
 
     options = {}
@@ -98,6 +100,11 @@ def _open_model(name, job, args):
         open_model = RewardModel.from_pretrained
         head = "is a reward model; training continues from its head"
     else:
+        other = find_head(name, {})
+        if other is not None:
+            raise ValueError(f"{name!r} would lose its reward head. {convert_remedy(name, other)}")
+        if job.lora_r and is_adapter(name, {}):
+            name = _merge_base(name, job, args)
         open_model = RewardModel
         head = "has no reward head to continue from; training starts from a new head on its backbone"
     logging.getLogger("rlhf_reward").info("%s %s.", name, head)
@@ -111,9 +118,8 @@ def prepare_trainer(
     "Return the trainer that the arguments describe."
     from transformers import set_seed
 
-    from rlhf_reward.checkpoint_files import is_adapter, open_tokenizer
+    from rlhf_reward.checkpoint_files import open_tokenizer
     from rlhf_reward.data import hold_out
-    from rlhf_reward.reward import is_reward_model
     from rlhf_reward.training import RewardTrainer, tokenize_for_model
 
     set_seed(args.seed)
@@ -121,8 +127,6 @@ def prepare_trainer(
     model_name = job.model or _make_tiny_decoder(args)
     peft_config = _adapter_config(job)
     with opening(model_name):
-        if peft_config is not None and is_adapter(model_name, {}) and not is_reward_model(model_name):
-            model_name = _merge_base(model_name, job, args)
         model = _open_model(model_name, job, args)
         tokenizer = open_tokenizer(model_name)
     if job.chat_template:

@@ -28,6 +28,7 @@ from .checkpoint_files import ADAPTER_HEAD, adapter_base, adapter_weights, check
 from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, is_sft_adapter
 from .checkpoint_files import load_config, open_weights, own_code, refuse_own_code, weight_map, weight_shapes
 from .other_heads import convert_remedy, find_head, refuse_pickle
+from .placing import check_in_memory
 from .templates import chat_marks, freeze_date
 
 # %% ../nbs/01b_checkpoints.ipynb #3c878b83
@@ -104,12 +105,6 @@ def choose_pooling(pooling, config):
     if pooling not in ("last", "first"):
         raise ValueError(f"pooling is {pooling!r}; expected 'last' or 'first'.")
     return pooling
-
-
-def check_device(device):
-    "Raise `ValueError` for a CUDA device if there is none."
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={str(device)!r} was requested, but torch finds no CUDA device. Pass device='cpu'.")
 
 
 @contextlib.contextmanager
@@ -349,6 +344,7 @@ def save_checkpoint(model, folder, tokenizer, state_dict=None):
     else:
         prefix = checkpoint.base_model_prefix + "."
     weights = model.state_dict() if state_dict is None else state_dict
+    check_in_memory(weights)
     state = _saved_names(weights, prefix)
     _pad_embeddings(model, state, prefix, num_embeddings)
     checkpoint.save_pretrained(folder, state_dict=state)

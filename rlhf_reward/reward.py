@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .adapter_checkpoints import from_adapter, save_adapter
 from .checkpoint_files import check_finite, is_adapter, refuse_own_code
-from .checkpoints import check_device, choose_pooling, head_size, load_config, load_head
+from .checkpoints import choose_pooling, head_size, load_config, load_head
 from .checkpoints import num_embeddings_of, save_checkpoint
 # defined here before
 from .checkpoint_files import hub_options
@@ -26,6 +26,7 @@ from .checkpoints import MIXES_PADDING, default_pooling, is_reward_model
 from .checkpoints import sequence_classifier, tokenizer_to_save, unsharded
 from .inputs import check_shapes, check_values, left_aligned, require, right_padded
 from .other_heads import keep_openrlhf_scale
+from .placing import check_device, place
 from .sft_adapters import base_of, open_backbone
 from .rope import check_length, choose_frequencies_by_text, length_limits
 from .losses import bradley_terry
@@ -54,6 +55,10 @@ class BackboneProperties(nn.Module):
             if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
                 limit -= module.padding_idx + 1 # RoBERTa's positions begin after it
         return limit if limit > 0 else None
+
+    @property
+    def hf_device_map(self) -> dict: # the backbone's; raises `AttributeError` if it is on one device
+        return self.backbone.hf_device_map
 
     @property
     def _no_split_modules(self) -> list[str]: # the backbone's, by which FSDP shards
@@ -108,12 +113,12 @@ class RewardModel(BackboneProperties):
         self,
         model_name: str, # folder or hub name of a model of transformers, or of an SFT adapter, which is merged
         dropout: float = 0.1, # probability to zero an element of the pooled hidden state while training
-        device: str = "cuda", # of the model, such as 'cuda', 'cuda:1' or 'cpu'
+        device: str = "cuda", # of the model, such as 'cuda', 'cuda:1' or 'cpu'; not used with a `device_map`
         pooling: Optional[str] = None, # 'last' or 'first' real token; by default `default_pooling` of the config
         **kwargs, # for `AutoModel.from_pretrained`; dtype is float32 unless given: half precision loses small updates
     ):
         super().__init__()
-        check_device(device)
+        check_device(device, kwargs.get("device_map"))
         self.merged_adapter, base_name, options = base_of(model_name, kwargs)
         base_name, config = load_config(base_name, options)
         facts = getattr(config, "rlhf_reward", {})
@@ -128,7 +133,7 @@ class RewardModel(BackboneProperties):
         self.dropout = nn.Dropout(dropout)
         self.score = nn.Linear(head_size(config), 1, bias=False, dtype=torch.float32)
         nn.init.normal_(self.score.weight, std=(self.score.in_features + 1) ** -0.5) # Stiennon et al. 2020
-        self.to(device).eval()
+        place(self.eval(), device, kwargs.get("device_map"))
         check_finite(model_name, self.backbone.state_dict().items())
 
     def forward(
@@ -166,7 +171,7 @@ class RewardModel(BackboneProperties):
         outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **given, **self._backbone_kwargs)
         pooled = outputs.last_hidden_state[rows, ends] # (batch_size or num_responses, hidden_size)
         with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
-            pooled = self.dropout(pooled.to(self.score.weight.dtype))
+            pooled = self.dropout(pooled.to(self.score.weight)) # its device and dtype
             return self.score(pooled).float()
 
     def save_pretrained(

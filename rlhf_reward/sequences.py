@@ -18,6 +18,7 @@ from .comparison import BadResponse, Comparison, whole_texts
 from .encoding import TooLong, encode, end_token, fit_length, length_remedy, longest
 from .omissions import render_checked
 from .packing import choose_layout, model_inputs
+from .placing import input_device
 from .reward import RewardModel
 from .templates import Conversation, as_conversation, chat_marks
 from .tokens import TokenizedComparison, tokenized_comparison
@@ -237,5 +238,5 @@ def _dummy_comparisons(num_ids):
 
 def _to_device(batch, model):
     "Return the batch on the device of the model."
-    device = next(model.parameters()).device
+    device = input_device(model)
     return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -22,7 +22,7 @@ from .checkpoint_files import ADAPTER_FILE as FILE
 from .checkpoint_files import ADAPTER_HEAD as HEAD
 from .checkpoint_files import adapter_base, find_file, is_adapter, is_encoder_head, is_sft_adapter
 from .checkpoints import set_plain_output, tokenizer_to_save
-from .other_heads import convert_remedy, find_head
+from .other_heads import convert_remedy, head_to_convert
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #6b0a208a
 def add_adapter(
@@ -204,7 +204,7 @@ def from_adapter(
 # %% ../nbs/01c_adapter_checkpoints.ipynb #59239cde
 def _refuse_without_head(folder, kwargs):
     "Raise `ValueError` for an adapter whose head is elsewhere, or that is of a language model."
-    other = find_head(folder, kwargs)
+    other = head_to_convert(folder, kwargs)
     expected = f"expected an adapter with the head {HEAD}"
     if other is not None:
         problem = f"The head of the adapter {str(folder)!r} is elsewhere; {expected}."

@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from .checkpoint_files import ADAPTER_HEAD, adapter_base, adapter_weights, check_finite, find_weights
 from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, is_sft_adapter
 from .checkpoint_files import load_config, open_weights, own_code, refuse_own_code, weight_map, weight_shapes
-from .other_heads import convert_remedy, find_head, refuse_pickle
+from .other_heads import convert_remedy, head_to_convert, refuse_pickle
 from .placing import check_in_memory
 from .templates import chat_marks, freeze_date
 
@@ -256,7 +256,7 @@ def load_head(model_name, kwargs, config):
     shapes = _shapes_in(model_name, kwargs, files)
     if shapes != {"score.weight": shape}:
         found = f"is {shapes}" if shapes else "does not exist"
-        other = find_head(model_name, kwargs, config)
+        other = head_to_convert(model_name, kwargs, config)
         remedy = "" if other is None else convert_remedy(model_name, other) + " "
         raise ValueError(
             f"The reward head of {str(model_name)!r} {found}; expected one bias-free {{'score.weight': {shape}}}. "

@@ -53,6 +53,13 @@ def find_head(model_name, kwargs, config=None):
     return heads[0] if heads else None
 
 
+def head_to_convert(model_name, kwargs, config=None):
+    "Return the `OtherHead` of a checkpoint that opening does not read; None if there is none."
+    head = find_head(model_name, kwargs, config)
+    is_read = head is not None and head.bias is None and head.weight.endswith("score.weight")
+    return None if is_read else head
+
+
 def load_other_head(model_name, kwargs, head):
     "Return the weight of a head, (1, hidden_size) in float32, and its bias, 0.0 if it has none."
     with open_weights(find_weights(model_name, head.file, kwargs)) as weights:

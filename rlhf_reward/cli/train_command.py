@@ -88,7 +88,7 @@ def _merge_base(adapter, job, args):
 def _open_model(name, job, args):
     "Open a language model with a new head, or a reward model with its own."
     from rlhf_reward.checkpoint_files import is_adapter
-    from rlhf_reward.other_heads import convert_remedy, find_head
+    from rlhf_reward.other_heads import convert_remedy, head_to_convert
     from rlhf_reward.reward import RewardModel, is_reward_model
 
     options = {}
@@ -100,7 +100,7 @@ def _open_model(name, job, args):
         open_model = RewardModel.from_pretrained
         head = "is a reward model; training continues from its head"
     else:
-        other = find_head(name, {})
+        other = head_to_convert(name, {})
         if other is not None:
             raise ValueError(f"{name!r} would lose its reward head. {convert_remedy(name, other)}")
         if job.lora_r and is_adapter(name, {}):

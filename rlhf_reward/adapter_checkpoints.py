@@ -20,9 +20,11 @@ from .adapter_forms import load_adapter_weights, put_adapter, read_adapter_weigh
 from .checkpoint_files import ADAPTER_FILE as FILE
 from .checkpoint_files import ADAPTER_HEAD as HEAD # defined here before
 from .checkpoint_files import ADAPTER_PREFIX as PREFIX
-from .checkpoint_files import adapter_base, adapter_head, adapter_model_config, find_file, is_encoder_head
+from .checkpoint_files import adapter_base, adapter_head, adapter_model_config, find_file, is_adapter
+from .checkpoint_files import is_encoder_head, is_sft_adapter
 from .checkpoints import facts_to_save, head_to_save, set_plain_output, tokenizer_to_save
 from .encoder_heads import check_bias, modules_to_save, train_layers_before_head
+from .other_heads import convert_remedy, head_to_convert
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #6b0a208a
 def add_adapter(
@@ -38,6 +40,12 @@ def add_adapter(
     if hasattr(model.backbone, "peft_config"):
         raise ValueError(
             "The model has an adapter already; expected one without. Merge it first with adapters.merge_adapter."
+        )
+    if model.merged_adapter is not None:
+        raise ValueError(
+            f"The adapter {str(model.merged_adapter)!r} is merged into the backbone, and the base model that a second "
+            "adapter would name lacks it; expected a base model that is saved. Save it with "
+            "sft_adapters.merge_sft_adapter and open that folder."
         )
     check_method(peft_config)
     check_saves_head(peft_config)
@@ -136,6 +144,11 @@ def read_adapter(
         ) from error
     check_method(peft_config)
     base, options = adapter_base(folder, kwargs)
+    if is_adapter(base, options):
+        raise ValueError(
+            f"The base model {base!r} of the adapter {str(folder)!r} is an adapter itself, and tools differ in what "
+            "they make of two; expected a whole base model. Merge it with sft_adapters.merge_sft_adapter."
+        )
     config = adapter_model_config(folder, kwargs)
     facts = config.get("rlhf_reward", {})
     dtype = config.get("dtype", "auto")
@@ -165,6 +178,8 @@ def from_adapter(
             f"{str(folder)!r} is an adapter of a sequence classifier with a head of its own; expected the head {head}. "
             "Score with it by Scorer.from_pretrained."
         )
+    if not has_head:
+        _refuse_without_head(folder, kwargs)
     pooling = pooling or saved.facts.get("pooling")
     options = {"dtype": saved.dtype, **saved.base_options}
     try:
@@ -192,6 +207,20 @@ def from_adapter(
     return model.eval()
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #59239cde
+def _refuse_without_head(folder, kwargs):
+    "Raise `ValueError` for an adapter whose head is elsewhere, or that is of a language model."
+    other = head_to_convert(folder, kwargs)
+    expected = f"expected an adapter with the head {HEAD}"
+    if other is not None:
+        problem = f"The head of the adapter {str(folder)!r} is elsewhere; {expected}."
+        raise ValueError(f"{problem} {convert_remedy(folder, other)}")
+    if is_sft_adapter(folder, kwargs):
+        raise ValueError(
+            f"{str(folder)!r} is an adapter of a language model (task_type CAUSAL_LM) and no reward model; {expected}. "
+            "To train a reward model that starts from it, use RewardModel(folder) or rlhf_reward train --model."
+        )
+
+
 def _check_saved_config(model):
     "Raise `ValueError` for a config that PEFT would save and not read again."
     saved = _peft_config(model)

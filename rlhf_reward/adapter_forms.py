@@ -14,6 +14,7 @@ from types import MethodType
 
 from .checkpoint_files import adapter_weights, check_finite, open_weights
 from .checkpoints import num_embeddings_of, sequence_classifier
+from .placing import check_in_memory
 
 # %% ../nbs/01f_adapter_forms.ipynb #31935162
 def import_peft():
@@ -47,7 +48,7 @@ def known_to_peft(model):
     del classifier.score
     classifier.config = backbone.config
     classifier.forward = MethodType(_backbone_outputs, classifier)
-    for name in QUANTIZED:
+    for name in (*QUANTIZED, "hf_device_map"):
         if hasattr(backbone, name):
             setattr(classifier, name, getattr(backbone, name))
     return classifier
@@ -113,7 +114,8 @@ PEFT_ERRORS = (
 
 
 def put_adapter(base, peft_config):
-    "Return a model of PEFT around a module. Raises `ValueError` for a config that does not fit it."
+    "Return a model of PEFT around a module. Raises `ValueError` for a config that does not fit, or offloaded weights."
+    check_in_memory(dict(base.named_parameters()))
     peft_config = copy.deepcopy(peft_config)
     peft_config.task_type = None # PEFT would add a head for its task
     peft_config.inference_mode = False # what is loaded can be trained further
@@ -130,6 +132,14 @@ def put_adapter(base, peft_config):
             f"{type(peft_config).__name__} does not fit {type(base).__name__}: {error}; expected a config with the "
             "names of its modules, as PEFT takes it for this class."
         ) from error
+
+
+def merge_and_unload(adapted):
+    "Return the module under a model of PEFT, with the adapter added to its weights."
+    try:
+        return adapted.merge_and_unload()
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise ValueError(f"The model cannot be merged: {error}; expected one with an adapter such as LoRA.") from error
 
 # %% ../nbs/01f_adapter_forms.ipynb #2baa34b6
 def fit_embeddings(base, peft_config, state):

@@ -11,7 +11,7 @@ from typing import Any, Optional, Union
 
 from .adapter_checkpoints import FILE, HEAD # defined here before
 from .adapter_checkpoints import add_adapter, from_adapter, import_peft, load_adapter, save_adapter
-from .adapter_forms import backbone_of
+from .adapter_forms import backbone_of, merge_and_unload
 from .reward import RewardModel
 
 # %% ../nbs/01a_adapters.ipynb #6c8daa93
@@ -50,10 +50,7 @@ def merge_adapter(
 
     Raises `ValueError` for a method that cannot be merged.
     """
-    try:
-        merged = model.backbone.merge_and_unload()
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
-        raise ValueError(f"The model cannot be merged: {error}; expected one with an adapter such as LoRA.") from error
+    merged = merge_and_unload(model.backbone)
     # out of the classifier that PEFT was put on, unless that is the backbone
     model.backbone = merged if model.pooling == "classifier" else backbone_of(merged)
     return model

@@ -41,7 +41,7 @@ def model_card(
     metrics = _last_metrics(log_history)
     if metrics:
         parts.append("## Evaluation\n\n" + markdown_table(("metric", "value"), metrics))
-    if "reward_mean" in scale:
+    if "reward_over" in scale:
         over = scale["reward_over"]
         parts.append(
             f"Rewards of {over['responses']} responses of {code_span(over['data'])} have the mean "

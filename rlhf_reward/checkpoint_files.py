@@ -34,14 +34,24 @@ def hub_options(kwargs):
     return {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
 
 
-def adapter_base(folder, kwargs):
-    "Return the base model of an adapter, and the keyword arguments for it. Raises `ValueError` if none is named."
+def read_adapter_config(folder, kwargs):
+    "Return the config of an adapter. Raises `ValueError` if it cannot be read."
     path = find_file(folder, "adapter_config.json", kwargs)
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-        base = config.get("base_model_name_or_path")
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")).items())
     except (AttributeError, ValueError) as error:
         raise ValueError(f"adapter_config.json of {str(folder)!r} is no JSON object: {error}.") from error
+
+
+def is_sft_adapter(folder, kwargs):
+    "Return whether an adapter was trained as a language model, as in supervised fine-tuning."
+    return read_adapter_config(folder, kwargs).get("task_type") == "CAUSAL_LM"
+
+
+def adapter_base(folder, kwargs):
+    "Return the base model of an adapter, and the keyword arguments for it. Raises `ValueError` if none is named."
+    config = read_adapter_config(folder, kwargs)
+    base = config.get("base_model_name_or_path")
     if not base or not isinstance(base, str):
         raise ValueError(
             f"adapter_config.json of {str(folder)!r} names no base model; expected its folder or hub name under "

@@ -25,9 +25,11 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from .checkpoint_files import adapter_base, adapter_head, adapter_weights, check_finite, find_weights
-from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, load_config
-from .checkpoint_files import open_weights, own_code, refuse_own_code, weight_map, weight_shapes
+from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, is_sft_adapter
+from .checkpoint_files import load_config, open_weights, own_code, refuse_own_code, weight_map, weight_shapes
 from .composite import insert_backbone, text_config, text_options
+from .other_heads import convert_remedy, head_to_convert, refuse_pickle
+from .placing import check_in_memory
 from .templates import chat_marks, freeze_date
 
 # %% ../nbs/01b_checkpoints.ipynb #3c878b83
@@ -84,6 +86,8 @@ def is_reward_model(
         head = adapter_head(model_name, kwargs)
         if head in names or any(map(is_encoder_head, names)):
             return head in names
+        if is_sft_adapter(model_name, kwargs):
+            return False
         base, options = adapter_base(model_name, kwargs)
         return is_reward_model(base, **options) # its head serves the adapter
     _, config = load_config(model_name, kwargs)
@@ -95,18 +99,6 @@ def is_reward_model(
     return head_shapes(model_name, kwargs, config) == {"score.weight": (1, head_size(config))}
 
 # %% ../nbs/01b_checkpoints.ipynb #54313795
-def check_device(device):
-    "Raise `ValueError` for a device that torch does not know, and for a CUDA device if there is none."
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = "meta"
-    if kind == "meta": # which computes nothing
-        raise ValueError(f"device is {str(device)!r}; expected one of torch, such as 'cpu', 'cuda' or 'cuda:1'.")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={str(device)!r} was requested, but torch finds no CUDA device. Pass device='cpu'.")
-
-
 def checked_dropout(dropout):
     "Return it. Raises `ValueError` unless it is a probability below 1; torch finds NaN in the first step."
     if not 0 <= dropout < 1:
@@ -185,9 +177,14 @@ def load_backbone(model_name, kwargs):
     if options:
         backbone.composite_config = config
         backbone.__dict__.pop("_weight_conversions", None) # else it would be saved by the names of the composite
+    remove_pooler(backbone)
+    return backbone
+
+
+def remove_pooler(backbone):
+    "Remove the layer after an encoder that a reward does not use."
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = nn.Identity()
-    return backbone
 
 
 def checked_options(model_name, kwargs, runs):
@@ -206,7 +203,8 @@ def checked_options(model_name, kwargs, runs):
     refuse_own_code(model_name, config, kwargs, runs)
     reads_pickles = kwargs.get("use_safetensors") is False # named by the user
     if not reads_pickles:
-        weight_map(model_name, kwargs, config)
+        if not weight_map(model_name, kwargs, config) and not kwargs.get("gguf_file"):
+            refuse_pickle(model_name, kwargs)
     return {**kwargs, "use_safetensors": not reads_pickles}
 
 # %% ../nbs/01b_checkpoints.ipynb #c3aab3a4
@@ -226,13 +224,15 @@ def num_embeddings_of(embeddings):
 
 def _head_files(model_name, kwargs, config):
     "Return the name in its file and the file of each weight of the reward head, by its name here."
-    prefix = getattr(config, "value_head_prefix", "score") if is_openrlhf(config) else "score"
+    prefixes = ["score"]
     parts = "weight|bias"
+    if is_openrlhf(config):
+        prefixes = [config.value_head_prefix] if hasattr(config, "value_head_prefix") else ["score", "value_head"]
     if "head" in getattr(config, "rlhf_reward", {}): # in an encoder's classifier, with a bias of 0
-        prefix = str(config.rlhf_reward["head"])
+        prefixes = [str(config.rlhf_reward["head"])]
         parts = "weight"
     # some families save everything under a prefix of their own
-    pattern = rf"(\w+\.)?{re.escape(prefix)}\.({parts})"
+    pattern = rf"(\w+\.)?(?:{'|'.join(map(re.escape, prefixes))})\.({parts})"
     files = {}
     for name, file in weight_map(model_name, kwargs, config).items():
         match = re.fullmatch(pattern, name)
@@ -267,9 +267,11 @@ def load_head(model_name, kwargs, config):
     shapes = _shapes_in(model_name, kwargs, files)
     if shapes != {"score.weight": shape}:
         found = f"is {shapes}" if shapes else "does not exist"
+        other = head_to_convert(model_name, kwargs, config)
+        remedy = "" if other is None else convert_remedy(model_name, other) + " "
         raise ValueError(
-            f"The reward head of {str(model_name)!r} {found}; expected one bias-free {{'score.weight': {shape}}}. To "
-            "start a new reward model on this backbone, use RewardModel(model_name)."
+            f"The reward head of {str(model_name)!r} {found}; expected one bias-free {{'score.weight': {shape}}}. "
+            f"{remedy}To start a new reward model on this backbone, use RewardModel(model_name)."
         )
     saved_name, file = files["score.weight"]
     with open_weights(find_weights(model_name, file, kwargs)) as weights:
@@ -354,6 +356,7 @@ def save_checkpoint(model, folder, tokenizer, state_dict=None):
             "rlhf_reward.RewardModel.from_pretrained."
         )
     weights = model.state_dict() if state_dict is None else state_dict
+    check_in_memory(weights)
     state = head_to_save(model, weights)
     for name, weight in weights.items():
         if name != "score.weight":

@@ -11,7 +11,6 @@ import logging
 import re
 
 import torch
-from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,

@@ -21,12 +21,13 @@ from .adapter_checkpoints import read_adapter
 from .adapter_forms import fit_embeddings, load_adapter_weights, put_adapter, read_adapter_weights
 from .checkpoint_files import CLASSIFIER, adapter_base, check_finite, is_adapter, is_encoder_head, own_code
 from .checkpoint_files import load_config, refuse_own_code
-from .checkpoints import check_complete, check_device, default_pooling, is_reward_model, load_checked
-from .checkpoints import num_embeddings_of, text_config
+from .checkpoints import check_complete, default_pooling, is_reward_model, load_checked, num_embeddings_of
+from .checkpoints import text_config
 from .comparison import Comparison
 from .encoding import TooLong, encode, fit_length, length_remedy, longest
 from .inputs import check_values
 from .omissions import render_checked, unread_variables
+from .placing import check_device, input_device, place
 from .reward import RewardModel
 from .tokens import TokenizedComparison
 
@@ -52,14 +53,13 @@ class EncoderClassifier(nn.Module):
         **kwargs: Any, # for `AutoModelForSequenceClassification.from_pretrained`
     ):
         super().__init__()
-        check_device(device)
+        check_device(device, kwargs.get("device_map"))
         load = _load_adapter if is_adapter(model_name, kwargs) else _load_classifier
         self.classifier = load(model_name, kwargs)
         self.text_pairs = text_pairs and _is_encoder(self.config) and not hasattr(self.config, "rlhf_reward")
-        parameters = inspect.signature(self.classifier.forward).parameters
-        num_types = getattr(self.config, "type_vocab_size", 0)
-        self._takes_types = "token_type_ids" in parameters and num_types > 1
-        self.to(device).eval()
+        has_types = getattr(self.config, "type_vocab_size", 0) > 1
+        self._takes_types = has_types and "token_type_ids" in inspect.signature(self.classifier.forward).parameters
+        place(self.eval(), device, kwargs.get("device_map"))
         check_finite(model_name, self.classifier.state_dict().items())
         if own_code(self.config):
             _check_rewards(self, model_name)
@@ -201,7 +201,7 @@ def _is_encoder(config):
 
 def _check_rewards(model, model_name):
     "Raise `ValueError` unless a classifier with code of its own gives each text one reward, whatever it is padded to."
-    device = next(model.parameters()).device
+    device = input_device(model)
     ids = torch.arange(3, 12, device=device) % model.num_embeddings
     whole = torch.ones_like(ids)
     short = torch.arange(9, device=device) < 4

@@ -20,6 +20,7 @@ import torch
 
 from .attention import BY_SEGMENT, attention_mask
 from .comparison import ranked_pairs
+from .placing import input_device
 from .reward import RewardModel
 from .rope import is_on_both_sides, length_limits
 from .tokens import TokenizedComparison, whole_sequences
@@ -210,7 +211,7 @@ def choose_layout(
     "Return the fastest layout that gives the padded rewards: packed in one row, packed in several, or padded."
     limits = frozenset(length_limits(model.config))
     pack = partial(pack_comparisons, length_limits=limits) if limits else pack_comparisons
-    on_cpu = next(model.parameters()).device.type == "cpu"
+    on_cpu = input_device(model).type == "cpu"
     attention = model.config._attn_implementation
     if attention == BY_SEGMENT: # set by an earlier choice, perhaps on another device
         attention = "sdpa"
@@ -364,7 +365,7 @@ def _count_tokens(examples):
 # %% ../nbs/04_packing.ipynb #5af99fd5
 def _rewards(model, batch):
     "Return the rewards of a batch, (num_responses, 1), computed on the model's device."
-    device = next(model.parameters()).device
+    device = input_device(model)
     on_device = {name: tensor.to(device) for name, tensor in batch.items()}
     return model(**model_inputs(on_device, model))
 

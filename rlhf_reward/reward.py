@@ -6,7 +6,6 @@
 __all__ = ['BackboneProperties', 'RewardModel', 'PairwiseLoss']
 
 # %% ../nbs/01_reward.ipynb #f0943cf9
-import inspect
 import math
 from pathlib import Path
 from typing import Optional, Union
@@ -18,15 +17,17 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .adapter_checkpoints import from_adapter, save_adapter
 from .checkpoint_files import check_finite, is_adapter, refuse_own_code
-from .checkpoints import check_device, checked_dropout, load_config, load_head, num_embeddings_of
-from .checkpoints import save_checkpoint
-from .encoder_heads import check_not_packed, open_backbone
+from .checkpoints import checked_dropout, load_config, load_head, num_embeddings_of, save_checkpoint
+from .encoder_heads import check_not_packed
 # defined here before
 from .checkpoint_files import hub_options
 from .checkpoints import MIXES_PADDING, default_pooling, head_size, is_reward_model, load_backbone
 from .checkpoints import sequence_classifier, tokenizer_to_save, unsharded
-from .inputs import check_shapes, check_values, left_aligned, require, right_padded
+from .inputs import check_shapes, check_values, left_aligned, require, right_padded, takes_cache
+from .other_heads import keep_openrlhf_scale
+from .placing import check_device, place
 from .rope import check_length, choose_frequencies_by_text, scales_by_length
+from .sft_adapters import base_of, open_base
 from .losses import bradley_terry
 
 # %% ../nbs/01_reward.ipynb #d9d2abf6
@@ -53,6 +54,10 @@ class BackboneProperties(nn.Module):
             if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
                 limit -= module.padding_idx + 1 # RoBERTa's positions begin after it
         return limit if limit > 0 else None
+
+    @property
+    def hf_device_map(self) -> dict: # the backbone's; raises `AttributeError` if it is on one device
+        return self.backbone.hf_device_map
 
     @property
     def _no_split_modules(self) -> list[str]: # the backbone's, by which FSDP shards
@@ -105,29 +110,29 @@ class RewardModel(BackboneProperties):
 
     def __init__(
         self,
-        model_name: str, # name of a transformers model, or a local folder with its config and weights
+        model_name: str, # folder or hub name of a model of transformers, or of an SFT adapter, which is merged
         dropout: float = 0.1, # probability to zero an element of the pooled hidden state while training
-        device: str = "cuda", # of the model, such as 'cuda', 'cuda:1' or 'cpu'
+        device: str = "cuda", # of the model, such as 'cuda', 'cuda:1' or 'cpu'; not used with a `device_map`
         # read by the head, see `open_backbone`: 'last' of a decoder, 'classifier' or 'first' of an encoder
         pooling: Optional[str] = None,
         **kwargs, # for `AutoModel.from_pretrained`; dtype is float32 unless given: half precision loses small updates
     ):
         super().__init__()
-        check_device(device)
-        model_name, config = load_config(model_name, kwargs)
+        check_device(device, kwargs.get("device_map"))
+        self.merged_adapter, base_name, options = base_of(model_name, kwargs)
+        base_name, config = load_config(base_name, options)
         facts = getattr(config, "rlhf_reward", {})
         self.ends_with_eos = facts.get("ends_with_eos", True) # how its texts are tokenized, see `tokens.encode`
-        opened = open_backbone(model_name, config, pooling or facts.get("pooling"), {"dtype": torch.float32, **kwargs})
+        opened = open_base(self.merged_adapter, base_name, config, pooling, {"dtype": torch.float32, **kwargs})
         self.pooling, self.backbone, width, self.head_names, self.new_weights = opened
         choose_frequencies_by_text(self.backbone)
-        self.base_source = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
+        self.base_source = {name: options[name] for name in ("revision", "subfolder") if options.get(name)}
         self.num_base_embeddings = self.num_embeddings # those of the checkpoint, before any is added
-        has_cache = "use_cache" in inspect.signature(self.backbone.forward).parameters
-        self._backbone_kwargs = {"use_cache": False} if has_cache else {}
+        self._backbone_kwargs = {"use_cache": False} if takes_cache(self.backbone) else {}
         self.dropout = nn.Dropout(checked_dropout(dropout))
         self.score = nn.Linear(width, 1, bias=False, dtype=torch.float32)
         nn.init.normal_(self.score.weight, std=(self.score.in_features + 1) ** -0.5) # Stiennon et al. 2020
-        self.to(device).eval()
+        place(self.eval(), device, kwargs.get("device_map"))
         check_finite(model_name, self.backbone.state_dict().items())
 
     def forward(
@@ -166,7 +171,7 @@ class RewardModel(BackboneProperties):
         outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **given, **self._backbone_kwargs)
         pooled = outputs.logits if self.pooling == "classifier" else outputs.last_hidden_state[rows, ends]
         with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
-            pooled = self.dropout(pooled.to(self.score.weight.dtype))
+            pooled = self.dropout(pooled.to(self.score.weight)) # its device and dtype
             return self.score(pooled).float()
 
     def save_pretrained(
@@ -209,9 +214,9 @@ class RewardModel(BackboneProperties):
         if not hasattr(config, "rlhf_reward"):
             refuse_own_code(model_name, config, kwargs)
         model = cls(model_name, dropout, device, pooling, **{"dtype": "auto", **kwargs})
+        keep_openrlhf_scale(model.config)
         model.ends_with_eos = getattr(model.config, "rlhf_reward", {}).get("ends_with_eos", False)
-        with torch.no_grad():
-            model.score.weight.copy_(load_head(model_name, kwargs, config))
+        model.score.weight.data.copy_(load_head(model_name, kwargs, config))
         return model
 
 # %% ../nbs/01_reward.ipynb #bc0e4f56

@@ -23,6 +23,7 @@ from .comparison import Comparison, Text
 from .encoders import EncoderClassifier, open_model
 from .engine import Cancelled, ComparisonScorer, NotFinite, RewardEngine
 from .omissions import report_omissions
+from .placing import input_device
 from .reward import RewardModel
 from .rows import to_responses
 from .templates import report_template
@@ -145,7 +146,7 @@ class Scorer(RewardEngine, BaseScorer):
                 "A response cannot be dropped, since each gets a reward."
             )
         if tokens_per_batch is None:
-            on_cpu = next(model.parameters()).device.type == "cpu"
+            on_cpu = input_device(model).type == "cpu"
             tokens_per_batch = 2048 if on_cpu else 16384
         if tokens_per_batch < 1 or (max_length is not None and max_length < 1):
             raise ValueError(

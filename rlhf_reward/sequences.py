@@ -17,6 +17,7 @@ from .comparison import BadResponse, Comparison, whole_texts
 from .encoding import TooLong, encode, end_token, fit_length, length_remedy, longest
 from .omissions import render_checked
 from .packing import choose_layout, model_inputs
+from .placing import input_device
 from .reward import RewardModel
 from .templates import Conversation, as_conversation, chat_marks
 from .tokens import TokenizedComparison, tokenized_comparison
@@ -44,7 +45,7 @@ class TextReader:
         self.collator = layout.collator
         self.packs = layout.difference is None
         # the checkpoint does not record whether it was trained on strings that end with the end-of-sequence token
-        self._assumes_end = not model.ends_with_eos and not hasattr(model.config, "rlhf_reward")
+        self._assumes_end = not model.ends_with_eos and "ends_with_eos" not in getattr(model.config, "rlhf_reward", {})
         if layout.difference and model.pooling == "last":
             logger.warning("This %s is scored with padded batches: %s.", model.config.model_type, layout.difference)
 
@@ -236,5 +237,5 @@ def _dummy_comparisons(num_ids):
 
 def _to_device(batch, model):
     "Return the batch on the device of the model."
-    device = next(model.parameters()).device
+    device = input_device(model)
     return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -1,4 +1,4 @@
-"`rlhf_reward train`, `evaluate`, `score`, `serve`, `audit`: each command has a module, imported without torch."
+"The command `rlhf_reward`: each of its commands has a module, which is imported without torch."
 import argparse
 import logging
 import sys
@@ -6,6 +6,7 @@ from typing import Optional
 
 from rlhf_reward.cli.arguments import leave_process_group, parse_columns, write_any_text
 from rlhf_reward.cli.audit_command import audit
+from rlhf_reward.cli.convert_command import convert
 from rlhf_reward.cli.evaluate_command import evaluate
 from rlhf_reward.cli.score_command import score
 from rlhf_reward.cli.serve_command import serve
@@ -15,6 +16,7 @@ __all__ = [
     "SYNTHETIC",
     "TrainArguments",
     "audit",
+    "convert",
     "evaluate",
     "main",
     "parse_columns",
@@ -30,6 +32,7 @@ COMMANDS = {
     "evaluate": (evaluate, "report how often models agree with people, with confidence intervals"),
     "serve": (serve, "serve rewards over HTTP, also in the formats of vLLM and OpenRLHF"),
     "audit": (audit, "report what a file of preferences contains and what would spoil a training run"),
+    "convert": (convert, "write a reward model of another library as a checkpoint that every tool opens"),
 }
 
 

@@ -26,8 +26,8 @@ class TrainArguments:
     model: Optional[str] = field(
         default=None,
         metadata={
-            "help": "Name of a transformers model or a local folder. By default a tiny decoder, with --dataset "
-            "synthetic only."
+            "help": "Name of a transformers model, a local folder, or an adapter of a language model, which is merged "
+            "into its base model. By default a tiny decoder, with --dataset synthetic only."
         },
     )
     dataset: Optional[str] = field(

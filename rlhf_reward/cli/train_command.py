@@ -56,7 +56,7 @@ def _adapter_config(job):
 
     return lora_config(job.lora_r, job.lora_alpha, job.lora_dropout, job.lora_target_modules)
 
-
+# %% ../../nbs/09b_cli_train.ipynb #3ab95c07
 def _quantization(args):
     "Return the config of a backbone in 4 bits."
     if args.device.type == "cpu":
@@ -74,8 +74,21 @@ def _quantization(args):
     )
 
 
+def _merge_base(adapter, job, args):
+    "Merge an SFT adapter into its base model, as the base model of the adapter to train; return the folder."
+    from rlhf_reward.sft_adapters import merge_sft_adapter
+
+    folder = str(Path(args.output_dir) / "base")
+    with args.main_process_first(desc="merging the adapter"):
+        if args.should_save:
+            merge_sft_adapter(adapter, folder, job.dtype)
+    return folder
+
+
 def _open_model(name, job, args):
     "Open a language model with a new head, or a reward model with its own."
+    from rlhf_reward.checkpoint_files import is_adapter
+    from rlhf_reward.other_heads import convert_remedy, head_to_convert
     from rlhf_reward.reward import RewardModel, is_reward_model
 
     options = {}
@@ -87,6 +100,11 @@ def _open_model(name, job, args):
         open_model = RewardModel.from_pretrained
         head = "is a reward model; training continues from its head"
     else:
+        other = head_to_convert(name, {})
+        if other is not None:
+            raise ValueError(f"{name!r} would lose its reward head. {convert_remedy(name, other)}")
+        if job.lora_r and is_adapter(name, {}):
+            name = _merge_base(name, job, args)
         open_model = RewardModel
         head = "has no reward head to continue from; training starts from a new head on its backbone"
     logging.getLogger("rlhf_reward").info("%s %s.", name, head)

@@ -17,6 +17,7 @@ from torchtyping import TensorType
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .adapter_checkpoints import from_adapter, save_adapter
+from .branching import branched_states
 from .checkpoint_files import check_finite, is_adapter, refuse_own_code
 from .checkpoints import check_device, default_pooling, head_size, load_backbone, load_config, load_head
 from .checkpoints import num_embeddings_of, save_checkpoint
@@ -65,6 +66,15 @@ class BackboneProperties(nn.Module):
     def gradient_checkpointing_enable(self, **kwargs): # its name before transformers 5.23
         self.backbone.enable_input_require_grads()
         self.backbone.gradient_checkpointing_enable(**kwargs)
+
+    def _hidden_states(self, input_ids, attention_mask, position_ids, branches):
+        "Return the last hidden states of the backbone, (batch_size, seq_len, hidden_size)."
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if position_ids is not None:
+            inputs["position_ids"] = position_ids
+        if branches is None:
+            return self.backbone(**inputs, **self._backbone_kwargs).last_hidden_state
+        return branched_states(self.backbone, self._input_names, inputs, branches, **self._backbone_kwargs)
 
     def normalize(
         self,
@@ -122,8 +132,8 @@ class RewardModel(BackboneProperties):
         choose_frequencies_by_text(self.backbone)
         self.base_source = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
         self.num_base_embeddings = self.num_embeddings # those of the checkpoint, before any is added
-        has_cache = "use_cache" in inspect.signature(self.backbone.forward).parameters
-        self._backbone_kwargs = {"use_cache": False} if has_cache else {}
+        self._input_names = frozenset(inspect.signature(self.backbone.forward).parameters) # before any adapter
+        self._backbone_kwargs = {"use_cache": False} if "use_cache" in self._input_names else {}
         self.dropout = nn.Dropout(dropout)
         self.score = nn.Linear(head_size(config), 1, bias=False, dtype=torch.float32)
         nn.init.normal_(self.score.weight, std=(self.score.in_features + 1) ** -0.5) # Stiennon et al. 2020
@@ -137,6 +147,7 @@ class RewardModel(BackboneProperties):
         attention_mask: Optional[Union[TensorType["batch_size", "seq_len"], dict]] = None,
         position_ids: Optional[TensorType["batch_size", "seq_len", int]] = None, # by default real tokens count from 0
         end_positions: Optional[TensorType["num_responses", 2, int]] = None, # (row, position) where each response ends
+        branches: Optional[TensorType["num_sequences", 3, int]] = None, # of `BranchedBatch`, all tokens in one row
     ) -> TensorType["batch_size", 1, float]: # float32 rewards; (num_responses, 1) with `end_positions`
         """
         Return one reward for each row, or for each of `end_positions`.
@@ -161,9 +172,8 @@ class RewardModel(BackboneProperties):
             ends = attention_mask.sum(dim=1) - 1 if self.pooling == "last" else torch.zeros_like(rows)
         else:
             rows, ends = end_positions.unbind(dim=1)
-        given = {} if position_ids is None else {"position_ids": position_ids}
-        outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **given, **self._backbone_kwargs)
-        pooled = outputs.last_hidden_state[rows, ends] # (batch_size or num_responses, hidden_size)
+        states = self._hidden_states(input_ids, attention_mask, position_ids, branches)
+        pooled = states[rows, ends] # (batch_size or num_responses, hidden_size)
         with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
             pooled = self.dropout(pooled.to(self.score.weight.dtype))
             return self.score(pooled).float()

@@ -8,10 +8,12 @@ import pytest
 import torch
 import transformers as T
 
-from architectures import IDS, LLAMA, SIZE, VOCAB, save_language_model, word_tokenizer
+from architectures import IDS, LLAMA, VOCAB, save_language_model, word_tokenizer
+from programs import run
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, Scorer
 from rlhf_reward.adapters import add_adapter, lora_config
 from rlhf_reward.branching import PREFIX, WHOLE, BranchCache, branch_comparisons, group_by_length
+from rlhf_reward.losses import BradleyTerry
 from rlhf_reward.packing import by_comparison, choose_layout, model_inputs, pack_comparisons, pad_comparisons
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.tokens import tokenized_comparison
@@ -519,12 +521,40 @@ def test_what_cannot_be_branched_is_reported(hybrid, tmp_path):
     assert trained(hybrid, tmp_path, "auto", **reentrant, max_steps=1).data_collator is pad_comparisons
 
 
+def test_two_processes_are_one(hybrid, tmp_path, python):
+    "The last step has 5 comparisons, and the second process one of them. The calls of the two differ in number."
+    rows = tmp_path / "rows.jsonl"
+    synthetic_comparisons(21).to_json(rows)
+    weights = []
+    for count in (1, 2):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count] if count > 1 else []
+        arguments = [
+            *(*launcher, "-m", "rlhf_reward", "train", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"),
+            *("--model", hybrid, "--dataset", rows, "--output_dir", tmp_path / str(count), "--dropout", "0"),
+            *("--learning_rate", "1e-3", "--per_device_train_batch_size", 8 // count, "--layout", "branched"),
+            "--gradient_checkpointing",
+        ]
+        run(python, *arguments)
+        weights.append(RewardModel.from_pretrained(str(tmp_path / str(count)), device="cpu").state_dict())
+    name = "backbone.layers.0.mamba.in_proj.weight"
+    assert (weights[0][name] - RewardModel(hybrid, device="cpu").state_dict()[name]).abs().max() > 1e-3
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=1e-5, msg=name)
+
+
 def test_loss_of_a_branched_batch_is_that_of_the_padded_one(tmp_path):
     model = open_model("lfm2", tmp_path)
-    examples = random_examples()
+    examples = []
+    for item in random_examples():
+        k = len(item["rests"])
+        examples.append({**item, "ranks": list(range(1, k + 1)), "margins": [0.5] * (k * (k - 1) // 2)})
     tables = []
     for collator in (branch_comparisons, pad_comparisons):
         batch = collator(examples)
         with torch.no_grad():
-            tables.append(by_comparison(model(**model_inputs(batch, model)), batch["ranks"]))
-    torch.testing.assert_close(tables[0], tables[1], atol=1e-5, rtol=1e-5)
+            rewards = by_comparison(model(**model_inputs(batch, model)), batch["ranks"])
+        tables.append((rewards, BradleyTerry()(rewards, batch["ranks"], batch["margins"], batch["ratings"])))
+    (rewards, losses), (plain_rewards, plain_losses) = tables
+    assert rewards.abs().sum() > 1 and losses.sum() > 1
+    torch.testing.assert_close(rewards, plain_rewards, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(losses, plain_losses, atol=1e-5, rtol=1e-5)

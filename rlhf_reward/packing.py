@@ -178,7 +178,8 @@ def check_padding(
 
 def _is_rounding(difference, rewards, model):
     "Return whether a difference of rewards is no more than rounding, relative to the largest of them."
-    rounding = ROUNDING.get(next(model.backbone.parameters()).dtype, 5e-2)
+    is_quantized = getattr(model.backbone, "is_quantized", False)
+    rounding = 5e-2 if is_quantized else ROUNDING.get(next(model.backbone.parameters()).dtype, 5e-2)
     return difference <= rounding * rewards.abs().max().item()
 
 # %% ../nbs/04_packing.ipynb #65ae9864

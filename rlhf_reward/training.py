@@ -137,7 +137,9 @@ class RewardTrainer(
             return
         self._layout_is_chosen = True
         if self.args.layout == "padded":
-            check_padding(self.model, examples_to_compare(dataset))
+            # on a CPU, bitsandbytes trains nothing after an evaluation
+            if not getattr(self.model.backbone, "is_quantized", False):
+                check_padding(self.model, examples_to_compare(dataset))
             return
         layouts = layouts_to_try(self.args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         layout = choose_layout(self.model, examples_to_compare(dataset), layouts)

@@ -15,8 +15,9 @@ from .arguments import exit_on_error, open_scorer, scoring_parser
 def _serve_parser():
     parser = scoring_parser(
         "serve",
-        "Serve rewards over HTTP: /score, /rank, the forms of Cohere, Jina, vLLM, SGLang, text-embeddings-inference and "
-        "OpenRLHF, /health, /metrics, a page at / and the documentation of the API at /docs. Needs the extra serve.",
+        "Serve rewards over HTTP: /score, /rank, the forms of Cohere, Jina, vLLM, SGLang, text-embeddings-inference "
+        "and OpenRLHF, /health, /metrics, a page at / and the documentation of the API at /docs. "
+        "Needs the extra serve.",
     )
     parser.add_argument(
         "--host",

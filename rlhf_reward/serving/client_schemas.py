@@ -241,7 +241,11 @@ class Prediction(BaseModel):
     label: str
 
 # %% ../../nbs/08j_client_schemas.ipynb #f68f9b4a
-OWN, VLLM, SGLANG, COHERE, TEI = (f"form of {name}" for name in ("rlhf_reward", "vLLM", "SGLang", "Cohere", "TEI"))
+OWN = "form of rlhf_reward"
+VLLM = "form of vLLM"
+SGLANG = "form of SGLang"
+COHERE = "form of Cohere"
+TEI = "form of text-embeddings-inference"
 
 
 def score_form(
@@ -270,7 +274,7 @@ def without_form(
     field: tuple[Any, ...], # path of a wrong field, in FastAPI's error
 ) -> tuple[Any, ...]:
     "Return the path of a field without the form of the request."
-    return field[:1] + field[2:] if field[1:2] and field[1] in (OWN, VLLM, SGLANG, COHERE, TEI) else field
+    return field[:1] + field[2:] if set(field[1:2]) & {OWN, VLLM, SGLANG, COHERE, TEI} else field
 
 
 def _has(body, names):

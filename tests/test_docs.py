@@ -325,6 +325,10 @@ def undocumented(docs, name, node, comments):
 OVER_HTTP = {
     "RequestModel", "Message", "ScoreRequest", "ScoreAnswer", "RankRequest", "RankedResponse", "RankAnswer",
     "ClassifyRequest", "ClassifyResult", "Usage", "ClassifyAnswer", "RewardRequest", "Problem", "QueueFull",
+    "ClientRequest", "Document", "RerankRequest", "RerankResult", "RerankAnswer", "TEIRerankRequest", "TEIRank",
+    "VLLMScoreRequest", "VLLMScore", "VLLMScoreAnswer", "ListAnswer", "PoolingRequest", "Pooling", "PoolingAnswer",
+    "EmbeddingsRequest", "Embedding", "EmbeddingsAnswer", "TokenizeRequest", "TokenizeAnswer", "SGLangRequest",
+    "SGLangResult", "PredictRequest", "Prediction",
 }
 
 

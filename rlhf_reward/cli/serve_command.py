@@ -15,8 +15,9 @@ from .arguments import exit_on_error, open_scorer, scoring_parser
 def _serve_parser():
     parser = scoring_parser(
         "serve",
-        "Serve rewards over HTTP: /score, /rank, /classify as in vLLM, /get_reward as in OpenRLHF, /health, /metrics, "
-        "a page at / and the documentation of the API at /docs. Needs the extra serve.",
+        "Serve rewards over HTTP: /score, /rank, the forms of Cohere, Jina, vLLM, SGLang, text-embeddings-inference "
+        "and OpenRLHF, /health, /metrics, a page at / and the documentation of the API at /docs. "
+        "Needs the extra serve.",
     )
     parser.add_argument(
         "--host",
@@ -32,6 +33,11 @@ def _serve_parser():
     )
     parser.add_argument("--allow_public", action="store_true", help="listen where others can reach it, without a token")
     parser.add_argument("--name", help="name of the model in answers (default: --model)")
+    parser.add_argument(
+        "--strict_model_name",
+        action="store_true",
+        help="refuse requests for a model of another name with 404 (default: they are answered)",
+    )
     parser.add_argument(
         "--max_body",
         type=int,
@@ -75,6 +81,7 @@ def serve(
                 name=options.name or options.model,
                 max_body=options.max_body,
                 max_waiting=options.max_waiting,
+                strict_model_name=options.strict_model_name,
             )
     except KeyboardInterrupt:  # after it has shut down
         pass

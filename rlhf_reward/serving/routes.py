@@ -9,13 +9,11 @@ __all__ = ['logger', 'OPEN_PATHS', 'ERROR_RESPONSES', 'CHARACTERS_PER_TOKEN', 'm
 import asyncio
 import contextlib
 import logging
-import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -29,6 +27,16 @@ from ..encoding import TooLong
 from ..markdown import code_span
 from ..scoring import Scorer, ranked
 from .batching import Batcher, QueueFull, count_tokens
+from rlhf_reward.serving.client_schemas import (
+    AnyClassifyRequest,
+    AnyScoreRequest,
+    SGLangRequest,
+    SGLangResult,
+    VLLMScoreAnswer,
+    VLLMScoreRequest,
+    without_form,
+)
+from .clients import add_client_routes, classify_answer, sglang_classify, vllm_score
 from .middleware import AnswerHead, Authorize, CountRequests, LimitBody, body_size
 from .monitoring import ServerMetrics
 from rlhf_reward.serving.reading import (
@@ -36,23 +44,18 @@ from rlhf_reward.serving.reading import (
     check_same_length,
     field_error,
     queries,
-    read_classify,
     read_get_reward,
     read_rank,
     read_score,
 )
 from rlhf_reward.serving.schemas import (
     ClassifyAnswer,
-    ClassifyRequest,
-    ClassifyResult,
     Problem,
     RankAnswer,
     RankedResponse,
     RankRequest,
     RewardRequest,
     ScoreAnswer,
-    ScoreRequest,
-    Usage,
 )
 from .tokenizing import RequestTokenizer
 
@@ -70,6 +73,7 @@ def make_app(
     max_body: int = 8_000_000, # bytes of a request
     max_waiting: int = 500_000, # tokens that may wait; more are refused with 503
     timeout: float = 60, # seconds until a request is cancelled with 503
+    strict_model_name: bool = False, # refuse requests for a model of another name with 404
 ) -> FastAPI:
     """
     Return the web application of a scorer.
@@ -81,7 +85,7 @@ def make_app(
     if min(max_body, max_waiting) < 1:
         raise ValueError(f"max_body is {max_body} and max_waiting {max_waiting}; expected 1 or more.")
     name = name or str(scorer.model.config.name_or_path)
-    service = _RewardService(scorer, max_body, max_waiting, timeout)
+    service = _RewardService(scorer, name, strict_model_name, max_body, max_waiting, timeout)
 
     @contextlib.asynccontextmanager
     async def lifespan(app):
@@ -106,8 +110,8 @@ def make_app(
     app.add_middleware(CountRequests, record=service.metrics.record_request)
     app.add_middleware(AnswerHead)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
-    app.include_router(_status_routes(service, name))
-    app.include_router(_reward_routes(service, name))
+    app.include_router(_status_routes(service))
+    app.include_router(_reward_routes(service))
     return app
 
 # %% ../../nbs/08f_routes.ipynb #03ca9449
@@ -115,6 +119,7 @@ ERROR_RESPONSES = {
     400: {"model": Problem, "description": "The body is not valid JSON."},
     401: {"model": Problem, "description": "The token is missing or wrong."},
     403: {"model": Problem, "description": "The host is no name of this machine, and there is no token."},
+    404: {"model": Problem, "description": "The server has another model, and compares its name."},
     408: {"model": Problem, "description": "The body did not arrive in time."},
     413: {"model": Problem, "description": "The body or a text is too long, or there are too many."},
     422: {"model": Problem, "description": "A field is wrong; the answer names it."},
@@ -127,15 +132,17 @@ ERROR_RESPONSES = {
 
 def _reward_routes(
     service: "_RewardService", # of the application
-    name: str, # of the model
 ) -> APIRouter:
     "Return the routes that require the token."
     # `HTTPBearer` is for the page of the API; the middleware `Authorize` checks the token
     api = APIRouter(dependencies=[Depends(HTTPBearer(auto_error=False))], responses=ERROR_RESPONSES)
+    add_client_routes(api, service)
 
     @api.post("/score")
-    async def score(request: ScoreRequest) -> ScoreAnswer:
-        "Return a reward for each response."
+    async def score(request: AnyScoreRequest) -> Union[ScoreAnswer, VLLMScoreAnswer]:
+        "Return a reward for each response, or answer as vLLM does if the request is in its form."
+        if isinstance(request, VLLMScoreRequest):
+            return await vllm_score(service, request)
         check_same_length(request.prompts, request.responses, "responses", "responses")
         scored = await service.score(partial(read_score, request), request.normalize)
         return ScoreAnswer(rewards=[rewards[0] for rewards in scored.rewards])
@@ -150,17 +157,12 @@ def _reward_routes(
         shown = service.normalized(rewards) if request.normalize else rewards
         return rank_answer(request.responses, rewards, shown)
 
-    @api.post("/classify", responses={404: {"model": Problem, "description": "The server has another model."}})
-    async def classify(request: ClassifyRequest) -> ClassifyAnswer:
-        "Answer as vLLM does for a model with one label and `problem_type` regression."
-        if request.model not in (None, name):
-            problem = f"The model {request.model!r} is not served here; expected {name!r}, or no model."
-            raise HTTPException(404, problem)
-        if (request.input is None) == (request.messages is None):
-            found = "neither input nor messages" if request.input is None else "both input and messages"
-            raise field_error(422, ["input"], f"The request has {found}; expected one of them.")
-        scored = await service.score(partial(read_classify, request))
-        return _classify_answer(scored, name, service.label)
+    @api.post("/classify")
+    async def classify(request: AnyClassifyRequest) -> Union[ClassifyAnswer, SGLangResult, list[SGLangResult]]:
+        "Answer as vLLM does for a model with one label and `problem_type` regression, or as SGLang."
+        if isinstance(request, SGLangRequest):
+            return await sglang_classify(service, request)
+        return await classify_answer(service, request)
 
     @api.post("/get_reward")
     async def get_reward(request: RewardRequest) -> ScoreAnswer:
@@ -197,27 +199,9 @@ def rank_answer(
     return RankAnswer(ranked=answer)
 
 
-def _classify_answer(
-    scored: "Scored", # one reward for each input
-    name: str, # of the model
-    label: str, # of its one output
-) -> ClassifyAnswer:
-    "Return the answer of `/classify`."
-    results = []
-    for index, rewards in enumerate(scored.rewards):
-        results.append(ClassifyResult(index=index, label=label, probs=rewards))
-    return ClassifyAnswer(
-        id=f"classify-{uuid.uuid4().hex}",
-        created=int(time.time()),
-        model=name,
-        data=results,
-        usage=Usage(prompt_tokens=scored.tokens, total_tokens=scored.tokens),
-    )
-
 # %% ../../nbs/08f_routes.ipynb #92c28213
 def _status_routes(
     service: "_RewardService", # of the application
-    name: str, # of the model
 ) -> APIRouter:
     "Return the routes that are open."
     api = APIRouter()
@@ -230,7 +214,7 @@ def _status_routes(
             raise HTTPException(503, "The task that computes batches has stopped; restart the server.")
         return {
             "status": "ok",
-            "model": name,
+            "model": service.name,
             "chat": bool(service.scorer.tokenizer.chat_template),
             "version": __version__,
         }
@@ -249,7 +233,7 @@ async def _answer_invalid_request(
     "Name the fields, without their values: those may be large, or not representable in JSON."
     details = []
     for problem in error.errors()[:20]:
-        field = [part if isinstance(part, int) else printable(part) for part in problem["loc"]]
+        field = [part if isinstance(part, int) else printable(part) for part in without_form(problem["loc"])]
         details.append({"type": problem["type"], "loc": field, "msg": printable(problem["msg"])})
     return JSONResponse({"detail": details}, 422)
 
@@ -278,11 +262,15 @@ class _RewardService:
     def __init__(
         self,
         scorer: Scorer, # the model
+        name: str, # of the model in answers
+        strict_model_name: bool, # refuse requests for a model of another name
         max_body: int, # bytes of a request, and characters of its prompts with each of their responses
         max_waiting: int, # tokens that may wait
         timeout: float, # seconds for a request
     ):
         self.scorer = scorer
+        self.name = name
+        self.strict_model_name = strict_model_name
         self.timeout = timeout
         self.metrics = ServerMetrics()
         self.batcher = Batcher(scorer, max_waiting, self.metrics.record_batch)
@@ -295,17 +283,38 @@ class _RewardService:
         "The name of the model's one output."
         return str(self.scorer.model.config.id2label.get(0, "LABEL_0"))
 
+    def check_model(
+        self,
+        model: Optional[str], # that a request names
+    ) -> None:
+        "Raise 404 for a model of another name, if names are compared."
+        if self.strict_model_name and model not in (None, self.name):
+            problem = f"The model {printable(model)!r} is not served here; expected {self.name!r}, or no model."
+            raise HTTPException(404, problem)
+
     async def score(
         self,
         read: Callable[[], list[LocatedComparison]], # called in a thread
         normalize: bool = False, # the rewards
     ) -> _Scored:
         "Return the rewards of the comparisons. Raise `HTTPException` for everything that goes wrong."
-        self.batcher.start() # an application that is mounted in another one has no start of its own
         if normalize:
             self.normalized([]) # refused before the computation
+        return await self._answer(self._compute(read, normalize))
+
+    async def token_ids(
+        self,
+        read: Callable[[], list[LocatedComparison]], # called in a thread
+    ) -> list[int]:
+        "Return the tokens of a single text, as they are scored. Raise `HTTPException` as `score` does."
+        sequences, _ = await self._answer(self.tokenizer.tokenize(read, body_size.get()))
+        return sequences[0][0]
+
+    async def _answer(self, result):
+        "Await a result. Raise `HTTPException` for everything that goes wrong."
+        self.batcher.start() # an application that is mounted in another one has no start of its own
         try:
-            return await asyncio.wait_for(self._compute(read, normalize), self.timeout)
+            return await asyncio.wait_for(result, self.timeout)
         except QueueFull as error:
             raise _try_again(str(error), error.seconds) from None
         except asyncio.TimeoutError:

@@ -1,7 +1,11 @@
 "Reward models for RLHF: data, training, evaluation, scoring."
 __version__ = "0.1.0"
 
+import logging
 from importlib import import_module
+
+# bitsandbytes reports at its import that it does not find a kernel, also where nothing is in 4 bits
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in str(record.msg))
 
 # Public names by module. They load when first used, because importing torch and transformers takes seconds.
 _PUBLIC = {

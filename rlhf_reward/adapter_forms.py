@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../nbs/01f_adapter_forms.ipynb #3e136c7b
 import copy
-import logging
 import re
 import warnings
 from types import MethodType
@@ -19,8 +18,6 @@ from .placing import check_in_memory
 # %% ../nbs/01f_adapter_forms.ipynb #31935162
 def import_peft():
     "Return the module `peft`. Raises `ImportError` that tells how to install it."
-    # without a CUDA device it reports a kernel that it did not find, at its import
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import peft
     except ImportError:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
 
-from .arguments import parse_columns, parse_verdicts
+from .arguments import DATA_HELP, FILES_HELP, FORM_HELP, parse_columns, parse_verdicts
 
 # %% ../../nbs/09g_cli_train_arguments.ipynb #017737ad
 SYNTHETIC = "synthetic"
@@ -33,16 +33,28 @@ class TrainArguments:
     dataset: Optional[str] = field(
         default=None,
         metadata={
-            "help": "A .jsonl, .json, .csv or .parquet file, a folder of them, or the name of a data set on the hub. "
-            "'synthetic', the default without --model, makes preferences with a known gold reward."
+            "help": f"{FILES_HELP}. 'synthetic', the default without --model, makes preferences with a known gold "
+            "reward."
         },
     )
+    split: Optional[str] = field(
+        default=None,
+        metadata={"help": f"{DATA_HELP['split']}, to train on (default: train)"},
+    )
+    dataset_config: Optional[str] = field(default=None, metadata={"help": DATA_HELP["dataset_config"]})
+    revision: Optional[str] = field(default=None, metadata={"help": DATA_HELP["revision"]})
+    data_dir: Optional[str] = field(default=None, metadata={"help": DATA_HELP["data_dir"]})
     eval_dataset: Optional[str] = field(
         default=None,
         metadata={
-            "help": "A file, or a folder or data set on the hub (its test split), for evaluation. By default a tenth "
-            "of the prompts of --dataset is held out."
+            "help": "A file, a folder or a data set on the hub for evaluation. By default a tenth of the prompts of "
+            "--dataset is held out. --dataset_config, --revision and --data_dir are those of --dataset, and of this "
+            "one if it is the same."
         },
+    )
+    eval_split: Optional[str] = field(
+        default=None,
+        metadata={"help": "Split to evaluate on, of --eval_dataset (default: test), or without it of --dataset."},
     )
     columns: Optional[str] = field(
         default=None,
@@ -55,6 +67,7 @@ class TrainArguments:
             "does not show it: --verdicts=0=a,1=b,2=tie"
         },
     )
+    form: Optional[str] = field(default=None, metadata={"help": f"{FORM_HELP}; of both data sets"})
     streaming: bool = field(
         default=False,
         metadata={
@@ -155,6 +168,16 @@ def _check_stream(job, args):
         )
 
 
+def _choose_data(job):
+    "Evaluate on a split of `dataset` if only that is given. Raise `ValueError` for parts of the synthetic data."
+    names = [*DATA_HELP] if job.eval_dataset else [*DATA_HELP, "eval_split", "form"]
+    chosen = [name for name in names if getattr(job, name) is not None]
+    if job.dataset == SYNTHETIC and chosen:
+        raise ValueError(f"--{chosen[0]} goes with a --dataset of files or of the hub; {SYNTHETIC} has no such parts.")
+    if job.eval_split is not None and job.eval_dataset is None:
+        job.eval_dataset = job.dataset
+
+
 def _check_adapter(job):
     "Raise `ValueError` for arguments of an adapter that contradict each other."
     if job.lora_r is not None and job.lora_r < 1:
@@ -213,6 +236,7 @@ def parse_train(
                 "local folder; and a .jsonl file, the name of a data set, or synthetic."
             )
         job, args = parser.parse_args_into_dataclasses(argv)
+        _choose_data(job)
         _check_stream(job, args)
         job.columns = parse_columns(job.columns)
         job.verdicts = parse_verdicts(job.verdicts)

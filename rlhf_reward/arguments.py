@@ -33,8 +33,9 @@ class RewardConfig(TrainingArguments):
         "help": "What to do with rows that cannot be used: stop before training, or skip and count them."})
     margin_from_scores: bool = field(default=False, metadata={
         "help": "Use the difference of the scores as the margin of a pair, where the row has no margin of its own."})
-    layout: Literal["auto", "packed", "padded"] = field(default="auto", metadata={
-        "help": "Batch layout. 'packed' computes each token once, 'padded' works for every model, 'auto' packs if that "
+    layout: Literal["auto", "packed", "branched", "padded"] = field(default="auto", metadata={
+        "help": "Batch layout. 'packed' computes each token once, 'branched' does so for hybrids and others that "
+                "continue from a cache, 'padded' works for every model, 'auto' takes the first of them that "
                 "reproduces the padded rewards."})
     loss: Literal[tuple(LOSSES)] = field(default="bradley_terry", metadata={
         "help": "Selects the loss: bradley_terry (pairs), margin_scaled, plackett_luce (whole orders), rao_kupper or "

@@ -14,8 +14,10 @@ from typing import Any, Optional, Union
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from .checkpoint_files import find_weights, load_config, open_tokenizer, weight_map, weight_shapes
-from .checkpoints import check_complete, default_pooling, head_size, load_checked
+from .adapters import merge_adapter
+from .checkpoint_files import find_weights, is_adapter, load_config, open_tokenizer
+from .checkpoint_files import weight_map, weight_shapes
+from .checkpoints import check_complete, default_pooling, head_size, is_reward_model, load_checked
 from .other_heads import OtherHead, find_head, keep_openrlhf_scale, load_other_head
 from .reward import RewardModel
 from .sft_adapters import base_of, open_adapted
@@ -28,6 +30,7 @@ class Conversion:
     head: str # file and name of the head that was read
     bias: float # that was left out: an original reward is the new one plus this; 0.0 if there was none
     has_scale: bool # whether `normalize` has a mean and a standard deviation
+    ends_with_eos: bool # whether strings end with the end-of-sequence token
     texts: int # random ones, whose rewards were compared with the original formula
     difference: float # the largest difference of a reward here from it, without the bias
     # the same with `AutoModelForSequenceClassification`; None where transformers has no such class
@@ -42,14 +45,16 @@ def convert(
     **kwargs: Any, # where the model is on the hub, such as `revision`
 ) -> Conversion:
     """
-    Write a reward model of another library as a checkpoint that every tool opens.
+    Write a reward model of another library as a checkpoint that every tool opens, or merge an adapter of this one.
 
-    Raises `ValueError` for a model without a linear head of one row, and if the new rewards differ from the original
-    formula; then nothing is written.
+    An adapter that was trained here has its own `ends_with_eos`. Raises `ValueError` for a model without a linear
+    head of one row, and if the new rewards differ from the original formula; then nothing is written.
     """
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{str(folder)!r} exists; expected the name of a new folder.")
+    if is_adapter(model_name, kwargs) and is_reward_model(model_name, **kwargs):
+        return _merge(model_name, folder, dtype, kwargs)
     head, weight, bias, config = _read_head(model_name, kwargs)
     tokenizer = open_tokenizer(model_name, **kwargs)
     texts = _random_texts(tokenizer, config)
@@ -66,17 +71,9 @@ def convert(
     if bias:
         facts["left_out_bias"] = bias
     model.config.rlhf_reward = facts
-    part = folder.with_name(folder.name + ".part") # until it is known to be right
-    try:
-        model.save_pretrained(part, tokenizer)
-        here, elsewhere = _differences(part, texts, expected)
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    here, elsewhere = _write(model, tokenizer, folder, texts, expected)
     name = f"{head.weight} in {head.file}"
-    return Conversion(str(folder), name, bias, has_scale, len(texts), here, elsewhere)
+    return Conversion(str(folder), name, bias, has_scale, ends_with_eos, len(texts), here, elsewhere)
 
 # %% ../nbs/01k_converting.ipynb #5c5dfded
 @torch.no_grad()
@@ -120,9 +117,37 @@ def _check_unused(model_name, kwargs, model, head, names):
         )
 
 # %% ../nbs/01k_converting.ipynb #eb63065c
+def _merge(adapter, folder, dtype, kwargs):
+    "Write a reward model with an adapter as one without, and compare its rewards with those before."
+    model = RewardModel.from_pretrained(adapter, 0.0, "cpu", dtype=dtype, **kwargs)
+    tokenizer = open_tokenizer(adapter, **kwargs)
+    texts = _random_texts(tokenizer, model.config)
+    with torch.no_grad():
+        expected = torch.stack([model(ids[None])[0, 0] for ids in texts])
+    merge_adapter(model)
+    here, elsewhere = _write(model, tokenizer, folder, texts, expected)
+    has_scale = "reward_mean" in getattr(model.config, "rlhf_reward", {})
+    ends = model.ends_with_eos
+    return Conversion(str(folder), "that of the adapter", 0.0, has_scale, ends, len(texts), here, elsewhere)
+
+
+def _write(model, tokenizer, folder, texts, expected):
+    "Save a model if its rewards are as expected, and return the differences here and in transformers."
+    part = folder.with_name(folder.name + ".part") # until it is known to be right
+    try:
+        model.save_pretrained(part, tokenizer)
+        differences = _differences(part, texts, expected)
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return differences
+
+
 def _read_head(model_name, kwargs):
     "Return where the head is, its weight, its bias, and the config of the model or of the base model of an adapter."
-    adapter, base_name, options = base_of(model_name, kwargs)
+    _, base_name, options = base_of(model_name, kwargs)
     _, config = load_config(base_name, options)
     if default_pooling(config) != "last":
         raise ValueError(
@@ -131,12 +156,9 @@ def _read_head(model_name, kwargs):
         )
     head = find_head(model_name, kwargs, config)
     if head is None:
-        remedy = "To merge an adapter with a head, use adapters.merge_adapter." if adapter else (
-            "To train a head on it, use rlhf_reward train --model."
-        )
         raise ValueError(
             f"{str(model_name)!r} has no reward head that is known here; expected a linear layer of one row in "
-            f"value_head.safetensors, or among its weights. {remedy}"
+            "value_head.safetensors, or among its weights. To train a head on it, use rlhf_reward train --model."
         )
     weight, bias = load_other_head(model_name, kwargs, head)
     size = head_size(config)

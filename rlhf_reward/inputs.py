@@ -6,7 +6,6 @@
 __all__ = ['right_padded', 'left_aligned']
 
 # %% ../nbs/01d_inputs.ipynb #aae95d60
-import inspect
 from typing import Optional
 
 import torch
@@ -127,8 +126,3 @@ def require(condition, message, wait):
         )
     elif not condition:
         raise ValueError(message())
-
-
-def takes_cache(backbone):
-    "Return whether the forward of a backbone can be asked to keep its keys and values."
-    return "use_cache" in inspect.signature(backbone.forward).parameters

@@ -28,9 +28,9 @@ def check_device(device, device_map=None):
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        kind = "meta"
-    if kind == "meta": # which computes nothing
-        raise ValueError(f"device is {str(device)!r}; expected one of torch, such as 'cpu', 'cuda' or 'cuda:1'.")
+        raise ValueError(
+            f"device is {str(device)!r}; expected one of torch, such as 'cpu', 'cuda' or 'cuda:1'."
+        ) from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={str(device)!r} was requested, but torch finds no CUDA device. Pass device='cpu'.")
 

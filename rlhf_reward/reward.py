@@ -6,6 +6,7 @@
 __all__ = ['BackboneProperties', 'RewardModel', 'PairwiseLoss']
 
 # %% ../nbs/01_reward.ipynb #f0943cf9
+import inspect
 import math
 from pathlib import Path
 from typing import Optional, Union
@@ -16,6 +17,7 @@ from torchtyping import TensorType
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .adapter_checkpoints import from_adapter, save_adapter
+from .branching import branched_states
 from .checkpoint_files import check_finite, is_adapter, refuse_own_code
 from .checkpoints import checked_dropout, load_config, load_head, num_embeddings_of, save_checkpoint
 from .encoder_heads import check_not_packed
@@ -23,7 +25,7 @@ from .encoder_heads import check_not_packed
 from .checkpoint_files import hub_options
 from .checkpoints import MIXES_PADDING, default_pooling, head_size, is_reward_model, load_backbone
 from .checkpoints import sequence_classifier, tokenizer_to_save, unsharded
-from .inputs import check_shapes, check_values, left_aligned, require, right_padded, takes_cache
+from .inputs import check_shapes, check_values, left_aligned, require, right_padded
 from .other_heads import keep_openrlhf_scale
 from .placing import check_device, place
 from .rope import check_length, choose_frequencies_by_text, scales_by_length
@@ -71,6 +73,16 @@ class BackboneProperties(nn.Module):
     def gradient_checkpointing_enable(self, **kwargs): # its name before transformers 5.23
         self.backbone.enable_input_require_grads()
         self.backbone.gradient_checkpointing_enable(**kwargs)
+
+    def _hidden_states(self, input_ids, attention_mask, position_ids, branches):
+        "Return the last hidden states, (batch_size, seq_len, hidden_size), or what a classifier makes of them."
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if position_ids is not None:
+            inputs["position_ids"] = position_ids
+        if branches is None:
+            outputs = self.backbone(**inputs, **self._backbone_kwargs)
+            return outputs.logits if self.pooling == "classifier" else outputs.last_hidden_state
+        return branched_states(self.backbone, self._input_names, inputs, branches, **self._backbone_kwargs)
 
     def normalize(
         self,
@@ -121,14 +133,14 @@ class RewardModel(BackboneProperties):
         check_device(device, kwargs.get("device_map"))
         self.merged_adapter, base_name, options = base_of(model_name, kwargs)
         base_name, config = load_config(base_name, options)
-        facts = getattr(config, "rlhf_reward", {})
-        self.ends_with_eos = facts.get("ends_with_eos", True) # how its texts are tokenized, see `tokens.encode`
+        self.ends_with_eos = getattr(config, "rlhf_reward", {}).get("ends_with_eos", True)
         opened = open_base(self.merged_adapter, base_name, config, pooling, {"dtype": torch.float32, **kwargs})
         self.pooling, self.backbone, width, self.head_names, self.new_weights = opened
         choose_frequencies_by_text(self.backbone)
         self.base_source = {name: options[name] for name in ("revision", "subfolder") if options.get(name)}
         self.num_base_embeddings = self.num_embeddings # those of the checkpoint, before any is added
-        self._backbone_kwargs = {"use_cache": False} if takes_cache(self.backbone) else {}
+        self._input_names = frozenset(inspect.signature(self.backbone.forward).parameters) # before any adapter
+        self._backbone_kwargs = {"use_cache": False} if "use_cache" in self._input_names else {}
         self.dropout = nn.Dropout(checked_dropout(dropout))
         self.score = nn.Linear(width, 1, bias=False, dtype=torch.float32)
         nn.init.normal_(self.score.weight, std=(self.score.in_features + 1) ** -0.5) # Stiennon et al. 2020
@@ -142,6 +154,7 @@ class RewardModel(BackboneProperties):
         attention_mask: Optional[Union[TensorType["batch_size", "seq_len"], dict]] = None,
         position_ids: Optional[TensorType["batch_size", "seq_len", int]] = None, # by default real tokens count from 0
         end_positions: Optional[TensorType["num_responses", 2, int]] = None, # (row, position) where each response ends
+        branches: Optional[TensorType["num_sequences", 3, int]] = None, # of `BranchedBatch`, all tokens in one row
     ) -> TensorType["batch_size", 1, float]: # float32 rewards; (num_responses, 1) with `end_positions`
         """
         Return one reward for each row, or for each of `end_positions`.
@@ -167,9 +180,8 @@ class RewardModel(BackboneProperties):
         else:
             rows, ends = end_positions.unbind(dim=1)
         check_length(self.config, input_ids, position_ids)
-        given = {} if position_ids is None else {"position_ids": position_ids}
-        outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **given, **self._backbone_kwargs)
-        pooled = outputs.logits if self.pooling == "classifier" else outputs.last_hidden_state[rows, ends]
+        states = self._hidden_states(input_ids, attention_mask, position_ids, branches)
+        pooled = states if self.pooling == "classifier" else states[rows, ends]
         with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
             pooled = self.dropout(pooled.to(self.score.weight)) # its device and dtype
             return self.score(pooled).float()

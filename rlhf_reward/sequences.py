@@ -33,7 +33,7 @@ class Fitted(NamedTuple):
 
 # %% ../nbs/06c_sequences.ipynb #fd572484
 class TextReader:
-    "Reads comparisons for a `RewardModel`: each response with its prompt is one text, and a shared prefix is packed."
+    "Reads comparisons for a `RewardModel`: each response with its prompt is a text, shared prefixes are computed once."
 
     def __init__(
         self,

@@ -267,13 +267,6 @@ def encoder(folder):
     word_tokenizer().save_pretrained(folder)
 
 
-def reward_adapter(folder):
-    from rlhf_reward.adapters import add_adapter, lora_config
-
-    base, _ = language_model(folder.with_name("base"))
-    add_adapter(RewardModel(str(base), device="cpu"), lora_config(2)).save_pretrained(folder, word_tokenizer())
-
-
 REFUSED = {
     two_layers: "weights that are neither of its LlamaModel nor of the head v_head.weight: v_head.before.weight",
     two_heads: "has 2 heads of one row",
@@ -281,7 +274,6 @@ REFUSED = {
     not_finite: "infinite or not a number",
     encoder: r"is an encoder \(bert\); expected a decoder",
     language_model: "has no reward head that is known here",
-    reward_adapter: "To merge an adapter with a head, use adapters.merge_adapter",
 }
 
 
@@ -291,6 +283,32 @@ def test_what_is_not_one_linear_head_is_refused(make, tmp_path):
     with pytest.raises(ValueError, match=REFUSED[make]):
         convert(tmp_path / "model", tmp_path / "out")
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.part").exists()
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_an_adapter_of_this_library_is_merged(family, tmp_path):
+    from rlhf_reward.adapters import add_adapter, lora_config
+
+    base = save_language_model(family, tmp_path / "base")
+    torch.manual_seed(0)
+    model = add_adapter(RewardModel(str(base), device="cpu"), lora_config(2))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_()
+    model.ends_with_eos = family == "bert"
+    model.config.rlhf_reward = {**getattr(model.config, "rlhf_reward", {}), "reward_mean": 0.5, "reward_std": 2.0}
+    model.save_pretrained(tmp_path / "adapter", word_tokenizer())
+    done = convert(tmp_path / "adapter", tmp_path / "out")
+    assert done.has_scale and done.ends_with_eos == (family == "bert") and done.difference < 1e-4
+    merged = RewardModel.from_pretrained(tmp_path / "out", device="cpu")
+    assert not hasattr(merged.backbone, "peft_config") and merged.ends_with_eos == (family == "bert")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = model.eval()(ids)
+        torch.testing.assert_close(merged(ids), expected, atol=1e-5, rtol=1e-4)
+        assert (RewardModel(str(base), device="cpu")(ids) - expected).abs() > 1e-3  # the adapter matters
+        classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+        torch.testing.assert_close(classifier(ids).logits, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_nothing_is_written_over(tmp_path):

@@ -265,7 +265,7 @@ ARENA = {"prompt": "p", "response_a": "a", "response_b": "b"}
         ({**K2, "scores": []}, r"the scores are \[\] and the ranks None"),
         ({**K2, "ranks": []}, r"the scores are None and the ranks \[\]"),
         ({**K2, "scores": "", "ranks": ""}, "the scores are '' and the ranks ''"),
-        ({**K2, "scores": 0}, "the scores are 0 and"),
+        ({**K2, "scores": 0}, "the scores are 0; expected a list"),
         ({**K2, "ranks": [1]}, "the ranks are .1. for 2 responses"),
         (
             {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [1, 2, 3], "margin": 1},

@@ -122,9 +122,11 @@ def test_another_model_is_refused(base, begun, tmp_path):
     other = RewardModel(base, 0.0, "cpu")
     for weight in other.backbone.parameters():
         weight.data += 0.1
+    family = RewardModel(save_language_model("gpt2", tmp_path / "gpt2"), 0.0, "cpu")
+    family.backbone.resize_token_embeddings(other.num_embeddings)
     for name, model in {
         "model llama": other,
-        "model .*now gpt2": RewardModel(save_language_model("gpt2", tmp_path / "gpt2"), 0.0, "cpu"),
+        "model .*now gpt2": family,
         "dtype": RewardModel(base, 0.0, "cpu", dtype="bfloat16"),
     }.items():
         with pytest.raises(ValueError, match=f"its run was begun with .*{name}"):

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from architectures import LLAMA, PACKABLE, VOCAB, save_language_model, word_tokenizer
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
+from rlhf_reward.branching import branch_comparisons
 from rlhf_reward.losses import BradleyTerry
 from rlhf_reward.packing import (
     BY_SEGMENT,
@@ -162,7 +163,7 @@ def test_what_is_taken_apart(tmp_path):
 
 
 def test_asking_for_a_layout_does_not_change_the_model(tmp_path):
-    for family, attention in [("llama", "sdpa"), ("falcon", "sdpa"), ("llama", "eager"), ("bloom", "eager")]:
+    for family, attention in [("llama", "sdpa"), ("falcon", "sdpa"), ("llama", "eager"), ("mamba", "eager")]:
         model = open_model(family, tmp_path / family / attention, attention).train()
         examples = random_examples()
         layout = choose_layout(model, examples)
@@ -171,7 +172,7 @@ def test_asking_for_a_layout_does_not_change_the_model(tmp_path):
         assert model.config._attn_implementation == layout.attn_implementation
         assert choose_layout(model, examples).attn_implementation == layout.attn_implementation
         assert model.config._attn_implementation == layout.attn_implementation
-        assert (layout.collator is pad_comparisons) == (layout.difference is not None) == (family == "bloom")
+        assert (layout.collator is pad_comparisons) == (layout.difference is not None) == (family == "mamba")
         assert choose_collator(model, examples)[1] == layout.difference
 
 
@@ -415,7 +416,7 @@ def test_auto_packs_what_can_be_packed_and_reports_once_what_cannot(tmp_path, ca
         [{"prompt": f"w{5 + n % 9} ", "chosen": "w6 " * (1 + n % 5), "rejected": "w7"} for n in range(20)]
     )
     trainers = {}
-    for family in ("llama", "bloom"):
+    for family in ("llama", "bloom", "mamba"):
         args = RewardConfig(
             str(tmp_path / family), use_cpu=True, report_to="none", max_steps=2, save_strategy="no", disable_tqdm=True
         )
@@ -425,13 +426,16 @@ def test_auto_packs_what_can_be_packed_and_reports_once_what_cannot(tmp_path, ca
         trainers[family].evaluate()
         trainers[family].predict(rows)
     assert trainers["llama"].data_collator.func is pack_comparisons
-    assert trainers["bloom"].data_collator is pad_comparisons
+    assert trainers["bloom"].data_collator.func is branch_comparisons
+    assert trainers["mamba"].data_collator is pad_comparisons
     told = [message for message in caplog.messages if "layout" in message]
     assert len(told) == 1 and told[0].startswith(
-        "The padded layout is used for this bloom, in order of length: packed rows are refused"
+        "The padded layout is used for this mamba, in order of length: packed r"
     )
-    assert trainers["bloom"].args.train_sampling_strategy == "group_by_length"
+    assert "; branched r" in told[0]
+    assert trainers["mamba"].args.train_sampling_strategy == "group_by_length"
     assert trainers["llama"].args.train_sampling_strategy == "random"
+    assert trainers["bloom"].args.train_sampling_strategy == "random"
     args = RewardConfig(str(tmp_path / "forced"), layout="packed", use_cpu=True, report_to="none", max_steps=2)
     with pytest.raises(
         ValueError,
@@ -445,9 +449,9 @@ def test_the_longest_comparison_is_among_those_compared(base, tmp_path, monkeypa
 
     compared = []
 
-    def record(model, examples):
+    def record(model, examples, layouts):
         compared.extend(examples)
-        return choose_layout(model, examples)
+        return choose_layout(model, examples, layouts)
 
     monkeypatch.setattr(rlhf_reward.training, "choose_layout", record)
     rows = synthetic_comparisons(40)

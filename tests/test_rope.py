@@ -185,7 +185,7 @@ def test_block_sparse_attention_is_refused(tmp_path):
     config = T.BigBirdConfig.from_pretrained(tmp_path)
     config.attention_type = "original_full"
     config.save_pretrained(tmp_path)
-    assert RewardModel(str(tmp_path), device="cpu").backbone.attention_type == "original_full"
+    assert RewardModel(str(tmp_path), device="cpu").backbone.base_model.attention_type == "original_full"
 
 
 def test_dynamic_scaling_counts_the_tokens_of_a_text_and_not_its_padding(tmp_path):

@@ -283,7 +283,7 @@ def test_the_host_waits_for_nothing_but_logs(base, tmp_path, monkeypatch, waits)
     """
     import rlhf_reward.inputs
 
-    monkeypatch.setattr(rlhf_reward.training, "choose_layout", lambda model, examples: Layout(pack_comparisons, "sdpa"))
+    monkeypatch.setattr(rlhf_reward.training, "choose_layout", lambda *_: Layout(pack_comparisons, "sdpa"))
     monkeypatch.setattr(rlhf_reward.inputs, "require", lambda *args: None)  # on a GPU it asserts by itself
     trainer = make(base, tmp_path, max_steps=4, logging_steps=100)
     compute_loss = trainer.compute_loss
@@ -622,7 +622,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_rows(base, tmp_path):
 def test_weights_that_are_not_finite_are_neither_saved_nor_the_end(base, tmp_path):
     "The loss of the only step is finite, its update is not."
     for options in ({"save_strategy": "steps", "save_steps": 1}, {"logging_steps": 100}, {"logging_strategy": "no"}):
-        trainer = make(base, tmp_path, max_steps=1, learning_rate=math.inf, **options)
+        trainer = make(base, tmp_path, max_steps=1, learning_rate=1e38, **options)
         problem = r"The weight .* is not finite after step 1, though the losses before were"
         with pytest.raises(ValueError, match=problem):
             trainer.train()
@@ -683,7 +683,7 @@ def test_too_many_responses_for_plackett_luce_are_named_before_training(base, tm
 
 
 def test_a_spoiled_run_is_not_saved(base, tmp_path):
-    options = dict(max_steps=4, logging_steps=100, save_strategy="steps", save_steps=2, learning_rate=math.inf)
+    options = dict(max_steps=4, logging_steps=100, save_strategy="steps", save_steps=2, learning_rate=1e38)
     with pytest.raises(ValueError, match="The loss of step 2 is not finite, of 8 comparisons"):
         make(base, tmp_path, **options).train()
     assert not list(Path(tmp_path).glob("checkpoint-*"))
@@ -956,7 +956,7 @@ def test_two_processes_see_each_comparison_once_an_epoch(base, tmp_path, python,
         assert_same_tensors(one, other)
 
 
-@pytest.mark.parametrize("family", ["bert", "bloom"])
+@pytest.mark.parametrize("family", ["bert", "mamba"])
 def test_padded_models_resume_to_the_same_weights(tmp_path, family):
     "They are grouped by length, in an order that is drawn anew each epoch."
     save_language_model(family, tmp_path / "base")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as T
-from architectures import DECODERS, NOT_PACKABLE, SIZE, save_language_model, word_tokenizer
+from architectures import DECODERS, SIZE, save_language_model, word_tokenizer
 from chat_tokenizers import chat_tokenizer
 from datasets import Dataset
 from hypothesis import given, settings
@@ -104,7 +104,7 @@ def test_rewards_are_those_of_the_texts_alone(family, reward_models):
     # AutoTokenizer reads the folder of a qwen2 as byte-level BPE, whatever the folder has
     model = RewardModel.from_pretrained(reward_models(family), device="cpu")
     scorer = Scorer(model, word_tokenizer(), tokens_per_batch=60)
-    assert scorer.packs == (family not in NOT_PACKABLE | {"bert", "modernbert"})
+    assert scorer.packs == (family not in {"mamba", "bert", "modernbert"})
     prompts, responses = texts()
     rewards = scorer.score(prompts, responses)
     close(rewards, alone(scorer, prompts, responses), 2e-5)
@@ -170,6 +170,7 @@ def test_a_batch_that_does_not_fit_is_halved(reward_models, caplog, monkeypatch)
     scorer = Scorer.from_pretrained(reward_models(), device="cpu", tokens_per_batch=500)
     prompts, responses = texts()
     expected = scorer.score(prompts, responses)
+    again = Scorer(scorer.model, scorer.tokenizer, max_length=None)
     forward = RewardModel.forward
     sizes = []
 
@@ -190,7 +191,7 @@ def test_a_batch_that_does_not_fit_is_halved(reward_models, caplog, monkeypatch)
     assert "did not fit into the memory" in caplog.text and 20 < scorer.tokens_per_batch < 100 and max(sizes) > 60
     sequence = [*range(3, 63), *range(3, 40)]
     with pytest.raises(RuntimeError, match="A sequence of 9. tokens does not fit into the memory, alone"):
-        Scorer(scorer.model, scorer.tokenizer, max_length=None).rewards([[sequence]], ["p"])
+        again.rewards([[sequence]], ["p"])
     monkeypatch.setattr(RewardModel, "forward", with_another_error)
     with pytest.raises(RuntimeError, match="another error"):
         scorer.score(prompts, responses)

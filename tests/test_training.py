@@ -520,6 +520,7 @@ HOOKS = {
     "_run_epoch": (),
     "_save": ("output_dir", "state_dict"),
     "_save_checkpoint": ("model", "trial"),
+    "_load_rng_state": ("checkpoint",),
     "_save_optimizer_and_scheduler": ("output_dir",),
     "_save_rng_state": ("output_dir",),
     "_save_scaler": ("output_dir",),

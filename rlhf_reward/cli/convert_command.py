@@ -17,7 +17,8 @@ def _convert_parser():
         "rlhf_reward convert",
         allow_abbrev=False,
         description="Write a reward model of another library as a checkpoint that every tool opens, and compare its "
-        "rewards with the original formula on random texts. An adapter is merged into its base model.",
+        "rewards with the original formula on random texts. An adapter, of this library too, is merged into its base "
+        "model.",
     )
     parser.add_argument("model", metavar="FOLDER", help="a checkpoint or an adapter with a reward head")
     parser.add_argument("output", metavar="OUT", help="a folder that does not exist yet")
@@ -53,6 +54,6 @@ def convert(
     elsewhere = done.difference_elsewhere
     others = "" if elsewhere is None else f", {elsewhere:.1g} with AutoModelForSequenceClassification"
     print(f"Difference:  {done.difference:.1g}{others} (largest of {done.texts} random texts)")
-    end = "with" if options.ends_with_eos else "without"
+    end = "with" if done.ends_with_eos else "without"
     print(f"Strings end: {end} the end-of-sequence token (--ends_with_eos)")
     print(f"Checkpoint:  {done.folder}")

@@ -103,12 +103,8 @@ def _evaluate_all(options, models, files, benchmarks, processes, device):
     from rlhf_reward.data import load_rows
     from rlhf_reward.evaluation import evaluate as evaluate_rows
 
-    mappings = {
-        "columns": parse_columns(options.columns),
-        "verdicts": parse_verdicts(options.verdicts),
-        "form": options.form,
-    }
-    load = partial(load_rows, on_bad_row=options.on_bad_row, **mappings)
+    mappings = {"columns": parse_columns(options.columns), "verdicts": parse_verdicts(options.verdicts)}
+    load = partial(load_rows, on_bad_row=options.on_bad_row, form=options.form, **mappings)
     rows = {name: load(path, **data_source(options, path, "test")) for name, path in files}
     loaded = {}  # all data before the first model, so that errors in it come before the work
     for name, path in benchmarks:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
 
-from .arguments import DATA_HELP, FILES_HELP, FORM_HELP, parse_columns, parse_verdicts
+from .arguments import DATA_HELP, parse_columns, parse_verdicts
 
 # %% ../../nbs/09g_cli_train_arguments.ipynb #017737ad
 SYNTHETIC = "synthetic"
@@ -33,17 +33,18 @@ class TrainArguments:
     dataset: Optional[str] = field(
         default=None,
         metadata={
-            "help": f"{FILES_HELP}. 'synthetic', the default without --model, makes preferences with a known gold "
-            "reward."
+            "help": "A .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow file (also with .gz, text with .zst), a "
+            "folder of them, a folder that save_to_disk has written, or the name of a data set on the hub. "
+            "'synthetic', the default without --model, makes preferences with a known gold reward."
         },
     )
     split: Optional[str] = field(
         default=None,
-        metadata={"help": f"{DATA_HELP['split']}, to train on (default: train)"},
+        metadata={"help": "Split of a folder or a data set on the hub to train on (default: train)."},
     )
-    dataset_config: Optional[str] = field(default=None, metadata={"help": DATA_HELP["dataset_config"]})
-    revision: Optional[str] = field(default=None, metadata={"help": DATA_HELP["revision"]})
-    data_dir: Optional[str] = field(default=None, metadata={"help": DATA_HELP["data_dir"]})
+    dataset_config: Optional[str] = field(default=None, metadata={"help": "Configuration of a data set on the hub."})
+    revision: Optional[str] = field(default=None, metadata={"help": "Branch, tag or commit of a data set on the hub."})
+    data_dir: Optional[str] = field(default=None, metadata={"help": "Folder in a folder or a data set on the hub."})
     eval_dataset: Optional[str] = field(
         default=None,
         metadata={
@@ -67,7 +68,13 @@ class TrainArguments:
             "does not show it: --verdicts=0=a,1=b,2=tie"
         },
     )
-    form: Optional[str] = field(default=None, metadata={"help": f"{FORM_HELP}; of both data sets"})
+    form: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "The known set whose rows these are, such as helpsteer3, or as_is for rows of this library, where "
+            "the columns do not show it; of both data sets."
+        },
+    )
     streaming: bool = field(
         default=False,
         metadata={

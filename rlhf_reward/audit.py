@@ -24,6 +24,7 @@ from .columns import audited_columns, nulls_of_tables
 from .comparison import exact_key, is_ids, ranked_pairs, text_key, whole_texts
 from .audit_text import audit_table # importable from here too
 from .encoding import encode
+from .forms import KNOWN_FORM
 from .omissions import EARLIER_REASONING, render_checked, report_omissions
 from .rows import read_row, row_form, to_comparison
 from .unread import plain_rows, report_unread, unread_columns
@@ -262,7 +263,10 @@ def _read_all(rows, tokenizer, name, verdicts):
 def _form(row, comparison):
     "Return the form of a row as the report names it."
     form = row_form(row)
-    if row.get("prompt") is not None:
+    known = row.get(KNOWN_FORM)
+    if known is not None:
+        form = f"{known}, read as {form}"
+    elif row.get("prompt") is not None:
         form = f"prompt, {form}"
     if isinstance(comparison.prompt, list) and not is_ids(whole_texts(comparison)[0]):
         form = f"{form} (messages)"

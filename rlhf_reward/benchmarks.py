@@ -37,6 +37,8 @@ from rlhf_reward.benchmark_rules import (
 from .comparison import Comparison, normalized
 from .evaluation import Evaluation, Rule, evaluate
 from .intervals import JackknifeInterval, jackknife
+from .data_files import has_splits
+from .forms import AS_IS
 from .loading import load_rows
 from .scoring import BaseScorer
 
@@ -273,7 +275,8 @@ def load_benchmark(
             f"There is no benchmark {name!r} here; there are {', '.join(BENCHMARKS)}. Others are added to BENCHMARKS."
         )
     benchmark = BENCHMARKS[name]
-    rows = list(load_rows(path or benchmark.hub, benchmark.split))
+    split = benchmark.split if has_splits(path or benchmark.hub) else None
+    rows = list(load_rows(path or benchmark.hub, split, form=AS_IS))
     for number, row in enumerate(rows, start=1):
         _check_row(name, benchmark.columns, number, row)
     loaded = []

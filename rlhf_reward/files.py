@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .engine import NotFinite
+from .forms import AS_IS
 from .loading import load_rows
 from .rows import to_responses
 from .scoring import Scorer
@@ -46,12 +47,13 @@ def score_file(
     # as `load_rows` takes it: rows of any form, or `prompt` and `response`, or `prompt` and `responses`
     data: str,
     output: str, # a .jsonl file that does not exist yet
-    split: str = "train", # of a folder or a data set on the hub
+    split: Optional[str] = None, # of a folder or a data set on the hub, by default train
     columns: Optional[dict[str, str]] = None, # other names of the columns, as in `load_rows`
     normalize: bool = False, # as in `Scorer.score`
     # 'skip' writes a row that cannot be scored with `reward: null`, and the reason as `error`
     on_bad_row: Literal["error", "skip"] = "error",
     processes: Optional[PartialState] = None, # those that share the work, each started with the same arguments
+    **source: Optional[str], # config, revision and data_dir, as in `load_rows`
 ) -> dict[str, int]: # all `rows`, those scored `before`, and since then `responses` and rows `without_reward`
     """
     Write each row with its reward, or its rewards in the order of its responses (chosen, then rejected).
@@ -61,7 +63,8 @@ def score_file(
     """
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"on_bad_row is {on_bad_row!r}; expected 'error' or 'skip'.")
-    read = partial(load_rows, data, split, columns, on_bad_row, streaming=True)
+    # The rows are written as they are, so those of a known set are not turned into rows of this library.
+    read = partial(load_rows, data, split, columns, on_bad_row, streaming=True, form=AS_IS, **source)
     score = partial(_score_chunk, scorer=scorer, name=data, normalize=normalize, on_bad_row=on_bad_row)
     rows = iter(read())
     if processes is not None and not processes.is_main_process:

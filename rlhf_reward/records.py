@@ -8,6 +8,7 @@ __all__ = []
 # %% ../nbs/03k_records.ipynb #aee43f4a
 import csv
 import gzip
+import io
 import itertools
 import json
 import threading
@@ -15,6 +16,7 @@ import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 from datasets import Features, IterableDataset, Json, Value
 
 from .fields import TEXT_COLUMNS, parsed_cell
@@ -22,17 +24,30 @@ from .rows import FORMS, UNREADABLE
 
 # %% ../nbs/03k_records.ipynb #fb576ce3
 def last_suffix(path):
-    "Return the last suffix, ignoring .gz."
-    return Path(path.name.removesuffix(".gz")).suffix
+    "Return the last suffix, ignoring .gz and .zst."
+    return Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix
+
+
+def _open_text(file):
+    "Open a text file, also one that is compressed. A whole JSON value is read from memory, since .zst cannot seek."
+    options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    if file.endswith(".gz"):
+        return gzip.open(file, "rt", **options)
+    if not file.endswith(".zst"):
+        return open(file, **options)
+    stream = pa.input_stream(open(file, "rb"), compression="zstd")
+    if last_suffix(Path(file)) != ".json":
+        return io.TextIOWrapper(stream, **options)
+    with stream:
+        return io.TextIOWrapper(io.BytesIO(stream.read()), **options)
 
 
 def _records(file, text_columns=(), numbers=frozenset()):
     "Yield each row of a JSON or CSV file, or what is wrong with it and where. CSV has no types but in `text_columns`."
-    open_file = gzip.open if file.endswith(".gz") else open
-    with open_file(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+    with _open_text(file) as lines:
         suffix = last_suffix(Path(file))
-        if suffix == ".csv":
-            yield from _csv_records(lines, text_columns)
+        if suffix in (".csv", ".tsv"):
+            yield from _csv_records(lines, text_columns, "," if suffix == ".csv" else "\t")
             return
         elements = _json_elements(lines) if suffix == ".json" else None
         if elements is not None:
@@ -66,8 +81,8 @@ def readable_records(file, text_columns, numbers):
     "Yield each row of a file. Raise `ValueError` that names the file if the rest of it cannot be read."
     try:
         yield from _records(file, text_columns, numbers)
-    except (OSError, EOFError, zlib.error, RecursionError) as error: # `gzip.BadGzipFile` is an `OSError`
-        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+    except (OSError, EOFError, zlib.error, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno is not None: # of the system; damaged .gz and .zst have none
             raise
         raise ValueError(
             f"{file!r} cannot be read ({error}); expected a whole file: it may be damaged or truncated. Write or copy "
@@ -101,9 +116,9 @@ def _json_record(row, where, numbers):
     return row
 
 # %% ../nbs/03k_records.ipynb #b7dd13ca
-def _csv_records(lines, text_columns):
-    "Yield each row of a CSV file, or what is wrong with it."
-    reader = csv.reader(lines)
+def _csv_records(lines, text_columns, delimiter):
+    "Yield each row of a CSV or TSV file, or what is wrong with it."
+    reader = csv.reader(lines, delimiter=delimiter)
     names = _next_cells(reader) or []
     if len(set(names)) < len(names):
         raise ValueError(f"the columns {names} are not all different.")

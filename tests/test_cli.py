@@ -4,10 +4,12 @@ import sys
 
 import pytest
 import yaml
-from transformers import AutoTokenizer
+from datasets import Dataset, DatasetDict
+from transformers import AutoTokenizer, set_seed
 
 from rlhf_reward.cli import main, parse_train, train
 from rlhf_reward.cli.arguments import read_chat_template
+from rlhf_reward.reward import RewardModel
 from rlhf_reward.synthetic import tiny_decoder
 
 QUICK = ["--max_steps", "2", "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"]
@@ -325,3 +327,95 @@ def test_a_chat_template_that_is_none_is_refused(template, problem, tmp_path):
     for right in ("{{ raise_exception('no') }}", "{{ messages[7].content.x }}", "{% generation %}a{% endgeneration %}"):
         path.write_text(right)
         assert read_chat_template(str(path)) == right
+
+
+def saved_splits(folder):
+    "Save a data set whose splits have other names than train and test; return its folder."
+    splits = {}
+    for name, count in (("train_prefs", 20), ("test_prefs", 6)):
+        rows = [{"prompt": f"{name} {n}. ", "chosen": "iron", "rejected": "tin"} for n in range(count)]
+        splits[name] = Dataset.from_list(rows)
+    DatasetDict(splits).save_to_disk(folder)
+    return str(folder)
+
+
+def test_training_on_named_splits(tmp_path, caplog):
+    "Without --eval_dataset, --eval_split is of the same data; both are named in messages."
+    caplog.set_level("INFO", "rlhf_reward")
+    base = tiny_decoder(tmp_path / "base", ["iron tin train prefs"])
+    data = saved_splits(tmp_path / "data")
+    out = ["--model", base, "--output_dir", str(tmp_path / "out"), *QUICK]
+    with pytest.raises(SystemExit, match=r"has the splits \['train_prefs', 'test_prefs'\]; expected one of them, not"):
+        train([*out, "--dataset", data])
+    split = ["--dataset", data, "--split", "train_prefs"]
+    assert train([*out, *split, "--eval_split", "test_prefs"])["eval_pairs"] == 6
+    assert "All 20 comparisons of " in caplog.text and "data (train_prefs)" in caplog.text
+    assert "data (test_prefs)" in caplog.text
+    assert train([*out, *split])["eval_pairs"] == 2  # a tenth of the prompts
+    inside = ["--dataset", str(tmp_path), "--data_dir", "data", "--split", "train_prefs", "--eval_split", "test_prefs"]
+    assert train([*out, *inside])["eval_pairs"] == 6
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "iron", "rejected": "tin"}))
+    other = ["--dataset", str(tmp_path), "--data_dir", "data", "--split", "train_prefs"]
+    assert train([*out, *other, "--eval_dataset", str(tmp_path / "eval.jsonl")])["eval_pairs"] == 1
+
+
+def test_parts_that_data_does_not_have_are_refused_by_every_command(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}))
+    base = tiny_decoder(tmp_path / "base", ["a b p"])
+    set_seed(0)
+    RewardModel(base, device="cpu").save_pretrained(tmp_path / "model", AutoTokenizer.from_pretrained(base))
+    model = ["--model", str(tmp_path / "model"), "--device", "cpu", "--output"]
+    commands = [
+        ["train", "--model", base, "--output_dir", str(tmp_path / "out"), *QUICK, "--dataset", str(file)],
+        ["audit", str(file)],
+        ["evaluate", *model, str(tmp_path / "report"), "--data", str(file)],
+        ["score", *model, str(tmp_path / "scored.jsonl"), "--data", str(file)],
+    ]
+    parts = {"split": "train", "dataset_config": "c", "revision": "v1", "data_dir": "d"}
+    for command in commands:
+        for name, value in parts.items():
+            with pytest.raises(SystemExit, match=f"{name.removeprefix('dataset_')} is '{value}'; expected no|hub only"):
+                main([*command, f"--{name}", value])
+    with pytest.raises(SystemExit, match="is a single file, and split is 'test'"):
+        main([*commands[0], "--eval_split", "test"])
+    with pytest.raises(SystemExit):
+        main(["train", "--output_dir", str(tmp_path / "out"), "--split", "train"])
+    assert "--split goes with a --dataset of files or of the hub" in capsys.readouterr().err
+
+
+def test_known_sets_are_trained_on_audited_and_evaluated(tmp_path, capsys):
+    row = {"response_0": "iron", "response_1": "tin", "better_response_id": 0, "safer_response_id": 1}
+    lines = [json.dumps({"prompt": f"p {n}", **row}) for n in range(20)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(lines))
+    base = tiny_decoder(tmp_path / "base", ["iron tin p"])
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }} {% endfor %}")
+    options = ["--model", base, "--output_dir", str(tmp_path / "out"), *QUICK, "--chat_template", str(template)]
+    options += ["--dataset", str(file)]
+    with pytest.raises(SystemExit, match="expected a choice, --form pku_better: .*; --form pku_safer: "):
+        main(["train", *options])
+    assert train([*options, "--form", "pku_safer"])["eval_pairs"] == 2
+    with pytest.raises(SystemExit):
+        main(["audit", str(file), "--form", "pku_better"])
+    assert "20 rows of the form pku_better, read as responses, ranks (messages)" in capsys.readouterr().out
+    report = tmp_path / "report"
+    evaluate = ["evaluate", "--model", str(tmp_path / "out"), "--data", str(file), "--output", str(report)]
+    accuracies = []
+    for form in ("pku_better", "pku_safer"):
+        main([*evaluate[:-1], f"{report}_{form}", "--device", "cpu", "--form", form])
+        found = json.loads((tmp_path / f"report_{form}" / "report.json").read_text())
+        accuracies.append(found["data"][str(file)]["models"][str(tmp_path / "out")]["accuracy"])
+    assert sum(accuracies) == 1  # the labels are opposite
+
+
+def test_score_writes_rows_of_known_sets_as_they_are(tmp_path):
+    base = tiny_decoder(tmp_path / "base", ["a b p"])
+    RewardModel(base, device="cpu").save_pretrained(tmp_path / "model", AutoTokenizer.from_pretrained(base))
+    row = {"prompt": "p", "answers": [], "response": "a"}
+    Dataset.from_list([row, row]).save_to_disk(tmp_path / "data")
+    options = ["--model", str(tmp_path / "model"), "--device", "cpu", "--data", str(tmp_path / "data")]
+    main(["score", *options, "--output", str(tmp_path / "out.jsonl")])
+    first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert first == second and first.pop("reward") is not None and first == row

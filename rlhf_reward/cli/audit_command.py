@@ -11,7 +11,8 @@ import json
 import sys
 from functools import partial
 
-from .arguments import VERDICTS_HELP, exit_on_error, parse_columns, parse_verdicts
+from .arguments import FILES_HELP, FORM_HELP, VERDICTS_HELP, add_data_arguments, data_source
+from .arguments import exit_on_error, parse_columns, parse_verdicts
 
 # %% ../../nbs/09f_cli_audit.ipynb #b86e714f
 def _audit_parser():
@@ -21,10 +22,7 @@ def _audit_parser():
         description="Report what a file of preferences contains. The exit status is 1 if something in it would spoil a "
         "training run.",
     )
-    parser.add_argument(
-        "file",
-        help="a .jsonl, .json, .csv or .parquet file, a folder of them, or a data set on the hub",
-    )
+    parser.add_argument("file", help=FILES_HELP)
     parser.add_argument(
         "--against",
         metavar="FILE",
@@ -33,12 +31,13 @@ def _audit_parser():
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--columns", help="other names of columns: prompt=instruction,chosen=output_1")
     parser.add_argument("--verdicts", help=f"{VERDICTS_HELP}; in both files")
+    parser.add_argument("--form", metavar="NAME", help=f"{FORM_HELP}; of both files")
     parser.add_argument(
         "--against_columns",
         metavar="COLUMNS",
         help="the same for --against (default: those of --columns)",
     )
-    parser.add_argument("--split", default="train", help="split of a folder or a data set on the hub (default: train)")
+    add_data_arguments(parser, " as FILE")
     parser.add_argument(
         "--tokenizer",
         metavar="MODEL",
@@ -66,8 +65,10 @@ def audit(
 
     disable_progress_bars()  # only the table is printed
     with exit_on_error("audit"):
-        load = partial(load_rows, on_bad_row="skip", verdicts=parse_verdicts(options.verdicts))
-        rows = load(options.file, options.split, parse_columns(options.columns))
+        mappings = {"verdicts": parse_verdicts(options.verdicts), "form": options.form}
+        load = partial(load_rows, on_bad_row="skip", **mappings)
+        source = data_source(options, options.file)
+        rows = load(options.file, columns=parse_columns(options.columns), **source)
         against = None
         if options.against:
             columns = options.columns if options.against_columns is None else options.against_columns

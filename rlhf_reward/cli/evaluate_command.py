@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from .arguments import VERDICTS_HELP, exit_on_error, open_scorer, parse_columns, parse_verdicts
-from .arguments import scoring_parser, shared_processes
+from .arguments import FORM_HELP, VERDICTS_HELP, add_data_arguments, data_source, exit_on_error
+from .arguments import open_scorer, parse_columns, parse_verdicts, scoring_parser, shared_processes
 
 # %% ../../nbs/09d_cli_evaluate.ipynb #dc61ce1c
 def _evaluate_parser():
@@ -43,11 +43,8 @@ def _evaluate_parser():
     parser.add_argument("--output", required=True, help="folder of the report")
     parser.add_argument("--columns", help="other names of columns in --data: prompt=instruction,chosen=output_1")
     parser.add_argument("--verdicts", help=f"{VERDICTS_HELP}; in --data")
-    parser.add_argument(
-        "--split",
-        default="test",
-        help="split of a folder or a data set on the hub in --data (default: test)",
-    )
+    parser.add_argument("--form", metavar="NAME", help=f"{FORM_HELP}; in --data")
+    add_data_arguments(parser, " in --data", "test")
     parser.add_argument(
         "--on_bad_row",
         default="error",
@@ -107,8 +104,8 @@ def _evaluate_all(options, models, files, benchmarks, processes, device):
     from rlhf_reward.evaluation import evaluate as evaluate_rows
 
     mappings = {"columns": parse_columns(options.columns), "verdicts": parse_verdicts(options.verdicts)}
-    load = partial(load_rows, split=options.split, on_bad_row=options.on_bad_row, **mappings)
-    rows = {name: load(path) for name, path in files}
+    load = partial(load_rows, on_bad_row=options.on_bad_row, form=options.form, **mappings)
+    rows = {name: load(path, **data_source(options, path, "test")) for name, path in files}
     loaded = {}  # all data before the first model, so that errors in it come before the work
     for name, path in benchmarks:
         is_local = path != name or Path(path).exists()

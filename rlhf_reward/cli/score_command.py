@@ -8,7 +8,8 @@ __all__ = ['score']
 # %% ../../nbs/09c_cli_score.ipynb #630897f1
 import sys
 
-from .arguments import exit_on_error, open_scorer, parse_columns, scoring_parser, shared_processes
+from .arguments import FILES_HELP, add_data_arguments, data_source, exit_on_error, open_scorer
+from .arguments import parse_columns, scoring_parser, shared_processes
 
 # %% ../../nbs/09c_cli_score.ipynb #e745b921
 def _score_parser():
@@ -21,12 +22,12 @@ def _score_parser():
     parser.add_argument(
         "--data",
         required=True,
-        help="a .jsonl, .json, .csv or .parquet file, a folder of them, or a data set on the hub: comparisons of any "
-        "form, prompt and response, or prompt and responses",
+        help=f"{FILES_HELP}: comparisons with the columns of this library, prompt and response, or prompt and "
+        "responses",
     )
     parser.add_argument("--output", required=True, help="a .jsonl file that does not exist yet")
     parser.add_argument("--columns", help="other names of columns: prompt=instruction,response=output")
-    parser.add_argument("--split", default="train", help="split of a folder or a data set on the hub (default: train)")
+    add_data_arguments(parser)
     parser.add_argument(
         "--normalize",
         action="store_true",
@@ -60,11 +61,11 @@ def score(
                 scorer,
                 options.data,
                 options.output,
-                options.split,
-                parse_columns(options.columns),
-                options.normalize,
-                options.on_bad_row,
-                processes,
+                columns=parse_columns(options.columns),
+                normalize=options.normalize,
+                on_bad_row=options.on_bad_row,
+                processes=processes,
+                **data_source(options, options.data),
             )
     except KeyboardInterrupt:
         sys.exit(

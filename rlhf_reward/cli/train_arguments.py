@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
 
-from .arguments import parse_columns, parse_verdicts
+from .arguments import DATA_HELP, parse_columns, parse_verdicts
 
 # %% ../../nbs/09g_cli_train_arguments.ipynb #017737ad
 SYNTHETIC = "synthetic"
@@ -33,16 +33,29 @@ class TrainArguments:
     dataset: Optional[str] = field(
         default=None,
         metadata={
-            "help": "A .jsonl, .json, .csv or .parquet file, a folder of them, or the name of a data set on the hub. "
+            "help": "A .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow file (also with .gz, text with .zst), a "
+            "folder of them, a folder that save_to_disk has written, or the name of a data set on the hub. "
             "'synthetic', the default without --model, makes preferences with a known gold reward."
         },
     )
+    split: Optional[str] = field(
+        default=None,
+        metadata={"help": "Split of a folder or a data set on the hub to train on (default: train)."},
+    )
+    dataset_config: Optional[str] = field(default=None, metadata={"help": "Configuration of a data set on the hub."})
+    revision: Optional[str] = field(default=None, metadata={"help": "Branch, tag or commit of a data set on the hub."})
+    data_dir: Optional[str] = field(default=None, metadata={"help": "Folder in a folder or a data set on the hub."})
     eval_dataset: Optional[str] = field(
         default=None,
         metadata={
-            "help": "A file, or a folder or data set on the hub (its test split), for evaluation. By default a tenth "
-            "of the prompts of --dataset is held out."
+            "help": "A file, a folder or a data set on the hub for evaluation. By default a tenth of the prompts of "
+            "--dataset is held out. --dataset_config, --revision and --data_dir are those of --dataset, and of this "
+            "one if it is the same."
         },
+    )
+    eval_split: Optional[str] = field(
+        default=None,
+        metadata={"help": "Split to evaluate on, of --eval_dataset (default: test), or without it of --dataset."},
     )
     columns: Optional[str] = field(
         default=None,
@@ -53,6 +66,13 @@ class TrainArguments:
         metadata={
             "help": "What the values of winner or preference mean, a, b or tie, in both data sets, where their column "
             "does not show it: --verdicts=0=a,1=b,2=tie"
+        },
+    )
+    form: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "The known set whose rows these are, such as helpsteer3, or as_is for rows of this library, where "
+            "the columns do not show it; of both data sets."
         },
     )
     streaming: bool = field(
@@ -155,6 +175,16 @@ def _check_stream(job, args):
         )
 
 
+def _choose_data(job):
+    "Evaluate on a split of `dataset` if only that is given. Raise `ValueError` for parts of the synthetic data."
+    names = [*DATA_HELP] if job.eval_dataset else [*DATA_HELP, "eval_split", "form"]
+    chosen = [name for name in names if getattr(job, name) is not None]
+    if job.dataset == SYNTHETIC and chosen:
+        raise ValueError(f"--{chosen[0]} goes with a --dataset of files or of the hub; {SYNTHETIC} has no such parts.")
+    if job.eval_split is not None and job.eval_dataset is None:
+        job.eval_dataset = job.dataset
+
+
 def _check_adapter(job):
     "Raise `ValueError` for arguments of an adapter that contradict each other."
     if job.lora_r is not None and job.lora_r < 1:
@@ -213,6 +243,7 @@ def parse_train(
                 "local folder; and a .jsonl file, the name of a data set, or synthetic."
             )
         job, args = parser.parse_args_into_dataclasses(argv)
+        _choose_data(job)
         _check_stream(job, args)
         job.columns = parse_columns(job.columns)
         job.verdicts = parse_verdicts(job.verdicts)

@@ -10,11 +10,12 @@ import difflib
 import json
 import logging
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .arguments import exit_on_error, opening, read_chat_template
+from .arguments import data_source, exit_on_error, opening, read_chat_template
 from .train_arguments import SYNTHETIC, TrainArguments, parse_train
 
 # %% ../../nbs/09b_cli_train.ipynb #d8bc3840
@@ -24,17 +25,27 @@ def _load_data(job, args):
     from rlhf_reward.data import load_rows
     from rlhf_reward.synthetic import synthetic_comparisons
 
-    load = partial(load_rows, columns=job.columns, on_bad_row=args.on_bad_row, verdicts=job.verdicts)
+    mappings = {"columns": job.columns, "verdicts": job.verdicts, "form": job.form}
+    load = partial(load_rows, on_bad_row=args.on_bad_row, **mappings)
     if job.dataset == SYNTHETIC:
         train_rows = synthetic_comparisons()
     else:
-        train_rows = load(job.dataset, streaming=job.streaming)
+        train_rows = load(job.dataset, streaming=job.streaming, **data_source(job, job.dataset))
     if job.streaming:
         train_rows = train_rows.shuffle(args.seed, buffer_size=10_000)
-    eval_rows = load(job.eval_dataset, split="test") if job.eval_dataset else None
-    if eval_rows is not None:
-        check_same_verdicts(train_rows, eval_rows)
+    if not job.eval_dataset:
+        return train_rows, None
+    is_same = job.eval_dataset == job.dataset
+    parts = job if is_same else TrainArguments() # of the other data set, config, revision and folder are not these
+    source = data_source(replace(parts, split=job.eval_split), job.eval_dataset, "test")
+    eval_rows = load(job.eval_dataset, **source)
+    check_same_verdicts(train_rows, eval_rows)
     return train_rows, eval_rows
+
+
+def _label(name, split):
+    "Return what messages call the rows of a data set, of which there may be two splits."
+    return f"{name} ({split})" if name and split else name
 
 
 def _make_tiny_decoder(args):
@@ -132,8 +143,8 @@ def prepare_trainer(
     if job.chat_template:
         tokenizer.chat_template = read_chat_template(job.chat_template)
     tokenize = partial(tokenize_for_model, model, tokenizer, args)
-    train_set = tokenize(train_rows, job.dataset)
-    eval_set = tokenize(eval_rows, job.eval_dataset)
+    train_set = tokenize(train_rows, _label(job.dataset, job.split))
+    eval_set = tokenize(eval_rows, _label(job.eval_dataset, job.eval_split))
     if eval_set is None:
         train_set, eval_set = hold_out(train_set, seed=args.seed)
     return RewardTrainer(model, args, train_set, eval_set, tokenizer, peft_config=peft_config)
@@ -202,7 +213,7 @@ def _save_and_evaluate(trainer, job):
             "--resume_from_checkpoint true."
         ) from error
     metrics = trainer.evaluate()
-    trainer.set_reward_scale(metrics, job.eval_dataset or f"held out of {job.dataset}")
+    trainer.set_reward_scale(metrics, _held_data(job))
     trainer.create_model_card(dataset=job.dataset)
     if args.push_to_hub:
         trainer.push_to_hub(dataset=job.dataset)
@@ -215,6 +226,11 @@ def _save_and_evaluate(trainer, job):
     if trainer.is_world_process_zero():
         print(f"\n{_summary(metrics)}\nCheckpoint:        {args.output_dir}")
     return metrics
+
+
+def _held_data(job):
+    "Return what the data of the evaluation is called."
+    return _label(job.eval_dataset, job.eval_split) or f"held out of {_label(job.dataset, job.split)}"
 
 
 def _summary(metrics):

@@ -559,3 +559,9 @@ def test_every_overridden_hook_is_listed():
             if callable(getattr(Trainer, name, None)) and not name.startswith("__"):
                 overridden.add(name)
     assert overridden <= set(HOOKS)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without an accelerator")
+def test_bf16_on_a_cpu_needs_no_further_argument(tmp_path):
+    config = RewardConfig(str(tmp_path), bf16=True, report_to="none")
+    assert config.device.type == "cpu" and config.bf16

@@ -30,7 +30,7 @@ KINDS = { # how a file is read, by its suffix; text also with .gz or .zst after 
 class DataFiles(NamedTuple):
     "The files of one split. A data set on the hub has none here: `datasets` finds them."
     kind: Optional[str] # a value of `KINDS`, `None` for a data set on the hub
-    files: list[str]
+    files: list[str] # their paths
     split: str # by default train
 
 

@@ -73,7 +73,7 @@ DATA_HELP = {  # arguments that say which part of the data is read
 
 
 def add_data_arguments(
-    parser: argparse.ArgumentParser,
+    parser: argparse.ArgumentParser,  # changed in place
     of: str = "",  # the data that they are of, if there are several, such as ' in --data'
     split: str = "train",  # by default
 ) -> None:

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from .checkpoint_files import own_code
 from .checkpoints import check_complete, default_pooling, head_size, load_backbone, load_checked, unsharded
+from .inputs import rounding
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +73,6 @@ def check_not_packed(pooling, end_positions):
         )
 
 # %% ../nbs/01j_encoder_heads.ipynb #106eacab
-ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9} # relative to the largest state; 5e-2 in half precision
-
-
 class _NoClassifier(Exception):
     "Why the classifier of a family cannot be the backbone of a reward model."
 
@@ -121,7 +119,7 @@ def _try_without_head(classifier, name):
         raise _NoClassifier(f"{type(classifier).__name__} fails ({type(error).__name__}: {error})") from error
     if not is_last:
         raise _NoClassifier(f"{type(classifier).__name__} does not end in one linear layer")
-    if (padded - states).abs().max() > ROUNDING.get(states.dtype, 5e-2) * states.abs().max():
+    if (padded - states).abs().max() > rounding(states.dtype) * states.abs().max():
         raise _NoClassifier(f"{type(classifier).__name__} does not give a text the same states when it is padded")
 
 # %% ../nbs/01j_encoder_heads.ipynb #014cdfce

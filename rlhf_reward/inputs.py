@@ -99,6 +99,14 @@ def check_values(input_ids, attention_mask, end_positions, vocab_size, wait):
     require(~outside.any(), id_outside, wait)
 
 # %% ../nbs/01d_inputs.ipynb #19c71690
+ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9} # relative to the largest value; 5e-2 in half precision
+
+
+def rounding(dtype):
+    "Return how far two ways to compute the same may differ, relative to the largest value."
+    return ROUNDING.get(dtype, 5e-2)
+
+
 def _check_mask(mask, shape):
     "Return whether a mask is one for packed rows. Raises `ValueError` if it is neither that nor of the ids' shape."
     is_packed = len(mask.shape) == 4

@@ -65,6 +65,8 @@ class RewardFunction:
         "Return the rewards. Raises `ValueError` for a completion that cannot be scored if `on_error` is 'raise'."
         if self._opened is None:
             self._opened = Scorer.from_pretrained(self.model, **self.kwargs)
+        if self.normalize:
+            self._opened.normalized([]) # refuse before the work
         template_columns = {}
         for name in (*TEMPLATE_COLUMNS, *media_columns(columns)): # the latter are refused
             if isinstance(columns.get(name), (list, tuple)):

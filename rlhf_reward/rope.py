@@ -53,10 +53,15 @@ def choose_frequencies_by_text(
     Raises `ValueError` if they choose by the batch in another way, see `check_frequencies`.
     """
     if length_limits(backbone.config):
-        for module in backbone.modules():
-            if type(module).__name__.endswith("RotaryEmbedding") and hasattr(module, "config"):
+        for module in _rotary_embeddings(backbone):
+            if hasattr(module, "config"):
                 module.register_forward_hook(_short_where_short, with_kwargs=True)
     check_frequencies(backbone)
+
+
+def _rotary_embeddings(backbone):
+    "Return the rotary embeddings of a backbone, which transformers calls by that name."
+    return [module for module in backbone.modules() if type(module).__name__.endswith("RotaryEmbedding")]
 
 
 def _short_where_short(module, args, kwargs, output):
@@ -117,9 +122,7 @@ def check_frequencies(
     max_positions = getattr(backbone.config, "max_position_embeddings", None) or 2**17
     short = torch.arange(3)
     long = torch.tensor([0, 1, max_positions - 1])
-    for module in backbone.modules():
-        if not type(module).__name__.endswith("RotaryEmbedding"):
-            continue
+    for module in _rotary_embeddings(backbone):
         for options in _layer_options(module, backbone.config):
             before = _frequencies(module, short[None], options)
             together = _frequencies(module, torch.stack([short, long]), options)

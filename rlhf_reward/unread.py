@@ -7,6 +7,7 @@ __all__ = ['OF_THE_PROMPT', 'MEDIA', 'unread_columns', 'report_unread', 'media_c
 
 # %% ../nbs/03i_unread.ipynb #dfa5d013
 import re
+from functools import cache
 from typing import Any, Union
 
 from datasets import Dataset, IterableDataset
@@ -58,6 +59,7 @@ def unread_columns(
     return tuple(unread)
 
 
+@cache # of each column of each row
 def _key(name):
     "Return a column's name in snake case, without a plural's s."
     words = re.sub(r"(?<=[a-z])(?=[A-Z])|\W+", "_", name) # systemPrompt, System Prompt

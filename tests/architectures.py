@@ -19,6 +19,17 @@ IDS = dict(pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS)
 LLAMA = {**SIZE, **IDS, "num_key_value_heads": 2}
 HEADS = {**LLAMA, "head_dim": 8}
 GPT2 = dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, **IDS)
+BLOOM = dict(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, **IDS)
+GPT_NEO = dict(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    attention_types=[[["global", "local"], 1]],
+    window_size=4,
+    max_position_embeddings=64,
+    **IDS,
+)
 
 DECODERS = {  # with a sequence classifier in transformers
     "llama": T.LlamaConfig(**LLAMA),
@@ -41,7 +52,7 @@ DECODERS = {  # with a sequence classifier in transformers
     ),
     "phi": T.PhiConfig(**LLAMA),
     "falcon": T.FalconConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **IDS),
-    "bloom": T.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, **IDS),
+    "bloom": T.BloomConfig(**BLOOM),
     "mixtral": T.MixtralConfig(**LLAMA, num_local_experts=4),
     "qwen3_moe": T.Qwen3MoeConfig(**HEADS, num_experts=4, moe_intermediate_size=16, num_experts_per_tok=2),
 }
@@ -110,16 +121,7 @@ MORE_DECODERS = {  # in addition to those above, to be packed
         attention_chunk_size=4,
         layer_types=["chunked_attention", "full_attention"],
     ),
-    "gpt_neo": T.GPTNeoConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        attention_types=[[["global", "local"], 1]],
-        window_size=4,
-        max_position_embeddings=64,
-        **IDS,
-    ),
+    "gpt_neo": T.GPTNeoConfig(**GPT_NEO),
 }
 NOT_PACKABLE = {"bloom", "mamba", "ctrl", "gpt_neo"}
 PACKABLE = [family for family in (*DECODERS, *DECODERS_ALONE, *MORE_DECODERS) if family not in NOT_PACKABLE]

@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers as T
 
-from architectures import IDS, LLAMA, VOCAB, save_language_model, word_tokenizer
+from architectures import BLOOM, GPT2, GPT_NEO, IDS, LLAMA, VOCAB, save_language_model, word_tokenizer
+from one_at_a_time import alone, rewards_and_gradients
 from programs import run
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, Scorer
 from rlhf_reward.adapters import add_adapter, lora_config
@@ -54,18 +55,9 @@ HYBRIDS = {
     "lfm2": LFM,
 }
 OTHERS = {  # a cache, but no mask of packed rows; the last three pack too
-    "bloom": dict(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, **IDS),
+    "bloom": BLOOM,
     "mpt": dict(vocab_size=VOCAB, d_model=32, n_heads=4, n_layers=2, max_seq_len=64),
-    "gpt_neo": dict(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        attention_types=[[["global", "local"], 1]],
-        window_size=4,
-        max_position_embeddings=64,
-        **IDS,
-    ),
+    "gpt_neo": GPT_NEO,
     "mamba2": dict(
         vocab_size=VOCAB,
         hidden_size=32,
@@ -79,7 +71,7 @@ OTHERS = {  # a cache, but no mask of packed rows; the last three pack too
     ),
     "llama": LLAMA,
     "gemma3_text": dict(**SMALL, sliding_window=4),
-    "gpt2": dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, **IDS),
+    "gpt2": GPT2,
 }
 WITH_BIAS = {  # in the projection before a convolution, where padding is not 0
     "nemotron_h": dict(NEMOTRON, use_bias=True),
@@ -126,28 +118,6 @@ def random_examples(seed=0):
         tokenized_comparison(ids(draw, 4, 4), [ids(draw, 3, 3)]),
         tokenized_comparison(ids(draw, 25, 25), [ids(draw, 20, 20), ids(draw, 2, 2)]),
     ]
-
-
-def alone(examples):
-    "A batch for each response, of nothing else."
-    batches = []
-    for item in examples:
-        for rest in item["rests"]:
-            batches.append(pad_comparisons([tokenized_comparison(item["shared_prefix"] + rest, [[]])]))
-    return batches
-
-
-def rewards_and_gradients(model, batches):
-    "Rewards of all batches, and the gradient of one loss over them together."
-    model.zero_grad()
-    rewards = torch.cat([model(**model_inputs(batch, model)) for batch in batches])
-    weights = torch.linspace(-1, 1, len(rewards))[:, None]  # each reward counts on its own
-    (rewards * weights).sum().backward()
-    gradients = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            gradients[name] = parameter.grad.clone()
-    return rewards.detach(), gradients
 
 
 def assert_equal(computed, expected, rounding=1e-5):

@@ -11,6 +11,7 @@ import transformers as T
 from datasets import Dataset
 
 from architectures import LLAMA, PACKABLE, VOCAB, save_language_model, word_tokenizer
+from one_at_a_time import alone, rewards_and_gradients
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.branching import branch_comparisons
 from rlhf_reward.losses import BradleyTerry
@@ -61,28 +62,6 @@ def random_examples(seed=0, count=7):
         example(ids(2, 6), [same, same, ids(1, 4)], [1, 1, 2]) | {"margins": [0.0, 0.0]},
         example(ids(2, 6), [[5], [6], [7]]),
     ]
-
-
-def rewards_and_gradients(model, batches):
-    "Rewards of all batches, and the gradient of one loss over them together."
-    model.zero_grad()
-    rewards = torch.cat([model(**model_inputs(batch, model)) for batch in batches])
-    weights = torch.linspace(-1, 1, len(rewards))[:, None]  # each reward counts on its own
-    (rewards * weights).sum().backward()
-    gradients = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            gradients[name] = parameter.grad.clone()
-    return rewards.detach(), gradients
-
-
-def alone(examples):
-    "A batch for each response, of nothing else."
-    batches = []
-    for item in examples:
-        for rest in item["rests"]:
-            batches.append(pad_comparisons([example(item["shared_prefix"] + rest, [[]])]))
-    return batches
 
 
 def rewards_alone(model, examples):

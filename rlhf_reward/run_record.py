@@ -24,7 +24,7 @@ from .losses import RewardLoss
 from .reward import RewardModel
 
 # %% ../nbs/05g_run_record.ipynb #efa5cb0d
-LEARNED_COLUMNS = ("shared_prefix", "rests", "ranks", "margins", "ratings", "weight") # what a loss learns from
+LEARNED_COLUMNS = ("shared_prefix", "rests", "ranks", "margins", "ratings", "weight", "labels") # what a loss learns from
 
 
 def data_fingerprint(
@@ -34,7 +34,7 @@ def data_fingerprint(
     if isinstance(dataset, IterableDataset):
         first = []
         for example in dataset.take(4):
-            first.append([example[name] for name in LEARNED_COLUMNS])
+            first.append([example[name] for name in LEARNED_COLUMNS if name != "labels" or example[name] is not None])
         return f"a stream that begins with {Hasher.hash_bytes(json.dumps(first).encode())}"
     return f"{len(dataset)} comparisons, {Hasher.hash_bytes(_bytes_of_data(dataset))}"
 
@@ -42,6 +42,8 @@ def data_fingerprint(
 def _bytes_of_data(dataset) -> Iterator[bytes]:
     for table in dataset.select_columns(LEARNED_COLUMNS).with_format("arrow").iter(1000):
         for name in LEARNED_COLUMNS:
+            if name == "labels" and table[name].null_count == len(table): # data without them has its earlier hash
+                continue
             yield from _bytes_of_array(pa.concat_arrays(table[name].chunks))
 
 
@@ -52,7 +54,8 @@ def _bytes_of_array(array) -> Iterator[bytes]:
         yield from _bytes_of_array(array.flatten())
     else:
         yield array.is_null().to_numpy(zero_copy_only=False).tobytes()
-        yield pc.fill_null(array, 0).to_numpy(zero_copy_only=False).tobytes()
+        empty = pa.scalar(0).cast(array.type)
+        yield pc.fill_null(array, empty).to_numpy(zero_copy_only=False).tobytes()
 
 # %% ../nbs/05g_run_record.ipynb #ec4dd671
 def weights_fingerprint(
@@ -108,6 +111,7 @@ FACTS = ( # arguments that a resumed run has unchanged, unless `resume_changes` 
     "loss",
     "center_rewards_coefficient",
     "label_smoothing_factor",
+    "good_weight",
     "max_length",
     "seed",
     "data_seed",

@@ -33,13 +33,17 @@ class StepLossMixin:
     def _losses(self, model, inputs):
         "Return rewards (num_comparisons, K), and the loss and weight of each comparison."
         rewards = by_comparison(model(**model_inputs(inputs, self.model)), inputs["ranks"])
-        losses = self.reward_loss(rewards, inputs["ranks"], inputs["margins"], inputs["ratings"])
+        losses = self.reward_loss(rewards, *self._targets(inputs))
         return rewards, losses, self._weights(inputs)
 
     def _weights(self, batch):
         "Return the weights (num_comparisons,), 0 where the loss cannot learn anything."
-        informative = self.reward_loss.is_informative(batch["ranks"], batch["margins"], batch["ratings"])
-        return batch["weights"] * informative
+        return batch["weights"] * self.reward_loss.is_informative(*self._targets(batch))
+
+    def _targets(self, batch):
+        "Return ranks, margins and ratings for the loss, or labels in place of ratings if it learns from them."
+        ratings = batch["labels"] if self.reward_loss.uses_labels else batch["ratings"]
+        return batch["ranks"], batch["margins"], ratings
 
     def create_optimizer(
         self,
@@ -88,12 +92,12 @@ class StepLossMixin:
         inputs: dict[str, torch.Tensor], # a batch from the collator
         prediction_loss_only: bool, # ignored: the metrics need the rewards
         ignore_keys: Optional[list[str]] = None, # ignored
-    ) -> tuple: # no loss, (rewards, losses, weights), ranks
+    ) -> tuple: # no loss, (rewards, losses, weights, ratings, labels), ranks
         "Return what the metrics need, one row for each comparison; means are computed over all of them at the end."
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             rewards, losses, weights = self._losses(model, inputs)
-        return None, (rewards, losses, weights), inputs["ranks"]
+        return None, (rewards, losses, weights, inputs["ratings"], inputs["labels"]), inputs["ranks"]
 
 # %% ../nbs/05d_steps.ipynb #79db922e
 def _is_trained_by(optimizer, parameter):

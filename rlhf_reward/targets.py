@@ -20,6 +20,7 @@ class Targets(TypedDict):
     ranks: torch.Tensor # (num_comparisons, K), 1 is best, 0 where there is no response
     margins: torch.Tensor # (num_comparisons, winner, loser)
     ratings: torch.Tensor # (num_comparisons, K), NaN where there is none
+    labels: torch.Tensor # (num_comparisons, K), 1 for a good response, 0 for a bad one, NaN where there is none
     weights: torch.Tensor # (num_comparisons,)
     rows: torch.Tensor # (num_comparisons,), their numbers in the data
     tokens: torch.Tensor # (2,): tokens when each is counted once, and tokens of the padded layout
@@ -33,15 +34,19 @@ def make_targets(
     num_comparisons, most_responses = ranks.shape
     margins = torch.zeros(num_comparisons, most_responses, most_responses)
     ratings = torch.full(ranks.shape, math.nan)
+    labels = torch.full(ranks.shape, math.nan)
     for index, example in enumerate(examples):
         for (winner, loser), margin in zip(ranked_pairs(example["ranks"]), example["margins"]):
             margins[index, winner, loser] = margin
         for response, rating in enumerate(example["ratings"] or []):
             ratings[index, response] = math.nan if rating is None else rating
+        for response, label in enumerate(example.get("labels") or []):
+            labels[index, response] = math.nan if label is None else label
     return {
         "ranks": ranks,
         "margins": margins,
         "ratings": ratings,
+        "labels": labels,
         "weights": torch.tensor([example["weight"] for example in examples], dtype=torch.float32),
         "rows": torch.tensor([example["row"] for example in examples]),
         "tokens": torch.tensor(_count_tokens(examples)),

@@ -23,6 +23,7 @@ class TokenizedComparison(TypedDict):
     source: Optional[str] # the data set or subset of the row
     prompt_key: int # the same for the same prompt
     row: int # its number in the data, from 1
+    labels: Optional[list[bool]] # K, whether each response is good, `None` if unknown
 
 
 FEATURES = Features({ # a `TokenizedComparison` in a table of `datasets`
@@ -36,6 +37,7 @@ FEATURES = Features({ # a `TokenizedComparison` in a table of `datasets`
     "source": Value("string"),
     "prompt_key": Value("int64"),
     "row": Value("int64"),
+    "labels": List(Value("bool")),
 })
 
 
@@ -49,6 +51,7 @@ def tokenized_comparison(
     source: Optional[str] = None, # the data set or subset of the row
     prompt_key: int = 0, # the same for the same prompt
     row: int = 0, # its number in the data, from 1
+    labels: Optional[Sequence[Optional[bool]]] = None, # K, if known
 ) -> TokenizedComparison: # with its length
     "Return a tokenized comparison with these fields."
     return TokenizedComparison(
@@ -62,6 +65,7 @@ def tokenized_comparison(
         source=source,
         prompt_key=prompt_key,
         row=row,
+        labels=None if labels is None else list(labels),
     )
 
 

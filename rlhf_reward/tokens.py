@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .columns import read_columns
 from .comparison import CACHE_VERSION, Comparison, is_ids, ranked_pairs, shared_length, text_key
+from .grouping import group_key, grouped
 from .encoding import TooLong, encode, end_token, fit_length
 from .encoding import render, render_comparison, truncate_prompt # re-exported: this module was their home
 from .omissions import render_checked, report_omissions
@@ -72,16 +73,18 @@ def tokenize_rows(
         "with_indices": True,
         "batched": True,
         "fn_kwargs": {"arguments": arguments, "version": CACHE_VERSION},
-        "features": Features({**FEATURES, **REPORTED}),
+        "features": Features({**FEATURES, **REPORTED, "group": Value("int64")}),
     }
     if isinstance(rows, IterableDataset):
         names = rows.column_names or list(next(iter(rows), {}))
         tokenized = rows.map(_tokenize_batch, remove_columns=names, **options)
         report = _Report(name, tokenizer, note, is_stream=True)
-        return tokenized.filter(report, with_indices=True).remove_columns(list(REPORTED))
+        kept = tokenized.filter(report, with_indices=True).remove_columns(list(REPORTED))
+        return grouped(kept, name, margin_from_scores)
     options |= {"num_proc": num_proc, "desc": f"Tokenizing {name}"}
     tokenized = rows.map(_tokenize_batch, remove_columns=rows.column_names, **options)
-    return _without_dropped(tokenized, _Report(name, tokenizer, note, is_stream=False))
+    kept = _without_dropped(tokenized, _Report(name, tokenizer, note, is_stream=False))
+    return grouped(kept, name, margin_from_scores)
 
 
 def _check_option(name, value, expected):
@@ -114,7 +117,7 @@ def reason_dropped(
 ) -> str: # empty if the comparison is kept
     "Return why nothing can be learned from a comparison that fits."
     pairs = ranked_pairs(ranks)
-    if not pairs and not keep_ties:
+    if not pairs and not keep_ties and len(ranks) > 1: # a single response may be grouped with others
         return "all responses tie"
     if any(sequences[winner] == sequences[loser] for winner, loser in pairs):
         return "winner and loser are the same tokens"
@@ -215,7 +218,7 @@ def _tokenized_row(rendered, sequences, arguments):
     if comparison is None:
         example = tokenized_comparison([], [], weight=0.0, row=rendered.number)
         report = {"dropped": "bad row", "cut": 0, "not_ended": False, "omitted": [], "detail": rendered.problem}
-        return {**example, **report}
+        return {**example, **report, "group": 0}
     kept, report = _fitted(rendered, sequences, arguments)
     shared = shared_length(kept) if kept else 0
     example = tokenized_comparison(
@@ -228,8 +231,9 @@ def _tokenized_row(rendered, sequences, arguments):
         source=comparison.source,
         prompt_key=text_key(comparison.prompt),
         row=rendered.number,
+        labels=comparison.labels,
     )
-    return {**example, **report}
+    return {**example, **report, "group": group_key(comparison)}
 
 
 def _fitted(rendered, sequences, arguments):

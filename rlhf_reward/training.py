@@ -79,7 +79,9 @@ class RewardTrainer(
             from rlhf_reward.adapters import add_adapter
 
             add_adapter(model, peft_config)
-        reward_loss = make_loss(args.loss, args.label_smoothing_factor, args.center_rewards_coefficient)
+        reward_loss = make_loss(
+            args.loss, args.label_smoothing_factor, args.center_rewards_coefficient, args.good_weight,
+        )
         self.reward_loss = reward_loss.to(args.device)
         self.note_model(model)
         self.step_records = StepRecords()
@@ -94,7 +96,7 @@ class RewardTrainer(
             train_dataset,
             self._tokenized(eval_dataset, "the evaluation set"),
             processing_class,
-            compute_metrics=partial(evaluation_metrics, compute_metrics=compute_metrics),
+            compute_metrics=partial(evaluation_metrics, compute_metrics=compute_metrics, loss=self.reward_loss),
             **kwargs,
         )
         show_log_line(self)

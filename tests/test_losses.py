@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlhf_reward import PairwiseLoss
-from rlhf_reward.losses import LOSSES, BradleyTerry, MarginScaled, PlackettLuce, Regression, make_loss
+from rlhf_reward.losses import LOSSES, Binary, BradleyTerry, MarginScaled, PlackettLuce, Regression, make_loss
 
 RANKS = [[1, 2, 3, 4], [2, 1, 1, 3], [1, 2, 0, 0], [1, 1, 1, 2], [3, 1, 2, 0], [2, 2, 1, 2]]
 TIED = [[1, 1, 0, 0], [1, 1, 1, 1]]
@@ -61,6 +61,9 @@ def by_hand(name, r, ranks, margins, ratings):
         return np.mean([-math.log(rao_kupper(r[i], r[j], tie)) for i, j, tie in outcomes(ranks)])
     if name == "davidson":
         return np.mean([-math.log(davidson(r[i], r[j], tie)) for i, j, tie in outcomes(ranks)])
+    if name == "binary": # with the offset 0; a rating above one half is the label of a good response
+        rated = [(r[i], ratings[i]) for i in range(len(r)) if ranks[i] > 0 and not math.isnan(ratings[i])]
+        return np.mean([cost(reward if label > 0.5 else -reward) for reward, label in rated]) if rated else 0.0
     squares = []
     for reward, rank, rating in zip(r, ranks, ratings):
         if rank > 0 and not math.isnan(rating):
@@ -124,10 +127,10 @@ def test_gradients_are_the_slopes(name):
     loss = ALL[name].double()
     rewards, ranks, margins, ratings = made(ranks=RANKS + TIED * loss.uses_ties)
     assert torch.autograd.gradcheck(lambda r: loss(r, ranks, margins, ratings), rewards.requires_grad_())
-    for parameter in loss.parameters():
+    for name_of_parameter, parameter in loss.named_parameters():
 
         def of_threshold(value):
-            return torch.func.functional_call(loss, {"log_tie": value}, (rewards.detach(), ranks, margins, ratings))
+            return torch.func.functional_call(loss, {name_of_parameter: value}, (rewards.detach(), ranks, margins, ratings))
 
         assert torch.autograd.gradcheck(of_threshold, parameter.detach().clone().requires_grad_())
 
@@ -176,7 +179,7 @@ def test_neither_padding_nor_the_order_of_responses_matters(name):
     torch.testing.assert_close(loss(*reordered), plain)
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ("centered", "regression")])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("centered", "regression", "binary")])
 def test_only_differences_matter(name):
     loss = ALL[name].double()
     rewards, ranks, margins, ratings = made()
@@ -256,16 +259,35 @@ def test_ties_teach_the_threshold():
         for ties in (10, 60):
             loss = make_loss(name)
             ranks = torch.tensor([[1, 1]] * ties + [[1, 2]] * (90 - ties))
-            optimizer = torch.optim.LBFGS(loss.parameters(), max_iter=50)
+            best = reward - math.log(weight * num_good / num_bad)
+        slopes = []
+        for offset in (best - 0.1, best, best + 0.1):
+            loss.offset.data.fill_(offset)
+            (slope,) = torch.autograd.grad(loss(rewards, ranks, None, labels).mean(), loss.offset)
+            slopes.append(slope.item())
+        assert slopes[0] < 0 < slopes[2] and slopes[1] == pytest.approx(0, abs=1e-12)
+        one = loss(rewards[:1], ranks[:1], None, labels[:1]).item()
+        assert one == pytest.approx(weight * math.log1p(math.exp(loss.offset.item() - reward)))
+    for weight in (0, -1, math.inf):
+        with pytest.raises(ValueError, match="expected a number above 0"):
+            make_loss("binary", good_weight=weight)
+    with pytest.raises(ValueError, match="good_weight is 2.0 with the loss regression; expected 1"):
+        make_loss("regression", good_weight=2.0)
+    with pytest.raises(ValueError, match="label smoothing or centering is on with the loss binary"):
+        make_loss("binary", label_smoothing=0.1)
 
-            def closure():
-                optimizer.zero_grad()
-                value = loss(rewards, ranks).mean()
-                value.backward()
-                return value
 
-            optimizer.step(closure)
-            share = torch.exp(-loss(rewards[:1], torch.tensor([[1, 1]]))).item()
-            assert share == pytest.approx(ties / 90, abs=1e-3)  # of ties, once wins and losses of equals are alike
-            thresholds.append(loss.log_tie.item())
-        assert thresholds[0] < thresholds[1]
+def test_pointwise_losses_of_a_group_are_the_mean_of_its_responses():
+    "So that a group with the sum of the weights has the loss and the gradient of single rows."
+    for name in ("regression", "binary"):
+        loss = make_loss(name, good_weight=3.0 if name == "binary" else 1.0).double()
+        rewards = torch.tensor([[0.3, -1.0, 2.0, 0.5]], dtype=torch.float64, requires_grad=True)
+        targets = torch.tensor([[1.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+        ranks = torch.tensor([[1, 2, 2, 1]])
+        together = 4 * loss(rewards, ranks, None, targets).sum()
+        alone = loss(rewards.T, torch.ones_like(ranks.T), None, targets.T).sum()
+        torch.testing.assert_close(together, alone)
+        variables = [rewards, *loss.parameters()]
+        gradients = zip(torch.autograd.grad(together, variables), torch.autograd.grad(alone, variables))
+        for of_group, of_rows in gradients:
+            torch.testing.assert_close(of_group, of_rows)

@@ -309,6 +309,9 @@ def test_the_host_waits_for_nothing_but_logs(base, tmp_path, monkeypatch, waits)
 def test_every_loss_trains(base, tmp_path, loss):
     "The loss of training, of evaluation and of the function are the same number, and it falls."
     rows = synthetic_comparisons(16)
+    rows = Dataset.from_list([
+        {**row, "labels": [bool(score > np.median(row["scores"])) for score in row["scores"]]} for row in rows
+    ])
     trainer = make(
         base,
         tmp_path,
@@ -324,8 +327,8 @@ def test_every_loss_trains(base, tmp_path, loss):
     trainer.train()
     assert logs(trainer)[0]["loss"] == pytest.approx(before, abs=1e-5)
     assert trainer.evaluate()["eval_loss"] < 0.9 * before
-    if loss in ("rao_kupper", "davidson"):
-        assert trainer.reward_loss.log_tie.item() != type(trainer.reward_loss)().log_tie.item()
+    for name, parameter in trainer.reward_loss.named_parameters():
+        assert parameter.item() != getattr(type(trainer.reward_loss)(), name).item()
 
 
 def test_a_learned_threshold_is_saved_and_resumed(base, tmp_path):
@@ -348,6 +351,7 @@ def test_a_learned_threshold_is_saved_and_resumed(base, tmp_path):
 @pytest.mark.parametrize("loss, problem", [
     ("margin_scaled", "Row 2 of the training set has a pair without a margin above 0"),
     ("regression", "Row 2 of the training set has no scores, which the loss regression learns"),
+    ("binary", "Row 1 of the training set has no label, which the loss binary learns"),
 ])
 def test_missing_data_for_a_loss_is_reported_before_training(base, tmp_path, loss, problem):
     good = {

@@ -1,17 +1,28 @@
 "Rows with one response: their forms, labels, groups, losses and figures."
 import json
+import math
 
+import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
+from scipy.stats import kendalltau, pearsonr, spearmanr
+from sklearn.metrics import roc_auc_score
 
+from architectures import save_language_model, word_tokenizer
+from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.columns import column_verdicts, with_verdicts
 from rlhf_reward.comparison import Comparison
+from rlhf_reward.grouping import MOST_GROUPED, group_indices
 from rlhf_reward.labels import read_labels
 from rlhf_reward.loading import load_rows
 from rlhf_reward.rows import to_comparison, to_responses
+from rlhf_reward.tokenized import FEATURES, whole_sequences
+from rlhf_reward.tokens import tokenize_rows
 from rlhf_reward.unread import unread_columns
 from rlhf_reward.verdicts import UnclearVerdict
 
+QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "steps"}
 Q = [{"role": "user", "content": "q"}]
 A = [{"role": "assistant", "content": "a"}]
 HH = "\n\nHuman: q\n\nAssistant:"
@@ -127,3 +138,197 @@ def test_rows_of_one_response_that_cannot_be_used_are_explained():
     for row, problem in BAD:
         with pytest.raises(ValueError, match=problem):
             to_comparison(row)
+
+
+# ----- groups
+
+
+def brute_force_groups(keys):
+    "Prompts in the order of their first rows, each in parts of about equal size."
+    by_key = {}
+    for row, key in enumerate(keys):
+        by_key.setdefault(key or f"alone {row}", []).append(row)
+    found = []
+    for rows in by_key.values():
+        parts = math.ceil(len(rows) / MOST_GROUPED)
+        bounds = [math.ceil(part * len(rows) / parts) for part in range(parts + 1)]
+        found += [rows[start:end] for start, end in zip(bounds, bounds[1:])]
+    return found
+
+
+def test_pointwise_groups_have_each_row_once_and_a_limited_size():
+    draw = np.random.default_rng(0)
+    for num_rows, num_prompts in ((1, 1), (7, 1), (8, 1), (9, 1), (40, 1), (300, 9), (300, 400)):
+        keys = draw.integers(0, num_prompts + 1, num_rows)
+        order, starts = group_indices(keys)
+        groups = [group.tolist() for group in np.split(order, starts[1:])]
+        assert groups == brute_force_groups(keys.tolist())
+        assert max(map(len, groups)) <= MOST_GROUPED and sorted(order) == list(range(num_rows))
+
+
+POINTWISE = [
+    {"prompt": "w4 w5", "response": " w8", "score": 3.0, "weight": None, "source": None}, # a table has these columns
+    {"prompt": "w6 w7", "response": " w9", "score": 1.0},
+    {"prompt": "w4 w5", "response": " w9 w10", "score": 1.0},
+    {"prompt": "", "response": "w4 w5", "score": 1.0},
+    {"prompt": "w4 w5", "response": " w8", "score": 2.0}, # again, with another rating
+    {"prompt": "w6 w7", "response": " w8", "score": 1.0},
+    {"prompt": "w4 w5", "response": " w10", "score": 2.0, "weight": 3.0},
+    {"prompt": "", "response": "w6 w7", "score": 2.0},
+    {"prompt": "w4 w5", "response": " w10", "score": 0.0, "source": "s"},
+    {"prompt": "w4 w7", "response": " w10", "score": 0.0},
+]
+
+
+SORTED = [POINTWISE[number - 1] for number in (1, 3, 5, 2, 6, 4, 7, 8, 9, 10)] # as they are grouped
+
+
+def test_pointwise_rows_of_a_prompt_become_one_comparison_and_no_other_do():
+    tokenizer = word_tokenizer()
+    table = Dataset.from_list(POINTWISE)
+    tokenized = tokenize_rows(table, tokenizer, 64)
+    found = [(row["row"], row["ranks"], row["ratings"], row["weight"]) for row in tokenized]
+    assert found == [
+        (1, [1, 2], [3.0, 1.0], 2.0),
+        (5, [1], [2.0], 1.0),
+        (2, [1, 1], [1.0, 1.0], 2.0),
+        (4, [1], [1.0], 1.0),
+        (7, [1], [2.0], 3.0),
+        (8, [1], [2.0], 1.0),
+        (9, [1], [0.0], 1.0),
+        (10, [1], [0.0], 1.0),
+    ]
+    alone = {}
+    for number, row in enumerate(POINTWISE, start=1):
+        (single,) = tokenize_rows(Dataset.from_list([row]), tokenizer, 64)
+        alone[number] = whole_sequences(single)[0]
+    assert whole_sequences(tokenized[0]) == [alone[1], alone[3]] and tokenized[0]["shared_prefix"]
+    streamed = list(tokenize_rows(table.to_iterable_dataset(), tokenizer, 64))
+    assert streamed == list(tokenized)
+    with_margins = tokenize_rows(table, tokenizer, 64, margin_from_scores=True)
+    assert with_margins[0]["margins"] == [2.0] and tokenized[0]["margins"] == [0.0]
+    tokenized = tokenize_rows(Dataset.from_list(labeled(POINTWISE)), tokenizer, 64)
+    assert (tokenized[0]["ranks"], tokenized[0]["labels"], tokenized[0]["ratings"]) == ([1, 2], [True, False], None)
+
+
+def test_overlong_pointwise_rows_are_dropped_by_themselves(caplog):
+    rows = [*POINTWISE, {"prompt": "w4 w5", "response": " w8" * 80, "score": 5.0}]
+    tokenized = tokenize_rows(Dataset.from_list(rows), word_tokenizer(), 64)
+    assert len(tokenized[0]["rests"]) == 2
+    assert "Dropped 1 of 11 comparisons of the data: longer than 64 tokens (1)." in caplog.text
+
+
+# ----- training
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = save_language_model("qwen3", tmp_path_factory.mktemp("base"))
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def trainer_of(base, folder, rows, eval_rows=None, **options):
+    torch.manual_seed(0)
+    model = RewardModel(base, 0.0, "cpu")
+    options = {**QUIET, "learning_rate": 1e-2, **options}
+    return RewardTrainer(model, RewardConfig(str(folder), **options), rows, eval_rows, word_tokenizer())
+
+
+def loss_and_gradients(trainer, dataset):
+    "Of the loss over all comparisons of a tokenized data set in one batch."
+    trainer._use_layout(dataset)
+    variables = [*trainer.model.parameters(), *trainer.reward_loss.parameters()]
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(list(dataset)))
+    return loss, torch.autograd.grad(loss, variables, allow_unused=True)
+
+
+def labeled(rows):
+    "Rows with a label in place of the score."
+    found = []
+    for row in rows:
+        row = {**row, "label": row["score"] > 1}
+        del row["score"]
+        found.append(row)
+    return found
+
+
+def test_pointwise_and_binary_groups_have_the_loss_and_gradients_of_their_rows(base, tmp_path):
+    for loss, rows in (("regression", POINTWISE), ("binary", labeled(POINTWISE))):
+        options = {"good_weight": 2.0} if loss == "binary" else {}
+        trainer = trainer_of(base, tmp_path / loss, Dataset.from_list(rows), loss=loss, **options)
+        assert len(trainer.train_dataset) == 8
+        rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
+        alone = [next(iter(tokenize_rows(Dataset.from_list([row]), word_tokenizer(), 64))) for row in rows]
+        assert len(alone) == len(POINTWISE) and {len(example["rests"]) for example in alone} == {1}
+        value, gradients = loss_and_gradients(trainer, trainer.train_dataset)
+        expected, of_rows = loss_and_gradients(trainer, Dataset.from_list(alone, features=FEATURES))
+        torch.testing.assert_close(value, expected)
+        assert gradients[-1] is not None and any(gradient.abs().max() > 1e-3 for gradient in gradients)
+        for gradient, of_row in zip(gradients, of_rows):
+            torch.testing.assert_close(gradient, of_row, atol=1e-5, rtol=1e-4)
+
+
+def test_pairwise_losses_learn_from_pointwise_rows_of_the_same_prompt(base, tmp_path, caplog):
+    trainer = trainer_of(base, tmp_path / "pairs", Dataset.from_list(POINTWISE), Dataset.from_list(POINTWISE))
+    assert trainer.train_dataset["row"][:] == [1]
+    assert "Dropped 7 of 8 comparisons of the training set: no response that ranks above another." in caplog.text
+    metrics = trainer.evaluate()
+    assert (metrics["eval_pairs"], metrics["eval_without_loss"], metrics["eval_responses"]) == (1, 7, 10)
+    ties = trainer_of(base, tmp_path / "ties", Dataset.from_list(POINTWISE), loss="davidson")
+    assert ties.train_dataset["row"][:] == [1, 2]
+    with pytest.raises(ValueError, match="None of 2 comparisons of the training set is left for the loss bradley_terry"):
+        trainer_of(base, tmp_path / "none", Dataset.from_list(POINTWISE[-2:]))
+    stream = trainer_of(base, tmp_path / "stream", Dataset.from_list(POINTWISE).to_iterable_dataset(), max_steps=1)
+    assert [example["row"] for example in stream.train_dataset] == [1]
+    for loss, rows in (("binary", POINTWISE), ("regression", labeled(POINTWISE))):
+        with pytest.raises(ValueError, match="Row 1 of the training set has no (label|scores)"):
+            trainer_of(base, tmp_path / loss, Dataset.from_list(rows), loss=loss)
+
+
+def test_binary_offset_is_saved_with_the_loss_and_resumed(base, tmp_path):
+    rows = Dataset.from_list(labeled(POINTWISE))
+    options = {"loss": "binary", "max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 4}
+    whole = trainer_of(base, tmp_path / "whole", rows, rows, **options)
+    whole.train()
+    saved = json.loads((tmp_path / "whole/checkpoint-2/loss.json").read_text())
+    assert saved == {"loss": "binary", "offset": whole.reward_loss.offset.item()} and saved["offset"] != 0
+    resumed = trainer_of(base, tmp_path / "resumed", rows, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-1"))
+    assert resumed.reward_loss.offset.item() == saved["offset"]
+    reopened = RewardModel.from_pretrained(str(tmp_path / "whole/checkpoint-2"), device="cpu")
+    ids = torch.tensor([[4, 5, 8, 2]])
+    torch.testing.assert_close(reopened(ids), whole.model.eval()(ids)) # without the offset
+    metrics = whole.evaluate()
+    assert metrics["eval_offset"] == saved["offset"] and 0 <= metrics["eval_labels_right"] <= 1
+    other = trainer_of(base, tmp_path / "other", rows, **options, good_weight=2.0)
+    with pytest.raises(ValueError, match="good_weight 1.0 .now 2.0."):
+        other.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-1"))
+
+
+def test_pointwise_metrics_of_the_trainer_are_those_of_scipy(base, tmp_path):
+    both = [{**row, "label": row["score"] > 1} for row in POINTWISE]
+    trainer = trainer_of(base, tmp_path, Dataset.from_list(both), Dataset.from_list(both), loss="regression")
+    metrics = trainer.evaluate()
+    output = trainer.predict(trainer.eval_dataset)
+    rewards, ratings = [], []
+    taus = []
+    for own, example in zip(output.predictions, trainer.eval_dataset):
+        own = own[: len(example["ratings"])]
+        rewards += own.tolist()
+        ratings += example["ratings"]
+        tau = kendalltau(own, example["ratings"]).statistic if len(own) > 1 else math.nan
+        taus.append(tau)
+    assert len(rewards) == len(POINTWISE)
+    expected = {
+        "pearson": pearsonr(rewards, ratings).statistic,
+        "spearman": spearmanr(rewards, ratings).statistic,
+        "kendall": np.nanmean(taus),
+        "mse": np.mean((np.array(rewards) - ratings) ** 2),
+        "auroc": roc_auc_score(np.array(ratings) > 1, rewards),
+        "loss": np.mean((np.array(rewards) - ratings) ** 2 * [row.get("weight") or 1 for row in SORTED])
+        / np.mean([row.get("weight") or 1 for row in SORTED]),
+    }
+    for name, value in expected.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(value, abs=1e-5), name
+    assert "eval_offset" not in metrics

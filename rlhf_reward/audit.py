@@ -21,6 +21,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .comparison import exact_key, is_ids, ranked_pairs, text_key, whole_texts
+from .audit_statistics import comparison_statistics
 from .audit_text import audit_table # importable from here too
 from .encoding import encode
 from .forms import KNOWN_FORM
@@ -89,7 +90,7 @@ def audit(
     }
     findings = _Findings(contents, column_problems, column_notes)
     if len(table):
-        report.update(_statistics(table))
+        report.update(comparison_statistics(table))
         findings.check_rows()
         if against is not None:
             findings.check_prompts(against)
@@ -281,37 +282,6 @@ def _form(row, comparison):
     dataset = dataset_of(row)
     return f"{form} in {dataset}" if dataset else form
 
-
-def _statistics(table):
-    "Return the numbers of the report, overall and by source, and quantiles of lengths."
-    by_source = table.fillna({"source": ""}).groupby("source")
-    by_dataset = table.groupby("dataset") # of one set the column is empty
-    quantiles = {"min": 0, "5%": 0.05, "median": 0.5, "95%": 0.95, "max": 1}
-    lengths = {}
-    for column in ("prompt", "chosen", "rejected"):
-        values = table[column]
-        lengths[column] = {label: float(values.quantile(share)) for label, share in quantiles.items()}
-    return {
-        "pairs": int(table["pairs"].sum()),
-        "responses": dict(Counter(map(int, table["responses"]))),
-        "overall": _part_statistics(table),
-        "by_source": {source: _part_statistics(part) for source, part in by_source},
-        "by_dataset": {dataset: _part_statistics(part) for dataset, part in by_dataset},
-        "lengths": lengths,
-    }
-
-
-def _part_statistics(part):
-    "Return the numbers of some comparisons."
-    num_pairs = int(part["pairs"].sum())
-    return {
-        "comparisons": len(part),
-        "pairs": num_pairs,
-        "longer_wins": float(part["longer_wins"].sum()) / num_pairs if num_pairs else None,
-        "median_prompt": float(part["prompt"].median()),
-        "median_chosen": float(part["chosen"].median()),
-        "median_rejected": float(part["rejected"].median()),
-    }
 
 # %% ../nbs/03d_audit.ipynb #faa926c6
 class _Findings:

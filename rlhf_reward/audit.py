@@ -66,7 +66,7 @@ class AuditReport(TypedDict, total=False):
     problems: list[str] # what would spoil a run
     notes: list[str] # what is only worth knowing
 
-
+# %% ../nbs/03d_audit.ipynb #b7c1d204
 def audit(
     rows: Union[Dataset, dict[str, Dataset]], # as `to_comparison` reads them, or several sets by name
     against: Union[Dataset, dict[str, Dataset], None] = None, # that should share no prompt with them
@@ -198,7 +198,7 @@ def _template_fields(comparison, tokenizer):
     texts, omitted = render_checked(comparison, tokenizer)
     return {"tokens": max(map(len, encode(texts, tokenizer))), "omitted": omitted}
 
-
+# %% ../nbs/03d_audit.ipynb #b7c1d206
 def _length_numbers(comparison, prompt, responses):
     "Return the fields of `_Record` about pairs and lengths."
     ranks = comparison.ranks

@@ -112,7 +112,7 @@ def metrics_by_set(
 ) -> dict[str, float]: # with the `short_names` of the sets, such as `sums.jsonl_accuracy`; empty for a single set
     "Return the metrics of each set of a mixture."
     names = np.array([dataset or "" for dataset in datasets])
-    short = short_names(filter(None, dict.fromkeys(names.tolist())))
+    short = short_names(sorted(set(names.tolist()) - {""}))
     metrics = {}
     for dataset, name in short.items() if len(short) > 1 else ():
         is_own = names == dataset

@@ -208,7 +208,7 @@ def check_for_loss(
 
     if isinstance(dataset, IterableDataset):
         return dataset.filter(check)
-    for example in dataset.select_columns(["row", "ranks", "margins", "ratings", "labels"]):
+    for example in dataset.select_columns(["row", "dataset", "ranks", "margins", "ratings", "labels"]):
         check(example)
     return dataset
 
@@ -250,7 +250,7 @@ def _weights(dataset):
 
 def _check_example(example, loss, name):
     "Raise `ValueError` for a comparison without what the loss learns from."
-    row = f"Row {example['row']} of {name}"
+    row = f"Row {example['row']} of {example['dataset'] or name}"
     if loss == "margin_scaled" and not all(margin > 0 for margin in example["margins"]):
         raise ValueError(
             f"{row} has a pair without a margin above 0, by which the loss margin_scaled scales it; expected a "

@@ -34,13 +34,12 @@ def audit_table(
 
 
 def _source_table(report):
-    "Return the numbers of each source, if there are several, and of all."
-    names = []
-    numbers = []
+    "Return the numbers of each set and each source, if there are several, and of all."
+    parts = dict(report.get("by_dataset", {}))
     if len(report["by_source"]) > 1:
-        for source, of_source in report["by_source"].items():
-            names.append(source or "(none)")
-            numbers.append(of_source)
+        parts.update({source or "(none)": numbers for source, numbers in report["by_source"].items()})
+    names = list(parts)
+    numbers = list(parts.values())
     table = pd.DataFrame([*numbers, report["overall"]], index=[*names, "all"])
     return table.rename(columns=lambda name: name.replace("_", " "))
 

@@ -9,7 +9,7 @@ __all__ = ['logger', 'MOST_GROUPED', 'group_key', 'group_indices', 'merge_compar
 # %% ../nbs/03q_grouping.ipynb #7b664de8
 import logging
 from dataclasses import replace
-from typing import Iterable, Union
+from typing import Iterable, Optional, Union
 
 import numpy as np
 from datasets import Dataset, IterableDataset
@@ -25,6 +25,7 @@ MOST_GROUPED = 8 # responses in a group; a prompt with more has several groups o
 
 def group_key(
     comparison: Comparison, # of any number of responses
+    dataset: Optional[str] = None, # the name of its set in a mixture
 ) -> int: # 0 for a comparison that is not grouped
     "Return a number that is the same for single responses that may be one comparison."
     is_single = len(comparison.responses) == 1 and comparison.prompt and not comparison.whole
@@ -32,7 +33,8 @@ def group_key(
         return 0
     has_labels = comparison.labels is not None and None not in comparison.labels
     kinds = (comparison.ratings is not None, has_labels)
-    return exact_key(repr((comparison.prompt, comparison.template, comparison.source, comparison.weight, kinds))) or 1
+    names = (dataset, comparison.source)
+    return exact_key(repr((comparison.prompt, comparison.template, names, comparison.weight, kinds))) or 1
 
 # %% ../nbs/03q_grouping.ipynb #7fabbc1a
 def group_indices(
@@ -122,6 +124,7 @@ def merge_tokenized(
         source=first["source"],
         prompt_key=first["prompt_key"],
         row=first["row"],
+        dataset=first["dataset"],
         labels=labels,
     )
 

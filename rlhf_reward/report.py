@@ -242,7 +242,8 @@ def _mistake_parts(model, mistakes):
     for mistake in mistakes:
         source = f", {escape_markdown(mistake['source'])}" if mistake["source"] else ""
         sure = f"{100 * mistake['probability']:.1f} % sure of the rejected one"
-        parts.append(f"Row {mistake['row']}{source}: {sure}")
+        dataset = f" of {escape_markdown(mistake['dataset'])}" if mistake.get("dataset") else ""
+        parts.append(f"Row {mistake['row']}{dataset}{source}: {sure}")
         parts.append(f"Prompt:\n\n{_markdown_text(readable(mistake['prompt']))}")
         for label, name in (("Chosen", "chosen"), ("Rejected", "rejected")):
             response = mistake[name]

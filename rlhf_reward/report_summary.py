@@ -202,13 +202,18 @@ def _summary_of_data(data, models):
 
 
 def _source_lines(reports, baselines):
-    "Return a line for each source: its pairs, the accuracy of each model, without the prompt too, and the baselines."
-    sources = sorted(set().union(*(report["sources"] for report in reports)))
+    """
+    Return a line for each set of a mixture and each source.
+
+    It has the pairs, the accuracy of each model, without the prompt too, and the baselines.
+    """
+    parts = [{**report["sources"], **report.get("datasets", {})} for report in reports]
+    sources = sorted(set().union(*parts))
     if len(sources) < 2:
         return []
     lines = []
     for source in sources:
-        own = [report["sources"].get(source, {}) for report in reports]
+        own = [of_report.get(source, {}) for of_report in parts]
         pairs = [str(figures.get("pairs", 0)) for figures in own]
         lines.append([
             source,

@@ -11,6 +11,7 @@ from typing import Any, Callable, Optional
 from .comparison import BadResponse, Comparison, is_ids, ranks_of, shared_length
 from .fields import TEXT_FORMS, checked_text, finite_number, finite_numbers, from_json, without_nulls
 from .labels import row_labels
+from .mixed_rows import dataset_of, own_row
 from .single import as_list_row, single_forms
 from .unread import check_media
 from .verdicts import UnclearVerdict, checked_verdicts, verdict_ranks
@@ -60,6 +61,7 @@ def to_comparison(
         raise ValueError(f"{row[UNREADABLE]}.")
     form = row_form(row)
     check_media(row)
+    verdicts = getattr(row, "verdicts", verdicts) # of the set, in a mixture
     if form == "chosen_ids, rejected_ids":
         parts = _read_ids(row)
     elif form == "chosen, rejected":
@@ -126,6 +128,7 @@ def read_row(
 ) -> Any: # the result of `read`, by default a `Comparison`
     "Call `read` on the row, so that its `ValueError` names the row."
     try:
+        row, number, name = own_row(row, number, name)
         return read(row)
     except (ValueError, RecursionError) as error: # lists in lists in lists
         kind = UnclearVerdict if isinstance(error, UnclearVerdict) else ValueError
@@ -325,6 +328,8 @@ def _source(row):
     source = row.get("source")
     if source is None:
         source = row.get("subset")
+    if source is None:
+        source = dataset_of(row)
     return None if source is None else str(source)
 
 

@@ -24,6 +24,7 @@ from .losses import RewardLoss
 from .metrics import PairMetrics, pair_metrics
 from .packing import by_comparison, model_inputs
 from .reward import RewardModel
+from .targets import names_from_bytes
 
 # %% ../nbs/05d_steps.ipynb #c85767b7
 class StepLossMixin:
@@ -132,6 +133,7 @@ class StepRecord:
     "Tensors of one micro-batch, on its device."
     step: int # from 1
     rows: torch.Tensor # (num_comparisons,), their numbers in the data
+    datasets: torch.Tensor # (num_comparisons, longest), the names of their sets, as in `targets.Targets`
     ranks: torch.Tensor # (num_comparisons, K)
     rewards: torch.Tensor # (num_comparisons, K)
     losses: torch.Tensor # (num_comparisons,)
@@ -168,6 +170,7 @@ class StepRecords:
         self.records.append(StepRecord(
             step,
             inputs["rows"],
+            inputs["datasets"],
             inputs["ranks"],
             rewards.detach(),
             losses.detach(),
@@ -193,7 +196,9 @@ class StepRecords:
         for record in self.records:
             not_finite = ~record.losses.isfinite()
             if not_finite.any():
-                raise ValueError(_message_of_losses(record.step, record.rows[not_finite].tolist()))
+                rows = record.rows[not_finite].tolist()
+                datasets = names_from_bytes(record.datasets[not_finite])
+                raise ValueError(_message_of_losses(record.step, rows, datasets))
 
     def metrics(self) -> StepMetrics:
         "Return metrics of all processes together."
@@ -218,8 +223,9 @@ def _table(parts: list[torch.Tensor]) -> np.ndarray:
     return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts]).numpy()
 
 
-def _message_of_losses(step: int, rows: list[int]) -> str:
-    shown = ", ".join(map(str, rows[:10]))
+def _message_of_losses(step: int, rows: list[int], datasets: list[str]) -> str:
+    named = [f"{row} of {dataset}" if dataset else str(row) for row, dataset in zip(rows, datasets)]
+    shown = ", ".join(named[:10])
     if len(rows) > 10:
         shown += ", …"
     return (

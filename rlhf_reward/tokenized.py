@@ -22,7 +22,8 @@ class TokenizedComparison(TypedDict):
     length: int # of the longest sequence, to group by
     source: Optional[str] # the data set or subset of the row
     prompt_key: int # the same for the same prompt
-    row: int # its number in the data, from 1
+    row: int # its number in the data, from 1; in a mixture in its set
+    dataset: Optional[str] # the name of its set in a mixture
     labels: Optional[list[bool]] # K, whether each response is good, `None` if unknown
 
 
@@ -37,6 +38,7 @@ FEATURES = Features({ # a `TokenizedComparison` in a table of `datasets`
     "source": Value("string"),
     "prompt_key": Value("int64"),
     "row": Value("int64"),
+    "dataset": Value("string"),
     "labels": List(Value("bool")),
 })
 
@@ -51,6 +53,7 @@ def tokenized_comparison(
     source: Optional[str] = None, # the data set or subset of the row
     prompt_key: int = 0, # the same for the same prompt
     row: int = 0, # its number in the data, from 1
+    dataset: Optional[str] = None, # the name of its set in a mixture
     labels: Optional[Sequence[Optional[bool]]] = None, # K, if known
 ) -> TokenizedComparison: # with its length
     "Return a tokenized comparison with these fields."
@@ -65,6 +68,7 @@ def tokenized_comparison(
         source=source,
         prompt_key=prompt_key,
         row=row,
+        dataset=dataset,
         labels=None if labels is None else list(labels),
     )
 

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from .columns import read_columns
 from .comparison import Comparison, Text, is_ids, shared_length, whole_texts
 from .engine import NotFinite
+from .grouping import group_sequences
 from .intervals import Interval, JackknifeInterval, interval, jackknife
 from .intervals import jackknife_p_value, sign_flip_p_value
 from .mixed_rows import dataset_of, own_row
@@ -61,6 +62,7 @@ def evaluate(
     read = partial(_read, verdicts=read_columns(data, name, features))
     omitted_before = Counter(scorer.omitted)
     usable = _usable_rows(scorer, data, on_bad_row, name, numbers or range(1, len(data) + 1), read)
+    usable = _grouped_rows(usable)
     omitted = Counter(scorer.omitted) - omitted_before
     comparisons = usable.comparisons
     prompts = [str(comparison.prompt) for comparison in comparisons]
@@ -72,13 +74,14 @@ def evaluate(
         _blind_rewards(scorer, without_prompts, processes, usable, name),
         _response_lengths(without_prompts, usable.sequences),
     )
-    report = {**statistics(responses, seed), "left_out": usable.left_out, "omitted": dict(omitted)}
+    offset = scorer.offset
+    report = {**statistics(responses, seed, offset), "left_out": usable.left_out, "omitted": dict(omitted)}
     show_progress = processes is None or processes.is_main_process
-    report["sources"] = _statistics_by("source", responses, seed, show_progress)
+    report["sources"] = _statistics_by("source", responses, seed, offset, show_progress)
     datasets = [dataset for _, dataset in usable.in_sets]
     if any(datasets):
         by_response = responses.assign(dataset=[datasets[index] for index in responses["comparison"]])
-        report["datasets"] = _statistics_by("dataset", by_response, seed, show_progress)
+        report["datasets"] = _statistics_by("dataset", by_response, seed, offset, show_progress)
     return Evaluation(usable.rows, comparisons, responses, report, in_sets=usable.in_sets)
 
 # %% ../nbs/07_evaluation.ipynb #20a44bb0
@@ -188,8 +191,8 @@ def compare(
     evaluations: dict[str, Evaluation], # by name, of the same data
     seed: int = 0, # of intervals and tests
 ) -> ModelComparison: # ready for JSON
-    "Compare models on the same pairs. Raise `ValueError` if they were evaluated on different data."
-    common = set.intersection(*(set(evaluation.rows) for evaluation in evaluations.values()))
+    "Compare models on the same pairs. Raise `ValueError` if they were evaluated on different data, or without pairs."
+    common = _common_rows(list(evaluations.values()))
     _check_same_data(evaluations, common)
     tables = {name: _pairs_of_rows(evaluation, common) for name, evaluation in evaluations.items()}
     margins = {name: table["margin"].to_numpy() for name, table in tables.items()}
@@ -250,7 +253,8 @@ def _usable_rows(scorer, data, on_bad_row, name, numbers, read):
         comparison, own_sequences = result
         reason = None
         if not isinstance(row, Comparison):
-            reason = reason_dropped(comparison.ranks, own_sequences, keep_ties=False)
+            is_rated = comparison.ratings is not None or comparison.labels is not None
+            reason = reason_dropped(comparison.ranks, own_sequences, keep_ties=is_rated)
         if reason:
             problems.append(f"Row {number} of {own_name} carries no signal: {reason}.")
             continue
@@ -262,6 +266,18 @@ def _usable_rows(scorer, data, on_bad_row, name, numbers, read):
         raise ValueError(f"No comparison of {name} is left: {problems[0] if problems else 'it has no rows'}")
     left_out = LeftOut(rows=len(problems), first=problems[0]) if problems else None
     return _UsableRows(rows, in_sets, comparisons, sequences, left_out)
+
+
+def _grouped_rows(usable):
+    "Return the rows with single responses to the same prompt as one comparison, which has the number of the first."
+    datasets = [dataset for _, dataset in usable.in_sets]
+    grouped = _UsableRows([], [], [], [], usable.left_out)
+    for first, comparison, sequences in group_sequences(usable.comparisons, usable.sequences, datasets):
+        grouped.rows.append(usable.rows[first])
+        grouped.in_sets.append(usable.in_sets[first])
+        grouped.comparisons.append(comparison)
+        grouped.sequences.append(sequences)
+    return grouped
 
 
 def _read(row, verdicts):
@@ -310,7 +326,7 @@ def _response_lengths(without_prompts, sequences):
     return lengths
 
 
-def _statistics_by(column, responses, seed, show_progress):
+def _statistics_by(column, responses, seed, offset, show_progress):
     "Return the statistics of each source or set by its name; empty if no comparison has one."
     if not responses[column].notna().any():
         return {}
@@ -318,13 +334,22 @@ def _statistics_by(column, responses, seed, show_progress):
     by_source = {}
     for source in tqdm(sorted(set(names)), desc="Sources", delay=3, disable=not show_progress):
         own = responses[names == source].reset_index(drop=True)
-        if own.groupby("comparison")["rank"].nunique().max() > 1:
-            by_source[source] = statistics(own, seed)
-        else: # no pair
+        has_pairs = own.groupby("comparison")["rank"].nunique().max() > 1
+        if has_pairs or own[["rating", "label"]].notna().any(axis=None):
+            by_source[source] = statistics(own, seed, offset)
+        else: # no pair, rating or label
             by_source[source] = {"comparisons": int(own["comparison"].nunique()), "pairs": 0}
     return by_source
 
 # %% ../nbs/07_evaluation.ipynb #0ab599a7
+def _common_rows(evaluations):
+    "Return the rows that all have; of groups of single responses, those of which none has left out a response."
+    sizes = []
+    for evaluation in evaluations:
+        sizes.append({row: len(own.responses) for row, own in zip(evaluation.rows, evaluation.comparisons)})
+    return {row for row, size in sizes[0].items() if all(other.get(row) == size for other in sizes)}
+
+
 def _check_same_data(evaluations, common):
     "Raise `ValueError` unless the comparisons of the common rows are equal in all evaluations."
     expected = None

@@ -26,7 +26,7 @@ def response_table(
     """
     Return a table with one line for each response.
 
-    Its columns: comparison, response, rank, rating, reward, blind_reward, tokens, prompt, source.
+    Its columns: comparison, response, rank, rating, reward, blind_reward, tokens, prompt, label, source.
     """
     lines = []
     sources = []
@@ -37,11 +37,13 @@ def response_table(
         prompt_key = index if comparison.whole else normalized(comparison.prompt)
         prompt = prompt_numbers.setdefault(prompt_key, len(prompt_numbers))
         ratings = comparison.ratings or [math.nan] * len(own_rewards)
-        values = zip(comparison.ranks, ratings, own_rewards, own_blind, lengths, strict=True)
-        for response, (rank, rating, reward, blind_reward, length) in enumerate(values):
-            lines.append((index, response, rank, rating, reward, blind_reward, length, prompt))
+        labels = comparison.labels or [None] * len(own_rewards)
+        values = zip(comparison.ranks, ratings, own_rewards, own_blind, lengths, labels, strict=True)
+        for response, (rank, rating, reward, blind_reward, length, label) in enumerate(values):
+            is_good = math.nan if label is None else float(label)
+            lines.append((index, response, rank, rating, reward, blind_reward, length, prompt, is_good))
             sources.append(comparison.source)
-    names = ["comparison", "response", "rank", "rating", "reward", "blind_reward", "tokens", "prompt"]
+    names = ["comparison", "response", "rank", "rating", "reward", "blind_reward", "tokens", "prompt", "label"]
     table = pd.DataFrame(lines, columns=names)
     return table.assign(source=pd.Series(sources, dtype=object)) # as objects, so that None stays None
 

@@ -1,22 +1,34 @@
 "Rows with one response: their forms, labels, groups, losses and figures."
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
-from scipy.stats import kendalltau, pearsonr, spearmanr
+from scipy.stats import kendalltau, pearsonr, rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 
 from architectures import save_language_model, word_tokenizer
-from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
+from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, Scorer
+from rlhf_reward.agreement import (
+    estimate,
+    weighted_auroc,
+    weighted_mean,
+    weighted_pearson,
+    weighted_ranks,
+    weighted_spearman,
+)
 from rlhf_reward.columns import column_verdicts, with_verdicts
 from rlhf_reward.comparison import Comparison
-from rlhf_reward.grouping import MOST_GROUPED, group_indices
+from rlhf_reward.evaluation import compare, evaluate
+from rlhf_reward.grouping import MOST_GROUPED, group_indices, group_key
 from rlhf_reward.labels import read_labels
 from rlhf_reward.loading import load_rows
+from rlhf_reward.report import report_markdown, write_report
 from rlhf_reward.rows import to_comparison, to_responses
+from rlhf_reward.rule import Rule
 from rlhf_reward.tokenized import FEATURES, whole_sequences
 from rlhf_reward.tokens import tokenize_rows
 from rlhf_reward.unread import unread_columns
@@ -141,6 +153,13 @@ def test_rows_of_one_response_that_cannot_be_used_are_explained():
 
 
 # ----- groups
+
+
+def test_rows_of_different_sets_are_no_group():
+    one = Comparison("q", ("a",), (1,), (1.0,))
+    assert group_key(one, "s") == group_key(one, "s") != group_key(one, "t")
+    assert group_key(one) != group_key(Comparison("q", ("a",), (1,), labels=(True,)))
+    assert group_key(Comparison("q", ("a", "b"), (1, 2))) == group_key(Comparison("", ("a",), (1,), (1.0,))) == 0
 
 
 def brute_force_groups(keys):
@@ -332,3 +351,125 @@ def test_pointwise_metrics_of_the_trainer_are_those_of_scipy(base, tmp_path):
     for name, value in expected.items():
         assert metrics[f"eval_{name}"] == pytest.approx(value, abs=1e-5), name
     assert "eval_offset" not in metrics
+
+
+# ----- figures
+
+
+def test_pointwise_figures_of_a_draw_are_those_of_the_repeated_responses():
+    draw = np.random.default_rng(0)
+    for num_responses, num_values in ((5, 2), (40, 6), (60, 1000)):
+        rewards = draw.integers(0, num_values, num_responses).astype(float)
+        ratings = draw.integers(0, num_values, num_responses).astype(float)
+        weights = draw.integers(0, 4, (6, num_responses)).astype(float)
+        found = {
+            "pearson": weighted_pearson(rewards, ratings, weights),
+            "spearman": weighted_spearman(rewards, ratings, weights),
+            "auroc": weighted_auroc(rewards, ratings > num_values / 3, weights),
+        }
+        for index, counts in enumerate(weights.astype(int)):
+            x, y = np.repeat(rewards, counts), np.repeat(ratings, counts)
+            np.testing.assert_allclose(weighted_ranks(rewards, weights)[index][counts > 0], rankdata(x)[
+                np.searchsorted(np.repeat(np.arange(num_responses), counts), np.flatnonzero(counts > 0))
+            ])
+            is_good = y > num_values / 3
+            expected = {
+                "pearson": pearsonr(x, y).statistic if np.ptp(x) and np.ptp(y) else math.nan,
+                "spearman": spearmanr(x, y).statistic if np.ptp(x) and np.ptp(y) else math.nan,
+                "auroc": roc_auc_score(is_good, x) if 0 < is_good.sum() < len(x) else math.nan,
+            }
+            for name, value in expected.items():
+                assert found[name][index] == pytest.approx(value, abs=1e-12, nan_ok=True), name
+
+
+def test_pointwise_intervals_are_by_prompt_and_cover():
+    draw = np.random.default_rng(1)
+    covered = 0
+    for _ in range(12): # 50 prompts with an effect of their own and 4 responses each; the true mean is 0
+        prompts = np.repeat(np.arange(50), 4)
+        values = draw.normal(size=50)[prompts] + 0.1 * draw.normal(size=200)
+        found = estimate(partial(weighted_mean, values), prompts)
+        covered += found["low"] <= 0 <= found["high"]
+    assert covered >= 9
+    width = found["high"] - found["low"]
+    assert width == pytest.approx(2 * 1.96 * values.reshape(50, 4).mean(axis=1).std() / 50 ** 0.5, rel=0.15)
+    of_one_prompt = estimate(partial(weighted_mean, values), np.zeros(200))
+    assert of_one_prompt == {"value": pytest.approx(values.mean()), "low": None, "high": None}
+    assert estimate(partial(weighted_pearson, values, np.ones(200)), prompts) is None
+
+
+def length_rule(prompt, response):
+    return float(len(response))
+
+
+def test_pointwise_and_binary_rows_are_evaluated(tmp_path):
+    draw = np.random.default_rng(2)
+    rows = []
+    for number in range(60):
+        length = int(draw.integers(1, 20))
+        score = length + float(draw.normal(scale=4))
+        row = {"prompt": f"p{number % 25}", "response": "x" * length + str(number), "score": score, "source": None}
+        rows.append({**row, "source": "even" if number % 25 % 2 == 0 else "odd", "label": score > 8})
+    rewards = [len(row["response"]) for row in rows]
+    scores = [row["score"] for row in rows]
+    rule = Rule(length_rule)
+    rule.offset = 10.0
+    found = evaluate(rule, rows)
+    report = found.report
+    assert report["comparisons"] == 25 and report["responses"] == 60 and report["pairs"] > 40
+    ratings, labels = report["ratings"], report["labels"]
+    assert ratings["pearson"]["value"] == pytest.approx(pearsonr(rewards, scores).statistic)
+    assert ratings["spearman"]["value"] == pytest.approx(spearmanr(rewards, scores).statistic)
+    assert ratings["mse"]["value"] == pytest.approx(np.mean((np.array(rewards) - scores) ** 2))
+    taus = []
+    for prompt in range(25):
+        own = [(len(row["response"]), row["score"]) for row in rows if row["prompt"] == f"p{prompt}"]
+        taus.append(kendalltau(*zip(*own)).statistic)
+    assert ratings["kendall"]["value"] == pytest.approx(np.nanmean(taus))
+    assert ratings["kendall_prompts"] == np.isfinite(taus).sum()
+    is_good = np.array([row["label"] for row in rows])
+    assert labels["auroc"]["value"] == pytest.approx(roc_auc_score(is_good, rewards))
+    above = np.sign(np.array(rewards) - 10.0)
+    right = 0.5 + 0.5 * np.where(is_good, above, -above)
+    assert labels["accuracy"]["value"] == pytest.approx(right.mean())
+    for figure in (ratings["pearson"], ratings["spearman"], ratings["mse"], ratings["kendall"], labels["auroc"]):
+        assert figure["low"] < figure["value"] < figure["high"]
+    assert set(report["sources"]) == {"even", "odd"} and report["sources"]["odd"]["ratings"]["pearson"]
+    # each prompt once: no pair is left
+    alone = [{**row, "prompt": row["response"]} for row in rows]
+    other = evaluate(Rule(length_rule), alone)
+    assert other.report["pairs"] == 0 and "accuracy" not in other.report
+    assert other.report["ratings"]["spearman"]["value"] == pytest.approx(ratings["spearman"]["value"])
+    assert other.report["ratings"]["kendall"] is None and other.report["labels"]["accuracy"] is None
+    assert "good above 10.000" in report_markdown({"rows": {"length": found}})
+    write_report({"alone": {"length": other, "again": other}}, tmp_path)
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "Reward and rating: Spearman" in text and "no offset in the model" in text
+        assert "accuracy over all pairs" not in text
+    figures = json.loads((tmp_path / "report.json").read_text())["data"]
+    assert figures["alone"]["compared"] is None and figures["alone"]["models"]["again"]["labels"]["offset"] is None
+    with pytest.raises(ValueError, match="no pair in which people prefer one response, no rating and no label"):
+        evaluate(Rule(length_rule), [Comparison("p", ("x", "y"), (1, 1))])
+
+
+def test_groups_of_which_a_model_has_left_out_a_response_are_not_compared():
+    rows = [{"prompt": f"p{number // 2}", "response": "x" * number + "y", "score": number} for number in range(8)]
+    whole = evaluate(Rule(length_rule), rows)
+    less = evaluate(Rule(length_rule), [{**rows[0], "response": None}, *rows[1:]], on_bad_row="skip")
+    assert less.report["left_out"]["rows"] == 1
+    assert compare({"whole": whole, "less": less})["comparisons"] == 3
+
+
+def test_binary_offset_of_a_checkpoint_reaches_the_evaluation(base, tmp_path):
+    rows = Dataset.from_list(labeled(POINTWISE))
+    trainer = trainer_of(base, tmp_path, rows, rows, loss="binary", max_steps=1)
+    trainer.reward_loss.offset.data.fill_(-0.25)
+    trainer.save_model()
+    scorer = Scorer.from_pretrained(tmp_path, device="cpu")
+    report = evaluate(scorer, rows).report
+    assert scorer.offset == report["labels"]["offset"] == -0.25
+    metrics = trainer.evaluate()
+    assert report["labels"]["accuracy"]["value"] == pytest.approx(metrics["eval_labels_right"])
+    assert report["labels"]["auroc"]["value"] == pytest.approx(metrics["eval_auroc"])
+    assert Scorer(scorer.model, scorer.tokenizer).offset is None

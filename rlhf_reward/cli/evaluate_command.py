@@ -18,7 +18,7 @@ def _evaluate_parser():
     parser = scoring_parser(
         "evaluate",
         "How often models agree with people: accuracy with intervals, baselines, calibration, length bias, and the "
-        "mistakes to read, as report.json, report.md and report.html. Needs the extra plots. Several processes share "
+        "mistakes to read; correlation with ratings, and AUROC of labels; as report.json, report.md and report.html. Needs the extra plots. Several processes share "
         "the work: accelerate launch -m rlhf_reward evaluate …",
         action="append",
         metavar="[NAME=]MODEL[,…]",
@@ -132,20 +132,25 @@ def _with_interval(share):
 
 def _print_summary(data, by_model):
     "Print the accuracies of all models on one set of data, and the baselines."
+    from rlhf_reward.report_summary import agreement_lines
+
     reports = {model: found.report for model, found in by_model.items()}
     first = next(iter(reports.values()))
-    print(f"\n{data}: {first['pairs']} pairs")
+    has_pairs = all(report["pairs"] for report in reports.values())
+    print(f"\n{data}: {first['pairs']} pairs" if has_pairs else f"\n{data}: {first['responses']} responses")
     lines = []
-    for model, report in reports.items():
-        lines.append((model, report["accuracy_interval"]))
-    for model, report in reports.items():
-        lines.append((f"{model} without the prompt", report["baselines"]["prompt-blind"]))
-    for name, share in first["baselines"].items():
+    for model, report in reports.items() if has_pairs else ():
+        lines.append((model, _with_interval(report["accuracy_interval"])))
+    for model, report in reports.items() if has_pairs else ():
+        lines.append((f"{model} without the prompt", _with_interval(report["baselines"]["prompt-blind"])))
+    for name, share in first["baselines"].items() if has_pairs else ():
         if name != "prompt-blind":
-            lines.append((name, share))
+            lines.append((name, _with_interval(share)))
+    for model, report in reports.items():
+        lines += [(f"{model}, {label}", value) for label, value in agreement_lines(report)]
     width = max(len(name) for name, _ in lines)
-    for name, share in lines:
-        print(f"  {name:<{width}}  {_with_interval(share)}")
+    for name, figure in lines:
+        print(f"  {name:<{width}}  {figure}")
     for model, report in reports.items():
         if "benchmark" in report:
             benchmark = report["benchmark"]

@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from .audit_single import single_lines
+
 # %% ../nbs/03h_audit_text.ipynb #4322f867
 def audit_table(
     report: dict[str, Any], # from `audit`
@@ -23,7 +25,8 @@ def audit_table(
         lines += [f"  {count} rows of the form {form}" for form, count in report["forms"].items()]
         lines += [f"  the verdict {value} is read as {meaning}" for value, meaning in report["verdicts"].items()]
         lines += [f"  {count} rows with {number} responses" for number, count in sorted(report["responses"].items())]
-        lengths = pd.DataFrame(report["lengths"]).T
+        lines += single_lines(report)
+        lengths = pd.DataFrame(report["lengths"]).T.astype(float)
         lines += ["", _as_text(_source_table(report)), "", "Length in characters", _as_text(lengths)]
     lines.append("")
     lines += [f"PROBLEM  {text}" for text in report["problems"]]

@@ -1,6 +1,7 @@
 "Rows with one response: their forms, labels, groups, losses and figures."
 import json
 import math
+import re
 from functools import partial
 
 import numpy as np
@@ -20,6 +21,7 @@ from rlhf_reward.agreement import (
     weighted_ranks,
     weighted_spearman,
 )
+from rlhf_reward.audit import audit, audit_table
 from rlhf_reward.columns import column_verdicts, with_verdicts
 from rlhf_reward.comparison import Comparison
 from rlhf_reward.evaluation import compare, evaluate
@@ -473,3 +475,36 @@ def test_binary_offset_of_a_checkpoint_reaches_the_evaluation(base, tmp_path):
     assert report["labels"]["accuracy"]["value"] == pytest.approx(metrics["eval_labels_right"])
     assert report["labels"]["auroc"]["value"] == pytest.approx(metrics["eval_auroc"])
     assert Scorer(scorer.model, scorer.tokenizer).offset is None
+
+
+# ----- the audit
+
+
+def test_audit_of_pointwise_and_binary_rows():
+    report = audit(Dataset.from_list(POINTWISE[:3] + POINTWISE[4:6]))
+    assert not report["problems"] and report["pairs"] == 0
+    assert report["single"] == {
+        "responses": 5,
+        "prompts": 2,
+        "prompts_of_several": 2,
+        "scores": {"min": 1.0, "5%": 1.0, "median": 1.0, "95%": pytest.approx(2.8), "max": 3.0},
+    }
+    counts = ("duplicates", "contradictions", "constant_scores", "all_tied", "inverted_scores")
+    assert [report[name] for name in counts] == [0] * 5
+    text = audit_table(report)
+    assert "5 single responses to 2 prompts, of which 2 have several" in text and "rejected    -" in text
+    json.dumps(report, allow_nan=False)
+    rows = [*labeled(POINTWISE), {**labeled(POINTWISE)[0], "label": False}, labeled(POINTWISE)[1]]
+    report = audit(Dataset.from_list(rows))
+    assert report["labels"] == {"good": 4, "bad": 8} and "labels: 4 good, 8 bad" in audit_table(report)
+    assert (report["contradictions"], report["duplicates"]) == (5, 2)
+    assert report["forms"] == {"prompt, response, label": 12}
+    for rows, problem in (
+        ([{"prompt": str(number), "response": "a", "score": 2} for number in range(3)], "all 3 scores of .* are 2"),
+        ([{"prompt": str(number), "response": "a", "label": True} for number in range(3)], "all 3 labels are good"),
+        ([{"prompt": "q", "responses": ["a", "b"], "ranks": [1, 1]}], "no response ranks above another"),
+    ):
+        (found,) = [text for text in audit(Dataset.from_list(rows))["problems"] if "nothing to learn" in text]
+        assert re.search(problem, found)
+    mapped = audit(Dataset.from_list([{"prompt": "q", "response": "a", "label": value} for value in (0, 1)]))
+    assert mapped["verdicts"] == {"0": "bad", "1": "good"} and not mapped["bad_rows"]

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'checked_attributes', 'checked_weights', 'AttributeSum', 'AttributesMixin', 'forget_reward_scale',
-           'saved_weights', 'label_names', 'set_labels', 'weights_needed', 'attribute_losses', 'AttributeRewards']
+           'saved_weights', 'label_names', 'set_labels', 'weights_needed', 'attribute_losses', 'AttributeRewards',
+           'reward_alone', 'with_reward']
 
 # %% ../nbs/01m_attributes.ipynb #58862d62
 import math
-from typing import Any, NamedTuple, Optional, Sequence
+from typing import Any, NamedTuple, Optional, Sequence, Union
 
 import torch
 from torch import nn
@@ -179,9 +180,12 @@ def weights_needed(
 # %% ../nbs/01m_attributes.ipynb #9664dda4
 def attribute_losses(
     outputs: TensorType["num_comparisons", "K", "num_attributes"], # any value if there is no response
-    ratings: TensorType["num_comparisons", "K", "num_attributes"], # NaN where there is none
+    # NaN where there is none; of no attribute in a batch without any
+    ratings: TensorType["num_comparisons", "K", "num_attributes"],
 ) -> TensorType["num_comparisons"]: # 0 for a comparison without ratings
     "Return the mean squared error of each comparison: over the responses of an attribute, then over attributes."
+    if not ratings.shape[2]:
+        ratings = torch.full_like(outputs, math.nan)
     is_rated = ~ratings.isnan()
     errors = (outputs - ratings.nan_to_num()).masked_fill(~is_rated, 0) ** 2
     by_attribute = errors.sum(dim=1) / is_rated.sum(dim=1).clamp(min=1) # (num_comparisons, num_attributes)
@@ -193,3 +197,18 @@ class AttributeRewards(NamedTuple):
     "The reward of a response, and what it is the sum of."
     reward: float # the model's output, or the normalized one if that was requested
     attributes: dict[str, float] # the output of each attribute, by name
+
+
+def reward_alone(
+    reward: Union[float, AttributeRewards], # of a model without or with attributes
+) -> float:
+    "Return the reward without its attributes."
+    return reward.reward if isinstance(reward, AttributeRewards) else reward
+
+
+def with_reward(
+    reward: Union[float, AttributeRewards], # of a model without or with attributes
+    number: float, # such as the normalized reward
+) -> Union[float, AttributeRewards]:
+    "Return another reward with the same attributes, if there are any."
+    return reward._replace(reward=number) if isinstance(reward, AttributeRewards) else number

@@ -187,8 +187,9 @@ def _unquantized_layers(config, kwargs):
 def check_bias(model_name, bias):
     "Raise `ValueError` if the head of a reward model on an encoder has got a bias."
     if bias is not None and bias.any():
+        shown = ", ".join(f"{number:.4g}" for number in bias.tolist())
         raise ValueError(
-            f"The head of {str(model_name)!r} has the bias {bias.abs().max().item():.4g}; expected 0, as RewardModel writes it. It "
+            f"The head of {str(model_name)!r} has the bias {shown}; expected 0, as RewardModel writes it. It "
             "was trained further with another library: remove rlhf_reward from its config.json, and "
             "Scorer.from_pretrained(name, text_pairs=False) scores with the classifier as it is."
         )

@@ -39,8 +39,8 @@ class EncoderClassifier(AttributesMixin, nn.Module):
     """
     A sequence classifier on an encoder, with its own head, that scores like a `RewardModel`.
 
-    The reward is the logit as it is, or the weighted sum of those of several labels. Raises `ValueError` for an encoder in which padding changes the reward. One with
-    code of its own, which runs with `trust_remote_code=True`, may be a decoder, and is tried for that.
+    The reward is the logit, or the weighted sum of several. Raises `ValueError` for an encoder in which padding changes
+    the reward. One with code of its own, which runs with `trust_remote_code=True`, is tried for that.
     """
     ends_with_eos = False # its tokenizer writes what it was trained with
     normalize = RewardModel.normalize
@@ -58,8 +58,7 @@ class EncoderClassifier(AttributesMixin, nn.Module):
         check_device(device, kwargs.get("device_map"))
         load = _load_adapter if is_adapter(model_name, kwargs) else _load_classifier
         self.classifier = load(model_name, kwargs)
-        self.attribute_sum = AttributeSum(_labels(self.config, attribute_weights))
-        self.use_weights({}, attribute_weights)
+        self.attribute_sum = _sum_of_labels(self.config, attribute_weights)
         self.text_pairs = text_pairs and _is_encoder(self.config) and not hasattr(self.config, "rlhf_reward")
         has_types = getattr(self.config, "type_vocab_size", 0) > 1
         self._takes_types = has_types and "token_type_ids" in inspect.signature(self.classifier.forward).parameters
@@ -99,8 +98,7 @@ class EncoderClassifier(AttributesMixin, nn.Module):
         tokenizer: PreTrainedTokenizerBase, # of the model
         max_length: float, # in tokens
         on_overlong: str, # 'error', or 'truncate_prompt' to cut the oldest tokens of the prompt
-    # K sequences of (token id, token type), whether they were cut, and what the chat template leaves out
-    ) -> tuple[list[list[tuple[int, int]]], bool, tuple[str, ...]]:
+    ) -> tuple[list[list[tuple[int, int]]], bool, tuple[str, ...]]: # the fields of `sequences.Fitted`
         """
         Return two segments where prompt and response are known strings, else one segment.
 
@@ -125,13 +123,10 @@ class EncoderClassifier(AttributesMixin, nn.Module):
         rows = []
         for example in examples:
             rows += [torch.tensor(rest) for rest in example["rests"]]
-        input_ids = [row[:, 0] for row in rows]
-        token_types = [row[:, 1] for row in rows]
-        mask = [torch.ones(len(row), dtype=torch.long) for row in rows]
         return {
-            "input_ids": _pad(input_ids, self.config.pad_token_id or 0),
-            "attention_mask": _pad(mask, 0),
-            "token_type_ids": _pad(token_types, 0),
+            "input_ids": _pad([row[:, 0] for row in rows], self.config.pad_token_id or 0),
+            "attention_mask": _pad([torch.ones_like(row[:, 0]) for row in rows], 0),
+            "token_type_ids": _pad([row[:, 1] for row in rows], 0),
         }
 
 # %% ../nbs/06e_encoders.ipynb #35d9a4d5
@@ -163,10 +158,13 @@ def open_model(
     return RewardModel.from_pretrained(model_name, device=device, **weights, **kwargs)
 
 # %% ../nbs/06e_encoders.ipynb #42b4e868
-def _labels(config, weights):
-    "Return the names of the labels of a classifier, none if it has one reward. The logits of its own code are that."
-    is_one = config.num_labels == 1 or own_code(config) and weights is None
-    return () if is_one else label_names(config.id2label)
+def _sum_of_labels(config, weights):
+    "Return what makes the reward of the logits of a classifier. One with code of its own may have several for one."
+    is_reward = config.num_labels == 1 or own_code(config) and weights is None
+    attribute_sum = AttributeSum(() if is_reward else label_names(config.id2label))
+    if weights is not None:
+        attribute_sum.set(weights)
+    return attribute_sum
 
 
 def _load_classifier(model_name, kwargs, weights=()):

@@ -16,7 +16,7 @@ from typing import Literal, Optional, Sequence, Union
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from .attribute_rows import ratings_in_order
+from .attribute_rows import is_unordered, ratings_in_order
 from .columns import read_columns
 from .comparison import CACHE_VERSION, Comparison, is_ids, ranked_pairs, shared_length, text_key
 from .encoding import TooLong, encode, end_token, fit_length
@@ -221,7 +221,8 @@ def _tokenized_row(rendered, sequences, arguments):
         return {**example, **report}
     names = arguments["attributes"]
     attributes = ratings_in_order(comparison.attributes, names, len(comparison.responses))
-    kept, report = _fitted(rendered, sequences, arguments, arguments["keep_ties"] or attributes is not None)
+    keep_ties = attributes is not None or arguments["keep_ties"] and not is_unordered(comparison)
+    kept, report = _fitted(rendered, sequences, arguments, keep_ties)
     shared = shared_length(kept) if kept else 0
     example = tokenized_comparison(
         shared_prefix=kept[0][:shared] if kept else [],

@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
 
-from .arguments import DATA_HELP, parse_columns, parse_verdicts
+from .arguments import DATA_HELP, parse_columns, parse_verdicts, parse_weights
+from .attributes import AttributeArguments
 
 # %% ../../nbs/09g_cli_train_arguments.ipynb #017737ad
 SYNTHETIC = "synthetic"
 
 
 @dataclass
-class TrainArguments:
+class TrainArguments(AttributeArguments):
     "Arguments of `rlhf_reward train` in addition to those of `RewardConfig`."
 
     model: Optional[str] = field(
@@ -247,6 +248,7 @@ def parse_train(
         _check_stream(job, args)
         job.columns = parse_columns(job.columns)
         job.verdicts = parse_verdicts(job.verdicts)
+        job.attribute_weights = parse_weights(job.attribute_weights)
         _check_adapter(job)
         args.resume_from_checkpoint = _parse_resume(args.resume_from_checkpoint)
     except ValueError as error:

@@ -18,6 +18,8 @@ from accelerate import PartialState
 from scipy.special import expit
 from tqdm.auto import tqdm
 
+from .attribute_statistics import AttributeStatistics, attribute_statistics
+from .attributes import reward_alone
 from .columns import read_columns
 from .comparison import Comparison, Text, is_ids, shared_length, whole_texts
 from .engine import NotFinite
@@ -64,7 +66,9 @@ def evaluate(
     omitted = Counter(scorer.omitted) - omitted_before
     comparisons = usable.comparisons
     prompts = [str(comparison.prompt) for comparison in comparisons]
-    rewards = _rewards_or_error(scorer, usable.sequences, prompts, processes, usable.in_sets, name)
+    options = {"attributes": True} if scorer.attributes else {}
+    scored = _rewards_or_error(scorer, usable.sequences, prompts, processes, usable.in_sets, name, **options)
+    rewards = [list(map(reward_alone, own)) for own in scored]
     without_prompts = _sequences_without_prompt(scorer, comparisons)
     responses = response_table(
         comparisons,
@@ -73,6 +77,9 @@ def evaluate(
         _response_lengths(without_prompts, usable.sequences),
     )
     report = {**statistics(responses, seed), "left_out": usable.left_out, "omitted": dict(omitted)}
+    if scorer.attributes:
+        weights = scorer.model.attribute_weights
+        report["attributes"] = attribute_statistics(responses, comparisons, scored, weights, seed)
     show_progress = processes is None or processes.is_main_process
     report["sources"] = _statistics_by("source", responses, seed, show_progress)
     datasets = [dataset for _, dataset in usable.in_sets]
@@ -95,6 +102,7 @@ class EvaluationReport(Statistics, total=False):
     sources: dict[str, Statistics] # by source; the number of comparisons alone if none has a pair
     datasets: dict[str, Statistics] # the same by set, of a mixture
     benchmark: dict[str, Any] # only from `benchmarks.evaluate_benchmark`
+    attributes: dict[str, AttributeStatistics] # by name, only of a model with attributes
 
 
 class MistakenResponse(TypedDict):
@@ -268,10 +276,10 @@ def _read(row, verdicts):
     return row if isinstance(row, Comparison) else to_comparison(row, verdicts)
 
 
-def _rewards_or_error(scorer, sequences, prompts, processes, in_sets, name):
+def _rewards_or_error(scorer, sequences, prompts, processes, in_sets, name, **options):
     "Return the rewards of sequences. Raise `ValueError` that names the row for one that is not finite."
     try:
-        return scorer.rewards(sequences, prompts, processes)
+        return scorer.rewards(sequences, prompts, processes, **options)
     except NotFinite as error:
         number, dataset = in_sets[error.index]
         raise ValueError(f"Row {number} of {dataset or name}: {error}") from None

@@ -20,7 +20,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import EvalPrediction
 
-from .losses import RewardLoss
+from .attributes import attribute_losses
+from .losses import Regression, RewardLoss
 from .metrics import PairMetrics, pair_metrics
 from .packing import by_comparison, model_inputs
 from .reward import RewardModel
@@ -33,14 +34,28 @@ class StepLossMixin:
 
     def _losses(self, model, inputs):
         "Return rewards (num_comparisons, K), and the loss and weight of each comparison."
-        rewards = by_comparison(model(**model_inputs(inputs, self.model)), inputs["ranks"])
-        losses = self.reward_loss(rewards, inputs["ranks"], inputs["margins"], inputs["ratings"])
+        names = {"attributes": True} if self.model.attributes else {}
+        outputs = model(**model_inputs(inputs, self.model), **names) # (num_responses, num_attributes), or one reward
+        rewards = by_comparison(self.model.attribute_sum(outputs), inputs["ranks"])
+        losses = torch.zeros_like(inputs["weights"])
+        if self._learns_reward():
+            losses = self.reward_loss(rewards, inputs["ranks"], inputs["margins"], inputs["ratings"])
+        if self.model.attributes:
+            columns = [by_comparison(column[:, None], inputs["ranks"]) for column in outputs.unbind(dim=1)]
+            losses = losses + attribute_losses(torch.stack(columns, dim=2), inputs["attributes"])
         return rewards, losses, self._weights(inputs)
+
+    def _learns_reward(self):
+        "Return whether the loss is one of the reward: regression learns the ratings of attributes, if there are any."
+        return not (self.model.attributes and isinstance(self.reward_loss, Regression))
 
     def _weights(self, batch):
         "Return the weights (num_comparisons,), 0 where the loss cannot learn anything."
-        informative = self.reward_loss.is_informative(batch["ranks"], batch["margins"], batch["ratings"])
-        return batch["weights"] * informative
+        informative = torch.zeros_like(batch["weights"], dtype=torch.bool)
+        if self._learns_reward():
+            informative = self.reward_loss.is_informative(batch["ranks"], batch["margins"], batch["ratings"])
+        is_rated = ~batch["attributes"].isnan()
+        return batch["weights"] * (informative | is_rated.any(dim=(1, 2)))
 
     def create_optimizer(
         self,

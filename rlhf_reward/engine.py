@@ -222,12 +222,14 @@ class ComparisonScorer(ABC):
     """
     Base of all scorers: a subclass tokenizes comparisons and computes the rewards of their sequences.
 
-    `omitted` counts the comparisons by what a chat template has left out of them, where there is one.
+    `omitted` counts the comparisons by what a chat template has left out of them, where there is one, and
+    `num_truncated` those whose prompt was cut.
     A subclass has `tokenize_each` and `rewards`, and `normalized` if it knows the scale of its rewards.
     """
 
     omitted: Mapping[str, int] = MappingProxyType({}) # what the template left out → comparisons
     attributes: tuple[str, ...] = () # names of the outputs that a reward is the sum of
+    num_truncated: int = 0 # comparisons whose prompt was cut
 
     @abstractmethod
     def tokenize_each(

@@ -74,13 +74,13 @@ class BackboneProperties(nn.Module):
         self.backbone.enable_input_require_grads()
         self.backbone.gradient_checkpointing_enable(**kwargs)
 
-    def _hidden_states(self, input_ids, attention_mask, position_ids, branches):
+    def _hidden_states(self, input_ids, attention_mask, position_ids, branches, **options):
         "Return the last hidden states, (batch_size, seq_len, hidden_size), or what a classifier makes of them."
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if position_ids is not None:
             inputs["position_ids"] = position_ids
         if branches is None:
-            outputs = self.backbone(**inputs, **self._backbone_kwargs)
+            outputs = self.backbone(**inputs, **self._backbone_kwargs, **options)
             return outputs.logits if self.pooling == "classifier" else outputs.last_hidden_state
         return branched_states(self.backbone, self._input_names, inputs, branches, **self._backbone_kwargs)
 
@@ -155,6 +155,7 @@ class RewardModel(BackboneProperties):
         position_ids: Optional[TensorType["batch_size", "seq_len", int]] = None, # by default real tokens count from 0
         end_positions: Optional[TensorType["num_responses", 2, int]] = None, # (row, position) where each response ends
         branches: Optional[TensorType["num_sequences", 3, int]] = None, # of `BranchedBatch`, all tokens in one row
+        packed_sequences: Optional[dict[int, dict]] = None, # of `kernels.add_sequences`, for attention without a mask
     ) -> TensorType["batch_size", 1, float]: # float32 rewards; (num_responses, 1) with `end_positions`
         """
         Return one reward for each row, or for each of `end_positions`.
@@ -180,7 +181,8 @@ class RewardModel(BackboneProperties):
         else:
             rows, ends = end_positions.unbind(dim=1)
         check_length(self.config, input_ids, position_ids)
-        states = self._hidden_states(input_ids, attention_mask, position_ids, branches)
+        options = {} if packed_sequences is None else {"packed_sequences": packed_sequences} # for attention functions
+        states = self._hidden_states(input_ids, attention_mask, position_ids, branches, **options)
         pooled = states if self.pooling == "classifier" else states[rows, ends]
         with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
             pooled = self.dropout(pooled.to(self.score.weight)) # its device and dtype

@@ -30,9 +30,15 @@ NOT_VARLEN = {  # what the kernel lacks, or why the model does not get there
 BY_VARLEN = [family for family in PACKABLE if family not in NOT_VARLEN]
 
 
-def documented(query, key, value, queries, keys, max_q, max_k, *, scale, window_size, diagonal=0, **options):
-    "Check the contract of `varlen_attn`, and compute in float64 what it documents."
-    assert not options.keys() - {"enable_gqa"}
+def documented(
+    query, key, value, queries, keys, max_q, max_k, *,
+    scale, window_size, enable_gqa=True, diagonal=0, softcap=None, sinks=None,
+):
+    """
+    Check the contract of `varlen_attn`, and compute in float64 what it documents.
+
+    `softcap` and `sinks` are those of other kernels; a `diagonal` other than 0 is a fault.
+    """
     for lengths, states, longest in ((queries, query, max_q), (keys, key, max_k), (keys, value, max_k)):
         assert lengths.dtype == torch.int32 and lengths.is_contiguous() and lengths.device == states.device
         counts = lengths.diff().tolist()
@@ -42,7 +48,7 @@ def documented(query, key, value, queries, keys, max_q, max_k, *, scale, window_
         assert states.dtype == query.dtype and states.shape[2] == query.shape[2]
     assert len(queries) == len(keys) and key.shape == value.shape and query.shape[1] % key.shape[1] == 0
     assert query.shape[2] % 8 == 0 and query.shape[2] <= 256
-    assert query.shape[1] == key.shape[1] or options["enable_gqa"]
+    assert query.shape[1] == key.shape[1] or enable_gqa
     left, right = window_size
     assert type(window_size) is tuple and right == 0 and (left == -1 or left >= 0)
     outputs = []
@@ -57,7 +63,13 @@ def documented(query, key, value, queries, keys, max_q, max_k, *, scale, window_
         distance = position - torch.arange(len(k))
         hidden = (distance < 0) | ((distance > left) if left >= 0 else False)
         scores = torch.einsum("qhd,khd->hqk", q, k) * (scale or q.shape[2] ** -0.5)
-        outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1).nan_to_num(), v))
+        if softcap:
+            scores = softcap * (scores / softcap).tanh()
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if sinks is not None:  # as if each head saw one more key, without a value
+            scores = torch.cat([scores, sinks.double()[:, None, None].expand(-1, len(q), 1)], dim=2)
+        weights = scores.softmax(-1)[..., : len(k)].nan_to_num()
+        outputs.append(torch.einsum("hqk,khd->qhd", weights, v))
     return torch.cat(outputs).to(query.dtype)
 
 
@@ -237,6 +249,7 @@ def test_varlen_accepts_the_shapes_of_the_real_operator():
     shapes = ((0, 0, 2, 16), (0, 4, 4, 16), (4, 0, 1, 16), (0, 0, 4, 8))
     for (chunk, window, key_heads, value_size), device in itertools.product(shapes, ("cuda", "cpu")):
         sequences = pack_sequences(batch, chunk)
+        num_keys = int(sequences["cu_seq_lens_k"][-1])
         with FakeTensorMode():
             fake = {}
             for name, values in sequences.items():
@@ -244,19 +257,20 @@ def test_varlen_accepts_the_shapes_of_the_real_operator():
                 fake[name] = torch.empty(values.shape, dtype=values.dtype, device=device) if is_tensor else values
 
             def states(heads, size):  # a fake GPU has no autograd
-                shape = (1, heads, num_tokens, size)
+                shape = (1, num_tokens, heads, size)
                 return torch.empty(shape, dtype=torch.bfloat16, device=device, requires_grad=device == "cpu")
 
-            query, key, value = states(4, 16), states(key_heads, 16), states(key_heads, value_size)
+            leaves = states(4, 16), states(key_heads, 16), states(key_heads, value_size)
+            query, key, value = (leaf.transpose(1, 2) for leaf in leaves)
             mask = torch.empty(1, 1, chunk, window, device=device)
             output, _ = varlen._attention_varlen(None, query, key, value, mask, {chunk: fake}, 0.25)
             assert output.shape == (1, num_tokens, 4, value_size) and output.device.type == device
             if device == "cpu":
                 output.sum().backward()
-                assert key.grad.shape == key.shape and value.grad.shape == value.shape
+                assert [leaf.grad.shape for leaf in leaves] == [leaf.shape for leaf in leaves]
                 continue
             lengths = [fake["cu_seq_lens_q"], fake["cu_seq_lens_k"], *(fake[f"max_length_{of}"] for of in "qk")]
-            keys = torch.empty(int(sequences["cu_seq_lens_k"][-1]), key_heads, 16, dtype=torch.bfloat16, device=device)
+            keys = torch.empty(num_keys, key_heads, 16, dtype=torch.bfloat16, device=device)
             queries = torch.empty(num_tokens, 4, 16, dtype=torch.bfloat16, device=device)
             inner = torch.ops.aten._flash_attention_forward(queries, keys, keys, *lengths, 0.0, True, False)
             assert inner[0].shape == queries.shape

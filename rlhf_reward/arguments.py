@@ -11,13 +11,14 @@ import logging
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Optional, Sequence, Union
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import TrainingArguments
 
+from .attribute_rows import check_all_rated, check_ratings, rated_attributes
 from .columns import check_same_verdicts
 from .losses import LOSSES, PlackettLuce
 from .reward import RewardModel
@@ -76,6 +77,8 @@ class RewardConfig(TrainingArguments):
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False # torch warns about it there
+        if self.dataloader_pin_memory: # then the copy of a batch need not be waited for
+            self.accelerator_config.non_blocking = True
         if self.accelerator_config.dispatch_batches is None: # by default on for streams
             self.accelerator_config.dispatch_batches = False # a batch of comparisons cannot be sliced between processes
 
@@ -186,6 +189,7 @@ def check_for_loss(
     dataset: Optional[Union[Dataset, IterableDataset]], # tokenized
     loss: str, # of `LOSSES`
     name: str, # of the data set, for messages
+    attributes: Sequence[str] = (), # of the model
 ) -> Optional[Union[Dataset, IterableDataset]]: # what is left; a stream raises while it is read
     """
     Leave out training comparisons that the loss cannot learn from, and report their number.
@@ -199,17 +203,24 @@ def check_for_loss(
             f"All {len(dataset)} comparisons of {name} have the weight 0, so that nothing would be learned; expected a "
             "weight above 0."
         )
-    if loss not in ("margin_scaled", "regression", "plackett_luce", "binary") or dataset is None:
+    is_checked = loss in ("margin_scaled", "regression", "plackett_luce", "binary") or attributes
+    if not is_checked or dataset is None:
         return dataset
 
     def check(example):
+        check_ratings(example, loss, name, attributes)
         _check_example(example, loss, name)
         return True
 
     if isinstance(dataset, IterableDataset):
         return dataset.filter(check)
-    for example in dataset.select_columns(["row", "dataset", "ranks", "margins", "ratings", "labels"]):
+    columns = ["row", "dataset", "ranks", "margins", "ratings", "labels"]
+    columns += [column for column in ("attributes", "attribute_names") if column in dataset.column_names]
+    rated = set()
+    for example in dataset.select_columns(columns):
         check(example)
+        rated.update(rated_attributes(example))
+    check_all_rated(rated, name, attributes)
     return dataset
 
 
@@ -221,8 +232,8 @@ def _with_signal(dataset, loss, name):
     reason = "a single response" if loss_class.uses_ties else "no response that ranks above another"
     counts = Counter()
 
-    def has_signal(ranks):
-        found = len(ranks) > 1 and (loss_class.uses_ties or max(ranks) > 1)
+    def has_signal(ranks, attributes=None):
+        found = attributes is not None or len(ranks) > 1 and (loss_class.uses_ties or max(ranks) > 1)
         counts[found] += 1
         is_next = not found and math.log10(counts[False]).is_integer()
         if is_next and isinstance(dataset, IterableDataset):
@@ -230,8 +241,9 @@ def _with_signal(dataset, loss, name):
         return found
 
     if isinstance(dataset, IterableDataset):
-        return dataset.filter(has_signal, input_columns="ranks")
-    kept = np.flatnonzero([has_signal(ranks) for ranks in dataset["ranks"]])
+        return dataset.filter(has_signal, input_columns=["ranks", "attributes"])
+    columns = [dataset[name] for name in ("ranks", "attributes") if name in dataset.column_names]
+    kept = np.flatnonzero([has_signal(*values) for values in zip(*columns)])
     if len(kept) == len(dataset):
         return dataset
     if not len(kept):
@@ -256,7 +268,8 @@ def _check_example(example, loss, name):
             f"{row} has a pair without a margin above 0, by which the loss margin_scaled scales it; expected a "
             "`margin` in each row, or scores and margin_from_scores."
         )
-    if loss == "regression" and all(rating is None for rating in example["ratings"] or [None]):
+    learns_scores = loss == "regression" and not example.get("attributes")
+    if learns_scores and all(rating is None for rating in example["ratings"] or [None]):
         raise ValueError(
             f"{row} has no scores, which the loss regression learns; expected scores for each response."
         )

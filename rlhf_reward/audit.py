@@ -21,6 +21,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .comparison import exact_key, is_ids, ranked_pairs, text_key, whole_texts
+from .attribute_rows import RatingCounts
 from .audit_single import constant_values, contradicts_label, single_numbers, single_statistics
 from .audit_statistics import comparison_statistics
 from .audit_text import audit_table # importable from here too
@@ -46,6 +47,7 @@ class AuditReport(TypedDict, total=False):
     forms: dict[str, int] # rows of each form
     verdicts: dict[str, str] # how each value of winner or preference is read: a, b or tie
     pairs: int # of a winner and a loser
+    attributes: dict[str, dict[str, float]] # by attribute, from `attribute_rows.RatingCounts`
     responses: dict[int, int] # comparisons by number of responses
     overall: dict[str, Any] # comparisons, pairs, how often the longer response wins, median lengths
     by_source: dict[str, dict[str, Any]] # the same for each source
@@ -90,6 +92,7 @@ def audit(
         "bad_row_examples": contents.bad_rows[:5],
         "forms": dict(contents.forms),
         "verdicts": verdicts,
+        "attributes": contents.ratings.report(),
     }
     findings = _Findings(contents, column_problems, column_notes)
     if len(table):
@@ -253,6 +256,7 @@ class _Contents:
     table: pd.DataFrame = field(default_factory=pd.DataFrame) # a `_Record` for each comparison
     bad_rows: list[str] = field(default_factory=list) # the errors of the others
     forms: Counter = field(default_factory=Counter) # rows of each form
+    ratings: RatingCounts = field(default_factory=RatingCounts) # by attribute
     won: array = field(default_factory=lambda: array("q")) # the key of each pair
     lost: array = field(default_factory=lambda: array("q")) # the key of its opposite order
     pair_rows: array = field(default_factory=lambda: array("q")) # the row of each pair
@@ -278,6 +282,7 @@ def _read_all(rows, tokenizer, name, verdicts):
             contents.lost.append(below)
             contents.pair_rows.append(number)
         contents.forms[_form(row, comparison)] += 1
+        contents.ratings.add(comparison)
         if len(records) == 10_000: # a table takes a tenth of the memory of the dicts
             parts.append(pd.DataFrame(records))
             records = []
@@ -308,12 +313,13 @@ class _Findings:
         self.table = contents.table
         self.counts = {} # of each fault, by its name in `AuditReport`
         self.problems = list(problems)
-        self.notes = list(notes)
+        self.notes = [*notes, *contents.ratings.notes()]
         if contents.bad_rows:
             self.problems.append(f"{len(contents.bad_rows)} row(s) cannot be used. {contents.bad_rows[0]}")
         columns = ["pairs", "rated", "good", "bad"]
         single = self.table[self.table["responses"] == 1] if len(self.table) else self.table
-        if not len(self.table) or not (self.table["pairs"].any() or single[columns].any(axis=None)):
+        has_signal = len(self.table) and (self.table["pairs"].any() or single[columns].any(axis=None))
+        if not contents.ratings.by_name and not has_signal:
             self.problems.append("There is nothing to learn: no response ranks above another.")
 
     def add(self, name, is_faulty, text, tolerated=TOLERATED):

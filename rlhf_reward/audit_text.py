@@ -26,6 +26,11 @@ def audit_table(
         lines += [f"  the verdict {value} is read as {meaning}" for value, meaning in report["verdicts"].items()]
         lines += [f"  {count} rows with {number} responses" for number, count in sorted(report["responses"].items())]
         lines += single_lines(report)
+        for name, of_name in report["attributes"].items():
+            low, mean, high = (_short_number(of_name[key]) for key in ("min", "mean", "max"))
+            lines.append(
+                f"  {name}: {of_name['rated']} responses rated, {of_name['missing']} not; {low} to {high}, mean {mean}"
+            )
         lengths = pd.DataFrame(report["lengths"]).T.astype(float)
         lines += ["", _as_text(_source_table(report)), "", "Length in characters", _as_text(lengths)]
     lines.append("")

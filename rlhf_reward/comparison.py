@@ -31,6 +31,7 @@ class Comparison:
     # True if the row has whole texts and nothing marks the end of the prompt; `prompt` is then what the texts share
     whole: bool = field(default=False, compare=False)
     labels: Optional[tuple[Optional[bool], ...]] = None # of each response, whether it is good, if people say so
+    attributes: Optional[dict[str, tuple[Optional[float], ...]]] = None # ratings of each response by name, if any
 
 # %% ../nbs/03_comparison.ipynb #79a24c92
 def is_ids(

@@ -18,6 +18,8 @@ from accelerate import PartialState
 from scipy.special import expit
 from tqdm.auto import tqdm
 
+from .attribute_statistics import AttributeStatistics, attribute_statistics
+from .attributes import reward_alone
 from .columns import read_columns
 from .comparison import Comparison, Text, is_ids, shared_length, whole_texts
 from .engine import NotFinite
@@ -61,12 +63,14 @@ def evaluate(
     data = list(plain_rows(data))
     read = partial(_read, verdicts=read_columns(data, name, features))
     omitted_before = Counter(scorer.omitted)
-    usable = _usable_rows(scorer, data, on_bad_row, name, numbers or range(1, len(data) + 1), read)
-    usable = _grouped_rows(usable)
+    numbers = numbers or range(1, len(data) + 1)
+    usable = _grouped_rows(_usable_rows(scorer, data, on_bad_row, name, numbers, read))
     omitted = Counter(scorer.omitted) - omitted_before
     comparisons = usable.comparisons
     prompts = [str(comparison.prompt) for comparison in comparisons]
-    rewards = _rewards_or_error(scorer, usable.sequences, prompts, processes, usable.in_sets, name)
+    options = {"attributes": True} if scorer.attributes else {}
+    scored = _rewards_or_error(scorer, usable.sequences, prompts, processes, usable.in_sets, name, **options)
+    rewards = [list(map(reward_alone, own)) for own in scored]
     without_prompts = _sequences_without_prompt(scorer, comparisons)
     responses = response_table(
         comparisons,
@@ -74,14 +78,16 @@ def evaluate(
         _blind_rewards(scorer, without_prompts, processes, usable, name),
         _response_lengths(without_prompts, usable.sequences),
     )
-    offset = scorer.offset
-    report = {**statistics(responses, seed, offset), "left_out": usable.left_out, "omitted": dict(omitted)}
+    report = {**statistics(responses, seed, scorer.offset), "left_out": usable.left_out, "omitted": dict(omitted)}
+    if scorer.attributes:
+        weights = scorer.model.attribute_weights
+        report["attributes"] = attribute_statistics(responses, comparisons, scored, weights, seed)
     show_progress = processes is None or processes.is_main_process
-    report["sources"] = _statistics_by("source", responses, seed, offset, show_progress)
+    report["sources"] = _statistics_by("source", responses, seed, scorer.offset, show_progress)
     datasets = [dataset for _, dataset in usable.in_sets]
     if any(datasets):
         by_response = responses.assign(dataset=[datasets[index] for index in responses["comparison"]])
-        report["datasets"] = _statistics_by("dataset", by_response, seed, offset, show_progress)
+        report["datasets"] = _statistics_by("dataset", by_response, seed, scorer.offset, show_progress)
     return Evaluation(usable.rows, comparisons, responses, report, in_sets=usable.in_sets)
 
 # %% ../nbs/07_evaluation.ipynb #20a44bb0
@@ -98,6 +104,7 @@ class EvaluationReport(Statistics, total=False):
     sources: dict[str, Statistics] # by source; the number of comparisons alone if none has a pair
     datasets: dict[str, Statistics] # the same by set, of a mixture
     benchmark: dict[str, Any] # only from `benchmarks.evaluate_benchmark`
+    attributes: dict[str, AttributeStatistics] # by name, only of a model with attributes
 
 
 class MistakenResponse(TypedDict):
@@ -284,10 +291,10 @@ def _read(row, verdicts):
     return row if isinstance(row, Comparison) else to_comparison(row, verdicts)
 
 
-def _rewards_or_error(scorer, sequences, prompts, processes, in_sets, name):
+def _rewards_or_error(scorer, sequences, prompts, processes, in_sets, name, **options):
     "Return the rewards of sequences. Raise `ValueError` that names the row for one that is not finite."
     try:
-        return scorer.rewards(sequences, prompts, processes)
+        return scorer.rewards(sequences, prompts, processes, **options)
     except NotFinite as error:
         number, dataset = in_sets[error.index]
         raise ValueError(f"Row {number} of {dataset or name}: {error}") from None

@@ -32,7 +32,7 @@ def group_key(
     if not is_single:
         return 0
     has_labels = comparison.labels is not None and None not in comparison.labels
-    kinds = (comparison.ratings is not None, has_labels)
+    kinds = (comparison.ratings is not None, has_labels, sorted(comparison.attributes or ()))
     names = (dataset, comparison.source)
     return exact_key(repr((comparison.prompt, comparison.template, names, comparison.weight, kinds))) or 1
 
@@ -58,7 +58,7 @@ def group_indices(
 def merge_comparisons(
     comparisons: list[Comparison], # of one response each, with the same `group_key`
 ) -> Comparison: # of all the responses
-    "Return single responses as one comparison. Its ranks are those of the ratings, or else of the labels."
+    "Return single responses as one comparison. Its ranks are those of the ratings, or else of the labels, if any."
     first = comparisons[0]
     if len(comparisons) == 1:
         return first
@@ -67,11 +67,28 @@ def merge_comparisons(
     return replace(
         first,
         responses=_joined(comparison.responses for comparison in comparisons),
-        ranks=ranks_of(labels if ratings is None else ratings),
+        ranks=_ranks(ratings, labels, len(comparisons)),
         ratings=ratings,
         labels=labels,
+        attributes=_joined_attributes(comparisons),
         weight=sum(comparison.weight for comparison in comparisons),
     )
+
+
+def _ranks(ratings, labels, count):
+    "Return the ranks of responses, all 1 if they are rated by attribute only."
+    values = labels if ratings is None else ratings
+    return (1,) * count if values is None else ranks_of(values)
+
+
+def _joined_attributes(comparisons):
+    "Return the ratings of all by attribute, or `None`."
+    if comparisons[0].attributes is None:
+        return None
+    joined = {}
+    for name in comparisons[0].attributes:
+        joined[name] = _joined(comparison.attributes[name] for comparison in comparisons)
+    return joined
 
 
 def group_sequences(
@@ -127,7 +144,7 @@ def merge_tokenized(
     sequences = list(_joined(map(whole_sequences, examples)))
     ratings = _joined(example["ratings"] for example in examples)
     labels = _joined(example["labels"] for example in examples)
-    ranks = ranks_of(labels if ratings is None else ratings)
+    ranks = _ranks(ratings, labels, len(sequences))
     margins = []
     for winner, loser in ranked_pairs(ranks):
         margins.append(ratings[winner] - ratings[loser] if margin_from_scores else 0.0)
@@ -144,7 +161,17 @@ def merge_tokenized(
         row=first["row"],
         dataset=first["dataset"],
         labels=labels,
+        attributes=_joined_columns(example["attributes"] for example in examples),
+        attribute_names=first["attribute_names"] or (),
     )
+
+
+def _joined_columns(parts):
+    "Return for each attribute the ratings of all responses; `None` if a part has none."
+    parts = list(parts)
+    if any(part is None for part in parts):
+        return None
+    return [list(_joined(columns)) for columns in zip(*parts)]
 
 
 def grouped(

@@ -72,6 +72,7 @@ NUMBERS = { # where it is refused
     "score_chosen",
     "score_rejected",
     "ranks",
+    "ratings",
 }
 
 

@@ -21,6 +21,7 @@ from .evaluation import EvaluationReport, Mistake, ModelComparison, compare
 from .markdown import escape_markdown, fence_for, markdown_table
 from .report_plots import import_matplotlib, plots
 from rlhf_reward.report_summary import (
+    ATTRIBUTE_COLUMNS,
     DataSummary,
     Evaluations,
     show_number,
@@ -138,6 +139,7 @@ def report_html(
         show_share=show_share,
         show_score_difference=show_score_difference,
         show_number=show_number,
+        attribute_columns=ATTRIBUTE_COLUMNS,
         version=__version__,
         intervals=INTERVALS,
         compared=COMPARED,
@@ -198,6 +200,8 @@ def _data_parts(summary: DataSummary):
     if summary.accuracy:
         parts.append(_markdown_table(["", "accuracy over all pairs"], summary.accuracy))
     parts.append(_markdown_table(["", *summary.models], summary.figures))
+    for model, lines in summary.attributes:
+        parts += [f"Attributes of {escape_markdown(model)}", _markdown_table(ATTRIBUTE_COLUMNS, lines)]
     if summary.sources:
         parts.append(_markdown_table(summary.source_columns, summary.sources))
     return parts

@@ -18,6 +18,7 @@ from rlhf_reward.evaluation import (
     compare,
 )
 from .agreement import Estimate
+from .attribute_statistics import AttributeStatistics
 from .intervals import Interval
 from .omissions import report_omissions
 from .statistics import BestOfN, Calibration
@@ -25,8 +26,9 @@ from .statistics import BestOfN, Calibration
 Evaluations = dict[str, dict[str, Evaluation]] # by name of the data, then of the model
 
 # %% auto #0
-__all__ = ['Evaluations', 'show_share', 'show_number', 'show_estimate', 'show_score_difference', 'figure_lines',
-           'agreement_lines', 'BenchmarkTables', 'benchmark_tables', 'DataSummary', 'summarize']
+__all__ = ['Evaluations', 'ATTRIBUTE_COLUMNS', 'show_share', 'show_number', 'show_estimate', 'show_score_difference',
+           'figure_lines', 'agreement_lines', 'attribute_lines', 'BenchmarkTables', 'benchmark_tables', 'DataSummary',
+           'summarize']
 
 # %% ../nbs/07h_report_summary.ipynb #07aac2da
 def show_share(
@@ -123,6 +125,45 @@ def _pair_lines(report):
     ]
 
 
+ATTRIBUTE_COLUMNS = (
+    "attribute",
+    "weight",
+    "accuracy alone, %",
+    "with length: Pearson, Spearman",
+    "length-controlled accuracy, %",
+    "with its ratings: Pearson, Spearman",
+    "mean squared error",
+    "bias; slope",
+    "rated",
+)
+
+
+def attribute_lines(
+    attributes: dict[str, AttributeStatistics], # of one model
+) -> list[list[str]]: # one line for each, with a value for each of `ATTRIBUTE_COLUMNS`
+    "Return the lines of the table of attributes."
+    lines = []
+    for name, figures in attributes.items():
+        length = figures["length"]
+        fit = figures["ratings"] or {}
+        lines.append([
+            name,
+            f"{figures['weight']:.4g}",
+            show_share(figures["accuracy_interval"]),
+            _show_both(length, "pearson", "spearman"),
+            show_share(length["controlled_accuracy"]),
+            _show_both(fit, "pearson", "spearman"),
+            show_number(fit.get("mean_squared_error")),
+            _show_both(fit, "bias", "slope", "; "),
+            str(fit.get("responses", 0)),
+        ])
+    return lines
+
+
+def _show_both(figures, first, second, separator=", "):
+    return separator.join(show_number(figures.get(name)) for name in (first, second)) if figures else "–"
+
+
 def _show_length_group(group):
     return f"{show_share(group['accuracy'])}, {group['pairs']} pairs"
 
@@ -199,6 +240,7 @@ class DataSummary:
     source_columns: list[str] # header of `sources`
     sources: list[list[str]] # one line for each source; empty for a single one
     benchmarks: list[tuple[str, BenchmarkTables]] # of each model on a benchmark
+    attributes: list[tuple[str, list[list[str]]]] # of each model that has some, as `attribute_lines` returns them
     compared: Optional[ModelComparison] # None for a single model
     curves: list[tuple[str, list[BestOfN]]] # best of n, of each model on data with ratings
     mistakes: list[tuple[str, list[Mistake]]] # of each model
@@ -235,6 +277,9 @@ def _summary_of_data(data, models):
         sources=_source_lines(list(reports.values()), baselines, has_pairs),
         benchmarks=[
             (model, benchmark_tables(report["benchmark"])) for model, report in reports.items() if "benchmark" in report
+        ],
+        attributes=[
+            (model, attribute_lines(found["attributes"])) for model, found in reports.items() if "attributes" in found
         ],
         compared=compare(models) if len(models) > 1 and has_pairs else None,
         curves=[(model, report["best_of_n"]) for model, report in reports.items() if report.get("best_of_n")],

@@ -8,6 +8,7 @@ __all__ = ['UNREADABLE', 'FORMS', 'row_form', 'to_comparison', 'to_responses', '
 # %% ../nbs/03a_rows.ipynb #42087059
 from typing import Any, Callable, Optional
 
+from .attribute_rows import read_ratings
 from .comparison import BadResponse, Comparison, is_ids, ranks_of, shared_length
 from .fields import TEXT_FORMS, checked_text, finite_number, finite_numbers, from_json, without_nulls
 from .labels import row_labels
@@ -28,6 +29,7 @@ FORMS = { # each form with the columns that identify it; the first form that fit
     "responses, scores": {"responses", "scores"},
     "responses, labels": {"responses", "labels"},
     **single_forms(),
+    "responses, ratings": {"responses", "ratings"},
 }
 
 
@@ -69,7 +71,8 @@ def to_comparison(
     elif "response_a" in form:
         parts = _read_arena(row, "winner" if "winner" in form else "preference", verdicts)
     else:
-        parts = _read_ranked(as_list_row(row, form) if form in single_forms() else row, verdicts)
+        list_row = as_list_row(row, form) if form in single_forms() else row
+        parts = _read_rated(list_row) if form.endswith("ratings") else _read_ranked(list_row, verdicts)
     prompt, responses, ranks, ratings, *labels = parts
     return Comparison(
         prompt=prompt,
@@ -82,6 +85,7 @@ def to_comparison(
         template=_template(row),
         whole=_is_guessed(row, prompt),
         labels=labels[0] if labels else None,
+        attributes=read_ratings(row.get("ratings"), len(responses)),
     )
 
 # %% ../nbs/03a_rows.ipynb #90b72dbc
@@ -179,6 +183,17 @@ def _read_ranked(row, verdicts):
     else:
         order = labels if scores is None else ratings
     return prompt, responses, ranks_of(order), ratings, labels
+
+
+def _read_rated(row):
+    "Return prompt, responses, ranks and ratings of responses without an order, rated by attribute."
+    prompt, responses = _prompt_and_responses(row, from_json("responses", row["responses"], list), fewest=1)
+    if read_ratings(row["ratings"], len(responses)) is None:
+        raise ValueError(
+            f"the ratings are {row['ratings']!r:.80}, and nothing orders the responses; expected ratings by attribute, "
+            "such as {'helpfulness': [4, 2]}, or ranks, or scores for a single number each."
+        )
+    return prompt, responses, (1,) * len(responses), None
 
 # %% ../nbs/03a_rows.ipynb #0ce2f5df
 COLUMNS_TO_SCORE = ( # the columns that hold the responses of a row that is scored

@@ -10,7 +10,7 @@ from typing import Any
 
 # %% ../nbs/03p_single.ipynb #a0141d64
 RESPONSE_COLUMNS = ("response", "completion", "text", "messages")
-VALUE_COLUMNS = ("score", "rating", "label")
+VALUE_COLUMNS = ("score", "rating", "label", "ratings")
 
 
 def single_forms() -> dict[str, set[str]]: # columns by the name of the form
@@ -27,7 +27,7 @@ def as_list_row(
     form: str, # a name of `single_forms`
 ) -> dict[str, Any]: # with `responses`, and `scores` or `labels` or both, of one element
     "Return a row with one response as one with a list. Raise `ValueError` for columns that contradict each other."
-    response, _ = form.split(", ")
+    response, value = form.split(", ")
     if row.get("score") is not None and row.get("rating") is not None:
         raise ValueError(
             "it has a score and a rating; expected one of them: to take the other, --columns score=rating or "
@@ -40,6 +40,6 @@ def as_list_row(
     list_row = {**row, "responses": [row[response]], "ranks": None}
     list_row["scores"] = None if score is None else [score]
     list_row["labels"] = None if label is None else [label]
-    if score is None and label is None:
-        raise ValueError(f"found None as {form.partition(', ')[2]}; expected a score, a rating or a label.")
+    if score is None and label is None and value != "ratings":
+        raise ValueError(f"found None as {value}; expected a score, a rating or a label.")
     return list_row

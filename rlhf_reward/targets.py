@@ -21,6 +21,7 @@ class Targets(TypedDict):
     margins: torch.Tensor # (num_comparisons, winner, loser)
     ratings: torch.Tensor # (num_comparisons, K), NaN where there is none
     labels: torch.Tensor # (num_comparisons, K), 1 for a good response, 0 for a bad one, NaN where there is none
+    attributes: torch.Tensor # (num_comparisons, K, num_attributes) of the model, NaN where there is no rating
     weights: torch.Tensor # (num_comparisons,)
     rows: torch.Tensor # (num_comparisons,), their numbers in the data
     datasets: torch.Tensor # (num_comparisons, longest), names of their sets in a mixture, as bytes of UTF-8
@@ -48,6 +49,7 @@ def make_targets(
         "margins": margins,
         "ratings": ratings,
         "labels": labels,
+        "attributes": _attributes(examples, most_responses),
         "weights": torch.tensor([example["weight"] for example in examples], dtype=torch.float32),
         "rows": torch.tensor([example["row"] for example in examples]),
         "datasets": pad_right([_as_bytes(example.get("dataset")) for example in examples]),
@@ -81,6 +83,17 @@ def num_tokens(
     return len(example["shared_prefix"]) + sum(map(len, example["rests"]))
 
 # %% ../nbs/04c_targets.ipynb #9af3d266
+def _attributes(examples, most_responses):
+    "Return the ratings by attribute, (num_comparisons, most_responses, num_attributes), NaN where there is none."
+    tables = [example.get("attributes") or [] for example in examples]
+    ratings = torch.full((len(tables), most_responses, max(map(len, tables))), math.nan)
+    for index, table in enumerate(tables):
+        for attribute, numbers in enumerate(table):
+            known = [math.nan if number is None else number for number in numbers]
+            ratings[index, :len(known), attribute] = torch.tensor(known)
+    return ratings
+
+
 def _count_tokens(examples):
     "Return the tokens of the comparisons when each is counted once, and those of their padded layout."
     unique = 0

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'AS_IS', 'KNOWN_FORM', 'READ', 'recognize_form', 'checked_form', 'read_known_form', 'with_form', 'assembled',
-           'report_form']
+           'responses_of_form', 'report_form']
 
 # %% ../nbs/03n_forms.ipynb #f318243e
 import itertools
@@ -14,9 +14,9 @@ from typing import Any, Iterable, Optional, Union
 
 from datasets import Dataset, Features, IterableDataset, Json
 
-from .comparison import CACHE_VERSION
+from .comparison import CACHE_VERSION, Comparison
 from .known_forms import KNOWN_FORMS
-from .rows import UNREADABLE, row_form
+from .rows import UNREADABLE, row_form, to_responses
 from .unread import check_media, plain_rows, unread_columns
 
 logger = logging.getLogger(__name__)
@@ -165,6 +165,22 @@ def _read_batch(batch, form, version):
     for column in READ:
         columns[column] = [row[column] for row in found]
     return columns
+
+
+def responses_of_form(
+    row: dict[str, Any], # as it is written
+    form: Optional[str] = None, # a name of `KNOWN_FORMS`; by default a row of this library
+) -> Comparison: # as `rows.to_responses` reads it
+    "Return a row of a known set as something to score. Raise `ValueError` for one that is not one comparison."
+    if form in (None, AS_IS):
+        return to_responses(row)
+    found = read_known_form(row, form)
+    if len(found) != 1 or KNOWN_FORMS[form].assemble is not None:
+        raise ValueError(
+            f"it is not one comparison in the form {form}; expected one a row, since each row is written with its "
+            "rewards: write the comparisons of load_rows into a file, and score that."
+        )
+    return to_responses(found[0])
 
 
 def report_form(

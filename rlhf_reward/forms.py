@@ -114,7 +114,7 @@ def _complete(found, row, form):
         kept[column] = kept.get(column) if value is None else value
     return {column: form if column == KNOWN_FORM else kept.get(column) for column in READ}
 
-
+# %% ../nbs/03n_forms.ipynb #4deb9c75
 def with_form(
     rows: Union[Dataset, IterableDataset], # as they are written
     form: str, # a name of `KNOWN_FORMS`

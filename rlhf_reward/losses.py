@@ -223,7 +223,7 @@ class Regression(RewardLoss):
         is_rated = (ranks > 0) & ~ratings.isnan()
         return is_rated.any(dim=1)
 
-# %% ../nbs/02_losses.ipynb #32cc881c
+
 class Binary(RewardLoss):
     "−log σ(r − b) of a good response, −log σ(b − r) of a bad one; the mean over the labeled responses, b is learned."
     uses_ties = True
@@ -239,6 +239,14 @@ class Binary(RewardLoss):
             raise ValueError(f"good_weight is {good_weight}; expected a number above 0, such as 2.")
         self.good_weight = good_weight
         self.offset = nn.Parameter(torch.tensor(0.0)) # b
+
+    def start(
+        self,
+        num_good: int, # responses of the training set with this label
+        num_bad: int, # likewise
+    ) -> None:
+        "Set the offset to the best one for rewards of 0, so that rewards need not learn the share of good responses."
+        self.offset.data.fill_(-math.log(self.good_weight * (num_good + 0.5) / (num_bad + 0.5)))
 
     def per_comparison(self, rewards, ranks, margins, ratings):
         if ratings is None:

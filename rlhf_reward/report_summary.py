@@ -103,7 +103,7 @@ def agreement_lines(
         ]
     return lines
 
-
+# %% ../nbs/07h_report_summary.ipynb #22ac6835
 def _pair_lines(report):
     calibration = report["calibration"]
     length = report["length"]

@@ -126,7 +126,7 @@ def test_rows_of_known_sets_are_written_as_they_are(scorer, tmp_path):
         rewards = [first.pop("reward")] if len(responses) == 1 else first.pop("rewards")
         assert first == row and second["note"] == "x"
         assert rewards == pytest.approx(scorer.score([QUESTION] * len(responses), responses), abs=1e-5)
-    message = {"message_tree_id": "q", "message_id": "q", "parent_id": None, "role": "prompter", "text": "q", "rank": None}
+    message = {"message_tree_id": "q", "message_id": "q", "role": "prompter", "text": "q", "parent_id": None, "rank": 0}
     parts = [("oasst_trees", {"message_tree_id": "q", "prompt": message}), ("oasst_messages", message)]
     for form, row in parts:
         data = write(tmp_path / f"{form}.jsonl", [row])

@@ -127,10 +127,10 @@ def test_gradients_are_the_slopes(name):
     loss = ALL[name].double()
     rewards, ranks, margins, ratings = made(ranks=RANKS + TIED * loss.uses_ties)
     assert torch.autograd.gradcheck(lambda r: loss(r, ranks, margins, ratings), rewards.requires_grad_())
-    for name_of_parameter, parameter in loss.named_parameters():
+    for learned, parameter in loss.named_parameters():
 
         def of_threshold(value):
-            return torch.func.functional_call(loss, {name_of_parameter: value}, (rewards.detach(), ranks, margins, ratings))
+            return torch.func.functional_call(loss, {learned: value}, (rewards.detach(), ranks, margins, ratings))
 
         assert torch.autograd.gradcheck(of_threshold, parameter.detach().clone().requires_grad_())
 

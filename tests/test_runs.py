@@ -305,13 +305,15 @@ def test_the_host_waits_for_nothing_but_logs(base, tmp_path, monkeypatch, waits)
 # Losses by name
 
 
+def with_labels(row):
+    return {"labels": [bool(score > np.median(row["scores"])) for score in row["scores"]]}
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_trains(base, tmp_path, loss):
     "The loss of training, of evaluation and of the function are the same number, and it falls."
     rows = synthetic_comparisons(16)
-    rows = Dataset.from_list([
-        {**row, "labels": [bool(score > np.median(row["scores"])) for score in row["scores"]]} for row in rows
-    ])
+    rows = rows.map(with_labels)
     trainer = make(
         base,
         tmp_path,

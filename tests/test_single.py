@@ -113,7 +113,8 @@ def test_binary_labels_mean_what_their_column_shows(tmp_path):
 def test_binary_labels_of_a_class_label_and_of_later_rows():
     rows = [{"prompt": "q", "completion": "a", "label": 0}, {"prompt": "q", "completion": "a", "label": 1}]
     for names, good in ((["neg", "pos"], 1), (["true", "false"], 0)):
-        features = Features({**dict.fromkeys(("prompt", "completion"), Value("string")), "label": ClassLabel(names=names)})
+        features = Features({name: Value("string") for name in ("prompt", "completion")})
+        features["label"] = ClassLabel(names=names)
         table = Dataset.from_list(rows, features=features)
         meanings = column_verdicts(table)
         assert [to_comparison(row, meanings).labels for row in table] == [(good == 0,), (good == 1,)]
@@ -257,7 +258,7 @@ def trainer_of(base, folder, rows, eval_rows=None, **options):
 
 
 def loss_and_gradients(trainer, dataset):
-    "Of the loss over all comparisons of a tokenized data set in one batch."
+    "Return the loss over all comparisons of a tokenized data set in one batch, and its gradients."
     trainer._use_layout(dataset)
     variables = [*trainer.model.parameters(), *trainer.reward_loss.parameters()]
     loss = trainer.compute_loss(trainer.model, trainer.data_collator(list(dataset)))
@@ -279,7 +280,6 @@ def test_pointwise_and_binary_groups_have_the_loss_and_gradients_of_their_rows(b
         options = {"good_weight": 2.0} if loss == "binary" else {}
         trainer = trainer_of(base, tmp_path / loss, Dataset.from_list(rows), loss=loss, **options)
         assert len(trainer.train_dataset) == 8
-        rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
         alone = [next(iter(tokenize_rows(Dataset.from_list([row]), word_tokenizer(), 64))) for row in rows]
         assert len(alone) == len(POINTWISE) and {len(example["rests"]) for example in alone} == {1}
         value, gradients = loss_and_gradients(trainer, trainer.train_dataset)
@@ -298,7 +298,7 @@ def test_pairwise_losses_learn_from_pointwise_rows_of_the_same_prompt(base, tmp_
     assert (metrics["eval_pairs"], metrics["eval_without_loss"], metrics["eval_responses"]) == (1, 7, 10)
     ties = trainer_of(base, tmp_path / "ties", Dataset.from_list(POINTWISE), loss="davidson")
     assert ties.train_dataset["row"][:] == [1, 2]
-    with pytest.raises(ValueError, match="None of 2 comparisons of the training set is left for the loss bradley_terry"):
+    with pytest.raises(ValueError, match="None of 2 comparisons of the training set is left for the loss"):
         trainer_of(base, tmp_path / "none", Dataset.from_list(POINTWISE[-2:]))
     stream = trainer_of(base, tmp_path / "stream", Dataset.from_list(POINTWISE).to_iterable_dataset(), max_steps=1)
     assert [example["row"] for example in stream.train_dataset] == [1]

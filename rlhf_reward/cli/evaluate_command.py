@@ -18,8 +18,8 @@ def _evaluate_parser():
     parser = scoring_parser(
         "evaluate",
         "How often models agree with people: accuracy with intervals, baselines, calibration, length bias, and the "
-        "mistakes to read; correlation with ratings, and AUROC of labels; as report.json, report.md and report.html. Needs the extra plots. Several processes share "
-        "the work: accelerate launch -m rlhf_reward evaluate …",
+        "mistakes to read; correlation with ratings, and AUROC of labels; as report.json, report.md and report.html. "
+        "Needs the extra plots. Several processes share the work: accelerate launch -m rlhf_reward evaluate …",
         action="append",
         metavar="[NAME=]MODEL[,…]",
         help="as in score, with an optional name for the report; several times, or separated by commas, to compare "
@@ -138,14 +138,12 @@ def _print_summary(data, by_model):
     first = next(iter(reports.values()))
     has_pairs = all(report["pairs"] for report in reports.values())
     print(f"\n{data}: {first['pairs']} pairs" if has_pairs else f"\n{data}: {first['responses']} responses")
-    lines = []
-    for model, report in reports.items() if has_pairs else ():
-        lines.append((model, _with_interval(report["accuracy_interval"])))
-    for model, report in reports.items() if has_pairs else ():
-        lines.append((f"{model} without the prompt", _with_interval(report["baselines"]["prompt-blind"])))
-    for name, share in first["baselines"].items() if has_pairs else ():
-        if name != "prompt-blind":
-            lines.append((name, _with_interval(share)))
+    shares = []
+    if has_pairs:
+        shares += [(model, report["accuracy_interval"]) for model, report in reports.items()]
+        shares += [(f"{model} without the prompt", own["baselines"]["prompt-blind"]) for model, own in reports.items()]
+        shares += [(name, share) for name, share in first["baselines"].items() if name != "prompt-blind"]
+    lines = [(name, _with_interval(share)) for name, share in shares]
     for model, report in reports.items():
         lines += [(f"{model}, {label}", value) for label, value in agreement_lines(report)]
     width = max(len(name) for name, _ in lines)

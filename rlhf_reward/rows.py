@@ -10,6 +10,7 @@ from typing import Any, Callable, Optional
 
 from .comparison import BadResponse, Comparison, is_ids, shared_length
 from .fields import TEXT_FORMS, checked_text, finite_number, finite_numbers, from_json, without_nulls
+from .soft_labels import column_probability, soft_label
 from .unread import check_media
 from .verdicts import UnclearVerdict, checked_verdicts, verdict_ranks
 
@@ -21,6 +22,8 @@ FORMS = { # each form with the columns that identify it; the first form that fit
     "chosen, rejected": {"chosen", "rejected"},
     "response_a, response_b, winner": {"response_a", "response_b", "winner"},
     "response_a, response_b, preference": {"response_a", "response_b", "preference"},
+    "response_a, response_b, probability_a": {"response_a", "response_b", "probability_a"},
+    "response_a, response_b, votes_a, votes_b": {"response_a", "response_b", "votes_a", "votes_b"},
     "responses, ranks": {"responses", "ranks"},
     "responses, scores": {"responses", "scores"},
 }
@@ -54,21 +57,25 @@ def to_comparison(
         raise ValueError(f"{row[UNREADABLE]}.")
     form = row_form(row)
     check_media(row)
+    preference = None
     if form == "chosen_ids, rejected_ids":
         parts = _read_ids(row)
     elif form == "chosen, rejected":
         parts = _read_chosen(row)
     elif "response_a" in form:
-        parts = _read_arena(row, "winner" if "winner" in form else "preference", verdicts)
+        *parts, preference = _read_arena(row, form.split(", ")[2], verdicts)
     else:
         parts = _read_ranked(row)
     prompt, responses, ranks, ratings = parts
+    label = soft_label(row, ranks, preference)
+    margin = _margin(row, responses)
     return Comparison(
         prompt=prompt,
         responses=tuple(responses),
-        ranks=ranks,
+        ranks=label.ranks,
         ratings=ratings,
-        margin=_margin(row, responses),
+        margin=-margin if margin is not None and label.is_reversed else margin,
+        preference=label.preference,
         weight=_weight(row),
         source=_source(row),
         template=_template(row),
@@ -145,9 +152,14 @@ def _read_chosen(row):
 
 
 def _read_arena(row, column, verdicts):
-    "Return prompt, responses, ranks and ratings of two responses and a verdict in `column`."
+    "Return prompt, responses, ranks, ratings and probability of two responses; `column` has a verdict or is soft."
     prompt, responses = _prompt_and_responses(row, [row["response_a"], row["response_b"]])
-    return prompt, responses, verdict_ranks(row[column], column, checked_verdicts(verdicts)), None
+    if column not in ("winner", "preference"):
+        return prompt, responses, None, None, None
+    verdicts = checked_verdicts(verdicts)
+    preference = column_probability(row[column], verdicts) if column == "preference" else None
+    ranks = verdict_ranks(row[column], column, verdicts) if preference is None else None
+    return prompt, responses, ranks, None, preference
 
 
 def _read_ranked(row):

@@ -24,7 +24,15 @@ from .losses import RewardLoss
 from .reward import RewardModel
 
 # %% ../nbs/05g_run_record.ipynb #efa5cb0d
-LEARNED_COLUMNS = ("shared_prefix", "rests", "ranks", "margins", "ratings", "weight") # what a loss learns from
+LEARNED_COLUMNS = ( # what a loss learns from
+    "shared_prefix",
+    "rests",
+    "ranks",
+    "margins",
+    "ratings",
+    "weight",
+    "preference",
+)
 
 
 def data_fingerprint(

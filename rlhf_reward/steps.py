@@ -24,6 +24,7 @@ from .losses import RewardLoss
 from .metrics import PairMetrics, pair_metrics
 from .packing import by_comparison, model_inputs
 from .reward import RewardModel
+from .soft_loss import decided_ranks
 
 # %% ../nbs/05d_steps.ipynb #c85767b7
 class StepLossMixin:
@@ -33,12 +34,14 @@ class StepLossMixin:
     def _losses(self, model, inputs):
         "Return rewards (num_comparisons, K), and the loss and weight of each comparison."
         rewards = by_comparison(model(**model_inputs(inputs, self.model)), inputs["ranks"])
-        losses = self.reward_loss(rewards, inputs["ranks"], inputs["margins"], inputs["ratings"])
+        labels = [inputs[name] for name in ("ranks", "margins", "ratings", "preferences")]
+        losses = self.reward_loss(rewards, *labels)
         return rewards, losses, self._weights(inputs)
 
     def _weights(self, batch):
         "Return the weights (num_comparisons,), 0 where the loss cannot learn anything."
-        informative = self.reward_loss.is_informative(batch["ranks"], batch["margins"], batch["ratings"])
+        ranks = decided_ranks(batch["ranks"], batch["preferences"])
+        informative = self.reward_loss.is_informative(ranks, batch["margins"], batch["ratings"])
         return batch["weights"] * informative
 
     def create_optimizer(

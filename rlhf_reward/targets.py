@@ -21,6 +21,7 @@ class Targets(TypedDict):
     margins: torch.Tensor # (num_comparisons, winner, loser)
     ratings: torch.Tensor # (num_comparisons, K), NaN where there is none
     weights: torch.Tensor # (num_comparisons,)
+    preferences: torch.Tensor # (num_comparisons,), that the first response is better, NaN where people are sure
     rows: torch.Tensor # (num_comparisons,), their numbers in the data
     tokens: torch.Tensor # (2,): tokens when each is counted once, and tokens of the padded layout
 
@@ -37,12 +38,13 @@ def make_targets(
         for (winner, loser), margin in zip(ranked_pairs(example["ranks"]), example["margins"]):
             margins[index, winner, loser] = margin
         for response, rating in enumerate(example["ratings"] or []):
-            ratings[index, response] = math.nan if rating is None else rating
+            ratings[index, response] = _or_nan(rating)
     return {
         "ranks": ranks,
         "margins": margins,
         "ratings": ratings,
         "weights": torch.tensor([example["weight"] for example in examples], dtype=torch.float32),
+        "preferences": torch.tensor([_or_nan(example["preference"]) for example in examples]),
         "rows": torch.tensor([example["row"] for example in examples]),
         "tokens": torch.tensor(_count_tokens(examples)),
     }
@@ -62,6 +64,10 @@ def num_tokens(
     return len(example["shared_prefix"]) + sum(map(len, example["rests"]))
 
 # %% ../nbs/04c_targets.ipynb #9af3d266
+def _or_nan(number):
+    return math.nan if number is None else number
+
+
 def _count_tokens(examples):
     "Return the tokens of the comparisons when each is counted once, and those of their padded layout."
     unique = 0

@@ -19,6 +19,7 @@ class TokenizedComparison(TypedDict):
     margins: list[float] # one for each of `ranked_pairs(ranks)`, 0 if unknown
     ratings: Optional[list[float]] # K, `None` if unknown
     weight: float # of all pairs together
+    preference: Optional[float] # as in `Comparison`
     length: int # of the longest sequence, to group by
     source: Optional[str] # the data set or subset of the row
     prompt_key: int # the same for the same prompt
@@ -32,6 +33,7 @@ FEATURES = Features({ # a `TokenizedComparison` in a table of `datasets`
     "margins": List(Value("float64")),
     "ratings": List(Value("float64")),
     "weight": Value("float64"),
+    "preference": Value("float64"),
     "length": Value("int32"),
     "source": Value("string"),
     "prompt_key": Value("int64"),
@@ -49,6 +51,7 @@ def tokenized_comparison(
     source: Optional[str] = None, # the data set or subset of the row
     prompt_key: int = 0, # the same for the same prompt
     row: int = 0, # its number in the data, from 1
+    preference: Optional[float] = None, # as in `Comparison`
 ) -> TokenizedComparison: # with its length
     "Return a tokenized comparison with these fields."
     return TokenizedComparison(
@@ -58,6 +61,7 @@ def tokenized_comparison(
         margins=list(margins),
         ratings=None if ratings is None else list(ratings),
         weight=weight,
+        preference=preference,
         length=len(shared_prefix) + max(map(len, rests), default=0),
         source=source,
         prompt_key=prompt_key,

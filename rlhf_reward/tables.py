@@ -59,12 +59,6 @@ def each_comparison(
         yield int(start), *(column[start:end] for column in values)
 
 # %% ../nbs/07d_tables.ipynb #87091f1a
-def _sureness(won):
-    "Return the probability that the winner of each pair is better, by its soft label, or 1."
-    share = won["preference"]
-    return np.where(np.isnan(share), 1.0, np.maximum(share, 1 - share))
-
-
 def pair_table(
     responses: pd.DataFrame, # from `response_table`
 ) -> pd.DataFrame:
@@ -92,6 +86,12 @@ def pair_table(
         "longer_by": won["tokens"] - lost["tokens"],
         "sureness": _sureness(won),
     })
+
+
+def _sureness(won):
+    "Return the probability that the winner of each pair is better, by its soft label, or 1."
+    share = won.get("preference", np.full(len(won["rank"]), math.nan)) # a table of one's own may lack it
+    return np.where(np.isnan(share), 1.0, np.maximum(share, 1 - share))
 
 # %% ../nbs/07d_tables.ipynb #7ef0a4b8
 def correctness(

@@ -44,7 +44,7 @@ def make_targets(
         "margins": margins,
         "ratings": ratings,
         "weights": torch.tensor([example["weight"] for example in examples], dtype=torch.float32),
-        "preferences": torch.tensor([_or_nan(example["preference"]) for example in examples]),
+        "preferences": torch.tensor([_or_nan(example.get("preference")) for example in examples]),
         "rows": torch.tensor([example["row"] for example in examples]),
         "tokens": torch.tensor(_count_tokens(examples)),
     }

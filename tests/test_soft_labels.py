@@ -229,8 +229,17 @@ def test_soft_labels_train_evaluate_and_resume(base, tmp_path):
         torch.manual_seed(0)
         model = RewardModel(base, dropout=0.0, device="cpu")
         config = RewardConfig(
-            output_dir=str(tmp_path / folder), max_length=64, per_device_train_batch_size=4, max_steps=4, save_steps=2,
-            report_to="none", disable_tqdm=True, use_cpu=True, learning_rate=1e-2, logging_steps=1, **options,
+            output_dir=str(tmp_path / folder),
+            max_length=64,
+            per_device_train_batch_size=4,
+            max_steps=4,
+            save_steps=2,
+            learning_rate=1e-2,
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            **options,
         )
         return RewardTrainer(model, config, rows, rows, tokenizer)
 
@@ -263,14 +272,16 @@ def test_soft_labels_in_evaluation_are_the_targets_of_calibration():
     logit = calibration(np.full(4, 1.0), np.full(4, 0.9))
     assert logit["temperature"] == pytest.approx(1 / math.log(9), rel=1e-3)
     assert logit["bins"][0]["accuracy"] == pytest.approx(0.9)
-    result = evaluate(Rule(lambda prompt, response: float(len(response))), [{**ARENA, "probability_a": p} for p in (0.8, 0.3, 0.5)], on_bad_row="skip")
+    rule = Rule(lambda prompt, response: float(len(response)))
+    result = evaluate(rule, [{**ARENA, "probability_a": p} for p in (0.8, 0.3, 0.5)], on_bad_row="skip")
     assert result.report["pairs"] == 2 and result.report["left_out"]["rows"] == 1
     assert result.pairs["sureness"].tolist() == [0.8, 0.7]
     assert result.report["accuracy"] == 0.5 # p above one half is the winner
 
 
 def test_soft_labels_are_counted_by_the_audit_and_reported(tmp_path, caplog):
-    rows = [*soft_rows(4), {**CHOSEN, "prompt": "Ada likes birds 3.", "confidence": 0.6}, {**CHOSEN, "prompt": "another"}]
+    rows = soft_rows(4)
+    rows += [{**CHOSEN, "prompt": "Ada likes birds 3.", "confidence": 0.6}, {**CHOSEN, "prompt": "another"}]
     report = audit(Dataset.from_list(rows))
     assert (report["soft_labels"], report["all_tied"], report["pairs"]) == (4, 0, 5)
     assert report["duplicates"] == 0 # the same responses with another probability

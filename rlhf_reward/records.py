@@ -70,6 +70,7 @@ NUMBERS = { # where it is refused
     "score_chosen",
     "score_rejected",
     "ranks",
+    "ratings",
     "confidence",
     "probability_a",
     "votes_a",

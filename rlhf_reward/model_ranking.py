@@ -139,6 +139,6 @@ def ranking_note(
     method = "the jackknife" if ranking["figure"].startswith("the score") else "a paired bootstrap"
     return (
         f"Ranked by {ranking['figure']}. The 95 % interval of each difference, by {method} over prompts, is of this "
-        f"pair alone; the p-values are adjusted by Holm's method over {ranking['pairs']} pair(s) of models. Models with "
-        f"p ≥ {NOISE} are within noise of each other and share a range of places."
+        f"pair alone; the p-values are adjusted by Holm's method over {ranking['pairs']} pair(s) of models. Models "
+        f"with p ≥ {NOISE} are within noise of each other and share a range of places."
     )

@@ -74,12 +74,13 @@ class BackboneProperties(nn.Module):
         self.backbone.enable_input_require_grads()
         self.backbone.gradient_checkpointing_enable(**kwargs)
 
-    def _hidden_states(self, input_ids, attention_mask, position_ids, branches, **options):
+    def _hidden_states(self, input_ids, attention_mask, position_ids, branches, packed_sequences):
         "Return the last hidden states, (batch_size, seq_len, hidden_size), or what a classifier makes of them."
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if position_ids is not None:
             inputs["position_ids"] = position_ids
         if branches is None:
+            options = {} if packed_sequences is None else {"packed_sequences": packed_sequences} # for attention
             outputs = self.backbone(**inputs, **self._backbone_kwargs, **options)
             return outputs.logits if self.pooling == "classifier" else outputs.last_hidden_state
         return branched_states(self.backbone, self._input_names, inputs, branches, **self._backbone_kwargs)
@@ -181,12 +182,10 @@ class RewardModel(BackboneProperties):
         else:
             rows, ends = end_positions.unbind(dim=1)
         check_length(self.config, input_ids, position_ids)
-        options = {} if packed_sequences is None else {"packed_sequences": packed_sequences} # for attention functions
-        states = self._hidden_states(input_ids, attention_mask, position_ids, branches, **options)
+        states = self._hidden_states(input_ids, attention_mask, position_ids, branches, packed_sequences)
         pooled = states if self.pooling == "classifier" else states[rows, ends]
         with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
-            pooled = self.dropout(pooled.to(self.score.weight)) # its device and dtype
-            return self.score(pooled).float()
+            return self.score(self.dropout(pooled.to(self.score.weight))).float()
 
     def save_pretrained(
         self,

@@ -7,7 +7,7 @@ __all__ = ['logger', 'RewardTrainer', 'tokenize_for_model', 'examples_to_compare
 
 # %% ../nbs/05_training.ipynb #32f9fad5
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Callable, Optional, Union
 
@@ -142,16 +142,12 @@ class RewardTrainer(
                 check_padding(self.model, examples_to_compare(dataset))
             return
         layouts = layouts_to_try(self.args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        with self.precision_of_training():
+        with nullcontext() if self.args.device.type == "cpu" else self.accelerator.autocast(): # as in training
             layout = choose_layout(self.model, examples_to_compare(dataset), layouts, for_training=True)
         layout.apply_to(self.model)
         self.data_collator = layout.collator
         if layout.difference is not None:
             self._use_padding(layout.difference)
-
-    def precision_of_training(self) -> AbstractContextManager:
-        "Return a context in which a GPU computes as in training: a kernel may be for half precision only."
-        return nullcontext() if self.args.device.type == "cpu" else self.accelerator.autocast()
 
     def _use_padding(self, difference):
         "Warn about the padded layout, and group comparisons by length; otherwise most of a batch is padding."

@@ -428,7 +428,7 @@ def test_the_longest_comparison_is_among_those_compared(base, tmp_path, monkeypa
 
     compared = []
 
-    def record(model, examples, layouts):
+    def record(model, examples, layouts, **options):
         compared.extend(examples)
         return choose_layout(model, examples, layouts)
 

@@ -20,10 +20,13 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import EvalPrediction
 
-from .losses import RewardLoss
+from .attributes import attribute_losses
+from .losses import Regression, RewardLoss
 from .metrics import PairMetrics, pair_metrics
 from .packing import by_comparison, model_inputs
 from .reward import RewardModel
+from .soft_loss import decided_ranks
+from .targets import names_from_bytes
 
 # %% ../nbs/05d_steps.ipynb #c85767b7
 class StepLossMixin:
@@ -32,14 +35,30 @@ class StepLossMixin:
 
     def _losses(self, model, inputs):
         "Return rewards (num_comparisons, K), and the loss and weight of each comparison."
-        rewards = by_comparison(model(**model_inputs(inputs, self.model)), inputs["ranks"])
-        losses = self.reward_loss(rewards, inputs["ranks"], inputs["margins"], inputs["ratings"])
+        names = {"attributes": True} if self.model.attributes else {}
+        outputs = model(**model_inputs(inputs, self.model), **names) # (num_responses, num_attributes), or one reward
+        rewards = by_comparison(self.model.attribute_sum(outputs), inputs["ranks"])
+        losses = torch.zeros_like(inputs["weights"])
+        if self._learns_reward():
+            labels = [inputs[name] for name in ("ranks", "margins", "ratings", "preferences")]
+            losses = self.reward_loss(rewards, *labels)
+        if self.model.attributes:
+            columns = [by_comparison(column[:, None], inputs["ranks"]) for column in outputs.unbind(dim=1)]
+            losses = losses + attribute_losses(torch.stack(columns, dim=2), inputs["attributes"])
         return rewards, losses, self._weights(inputs)
+
+    def _learns_reward(self):
+        "Return whether the loss is one of the reward: regression learns the ratings of attributes, if there are any."
+        return not (self.model.attributes and isinstance(self.reward_loss, Regression))
 
     def _weights(self, batch):
         "Return the weights (num_comparisons,), 0 where the loss cannot learn anything."
-        informative = self.reward_loss.is_informative(batch["ranks"], batch["margins"], batch["ratings"])
-        return batch["weights"] * informative
+        informative = torch.zeros_like(batch["weights"], dtype=torch.bool)
+        if self._learns_reward():
+            ranks = decided_ranks(batch["ranks"], batch["preferences"])
+            informative = self.reward_loss.is_informative(ranks, batch["margins"], batch["ratings"])
+        is_rated = ~batch["attributes"].isnan()
+        return batch["weights"] * (informative | is_rated.any(dim=(1, 2)))
 
     def create_optimizer(
         self,
@@ -128,6 +147,7 @@ class StepRecord:
     "Tensors of one micro-batch, on its device."
     step: int # from 1
     rows: torch.Tensor # (num_comparisons,), their numbers in the data
+    datasets: torch.Tensor # (num_comparisons, longest), the names of their sets, as in `targets.Targets`
     ranks: torch.Tensor # (num_comparisons, K)
     rewards: torch.Tensor # (num_comparisons, K)
     losses: torch.Tensor # (num_comparisons,)
@@ -164,6 +184,7 @@ class StepRecords:
         self.records.append(StepRecord(
             step,
             inputs["rows"],
+            inputs["datasets"],
             inputs["ranks"],
             rewards.detach(),
             losses.detach(),
@@ -190,7 +211,9 @@ class StepRecords:
         for record, is_finite in zip(self.records, are_finite):
             if not is_finite:
                 not_finite = ~record.losses.isfinite()
-                raise ValueError(_message_of_losses(record.step, record.rows[not_finite].tolist()))
+                rows = record.rows[not_finite].tolist()
+                datasets = names_from_bytes(record.datasets[not_finite])
+                raise ValueError(_message_of_losses(record.step, rows, datasets))
 
     def metrics(self) -> StepMetrics:
         "Return metrics of all processes together."
@@ -215,8 +238,9 @@ def _table(parts: list[torch.Tensor]) -> np.ndarray:
     return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts]).numpy()
 
 
-def _message_of_losses(step: int, rows: list[int]) -> str:
-    shown = ", ".join(map(str, rows[:10]))
+def _message_of_losses(step: int, rows: list[int], datasets: list[str]) -> str:
+    named = [f"{row} of {dataset}" if dataset else str(row) for row, dataset in zip(rows, datasets)]
+    shown = ", ".join(named[:10])
     if len(rows) > 10:
         shown += ", …"
     return (

@@ -1,15 +1,13 @@
 "Packed rows by flash kernels, shown without a GPU: the kernel is replaced by what flash-attention documents."
 import itertools
 import math
-import random
 from functools import partial
 
 import pytest
 import torch
-import transformers as T
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from architectures import LLAMA, PACKABLE, save_language_model
+from architectures import PACKABLE, save_language_model
 from one_at_a_time import alone, rewards_and_gradients
 from rlhf_reward import RewardModel, varlen
 from rlhf_reward.attention import _visibility

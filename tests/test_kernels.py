@@ -2,6 +2,8 @@
 import importlib
 import logging
 import math
+import pickle
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -272,3 +274,21 @@ def test_the_table_for_a_gpu_at_toy_size(capsys, monkeypatch, tmp_path):
     assert len(losses) == 12
     for both in losses.values():
         assert both[0] == pytest.approx(both[1], abs=0.02)
+
+
+def test_wrapped_models_pass_the_sequences_on(python, tmp_path):
+    "DDP and FSDP2 leave the keyword arguments of attention as they are."
+    program = Path(__file__).with_name("varlen_sharded.py")
+    done = subprocess.run([python, program, tmp_path / "meeting"], capture_output=True, text=True, check=True)
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith(("DDP", "FSDP2"))]
+    assert [line[0] for line in lines] == ["DDP", "FSDP2"]
+    assert all(float(difference) < 1e-5 and has_all == "True" for _, difference, has_all in lines)
+
+
+def test_collators_go_to_the_workers_of_a_loader(base):
+    "With what their kernels need, so a batch is packed where the loader has workers."
+    model = RewardModel(base, 0.0, "cpu")
+    for kernel in packed_kernels(model, "flash_attention_2"):
+        collator = pickle.loads(pickle.dumps(packing._collator(kernel, frozenset())))
+        batch = collator(few_examples())
+        assert ("packed_sequences" in batch) == ("flash" in kernel.name)

@@ -68,6 +68,8 @@ class RewardConfig(TrainingArguments):
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False # torch warns about it there
+        if self.dataloader_pin_memory: # then the copy of a batch need not be waited for
+            self.accelerator_config.non_blocking = True
         if self.accelerator_config.dispatch_batches is None: # by default on for streams
             self.accelerator_config.dispatch_batches = False # a batch of comparisons cannot be sliced between processes
 
@@ -197,7 +199,7 @@ def check_for_loss(
 
     if isinstance(dataset, IterableDataset):
         return dataset.filter(check)
-    columns = ["row", "ranks", "margins", "ratings"]
+    columns = ["row", "dataset", "ranks", "margins", "ratings"]
     columns += [column for column in ("attributes", "attribute_names") if column in dataset.column_names]
     rated = set()
     for example in dataset.select_columns(columns):
@@ -214,8 +216,9 @@ def _weights(dataset):
 
 def _check_example(example, loss, name):
     "Raise `ValueError` for a comparison without what the loss learns from."
-    row = f"Row {example['row']} of {name}"
-    if loss == "margin_scaled" and not all(margin > 0 for margin in example["margins"]):
+    row = f"Row {example['row']} of {example['dataset'] or name}"
+    margins = example["margins"] # none of a soft label of one half
+    if loss == "margin_scaled" and not (margins and all(margin > 0 for margin in margins)):
         raise ValueError(
             f"{row} has a pair without a margin above 0, by which the loss margin_scaled scales it; expected a "
             "`margin` in each row, or scores and margin_from_scores."

@@ -13,21 +13,24 @@ from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Optional, TypedDict
+from typing import Any, Optional, TypedDict, Union
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .columns import audited_columns, nulls_of_tables
 from .comparison import exact_key, is_ids, ranked_pairs, text_key, whole_texts
 from .attribute_rows import RatingCounts
+from .audit_statistics import comparison_statistics
 from .audit_text import audit_table # importable from here too
 from .encoding import encode
 from .forms import KNOWN_FORM
+from .mixed_rows import dataset_of, own_row
+from .mixtures import audited_sets
 from .omissions import EARLIER_REASONING, render_checked, report_omissions
 from .rows import read_row, row_form, to_comparison
+from .soft_labels import shares
 from .unread import plain_rows, report_unread, unread_columns
 
 # %% ../nbs/03d_audit.ipynb #678f507d
@@ -48,6 +51,7 @@ class AuditReport(TypedDict, total=False):
     responses: dict[int, int] # comparisons by number of responses
     overall: dict[str, Any] # comparisons, pairs, how often the longer response wins, median lengths
     by_source: dict[str, dict[str, Any]] # the same for each source
+    by_dataset: dict[str, dict[str, Any]] # the same for each set, if there are several
     lengths: dict[str, dict[str, float]] # quantiles for prompt, chosen and rejected
     empty_responses: int # comparisons with this fault, as with all counts that follow
     identical: int # winner and loser are the same text
@@ -56,7 +60,8 @@ class AuditReport(TypedDict, total=False):
     contradictions: int # another row has the opposite order
     inverted_scores: int # the chosen response has the lower score
     constant_scores: int # all scores are the same
-    all_tied: int # all responses tie
+    soft_labels: int # the label is a probability between 0 and 1
+    all_tied: int # all responses tie, and the label is not soft
     empty_prompts: int # there is no prompt
     unread_columns: int # it has columns that are not read, although they would change the meaning
     shared_prompts: int # the prompt is in `against`, if given
@@ -65,17 +70,17 @@ class AuditReport(TypedDict, total=False):
     problems: list[str] # what would spoil a run
     notes: list[str] # what is only worth knowing
 
-
+# %% ../nbs/03d_audit.ipynb #b7c1d204
 def audit(
-    rows: Dataset, # as `to_comparison` reads them
-    against: Optional[Dataset] = None, # rows that should share no prompt with them, such as the training set
+    rows: Union[Dataset, dict[str, Dataset]], # as `to_comparison` reads them, or several sets by name
+    against: Union[Dataset, dict[str, Dataset], None] = None, # that should share no prompt with them
     # to count comparisons that are too long, and those of which the chat template leaves something out
     tokenizer: Optional[PreTrainedTokenizerBase] = None,
     max_length: Optional[int] = 2048, # tokens; `None` for no limit
     name: str = "the data", # what messages call the rows
 ) -> AuditReport:
     "Return what rows of preference contain. Rows that cannot be used are counted, and the first of them explained."
-    verdicts, column_problems = audited_columns(rows, name)
+    rows, verdicts, column_problems, column_notes = audited_sets(rows, name)
     contents = _read_all(rows, tokenizer, name, verdicts)
     table = contents.table
     report = {
@@ -88,9 +93,9 @@ def audit(
         "verdicts": verdicts,
         "attributes": contents.ratings.report(),
     }
-    findings = _Findings(contents, column_problems, nulls_of_tables(rows))
+    findings = _Findings(contents, column_problems, column_notes)
     if len(table):
-        report.update(_statistics(table))
+        report.update(comparison_statistics(table))
         findings.check_rows()
         if against is not None:
             findings.check_prompts(against)
@@ -108,7 +113,9 @@ def audit(
 class _Record(TypedDict):
     "The numbers of one comparison."
     row: int # from 1
+    name: str # for people: the number of the row in its set, with the name of the set if there are several
     source: Optional[str]
+    dataset: Optional[str] # the name of its set, if there are several
     responses: int
     pairs: int
     longer_wins: float # pairs whose winner is longer; equal lengths count half
@@ -125,12 +132,13 @@ class _Record(TypedDict):
     constant: bool # whether all ratings are the same
     inverted: bool # whether a winner has a lower rating than its loser
     like_ranks: bool # whether the ratings are 1 to K
+    preference: Optional[float] # as in `Comparison`
     unread: tuple[str, ...] # columns that are not read, although they would change the meaning
     tokens: int # of the longest response, if there is a tokenizer
     omitted: tuple[str, ...] # what the chat template leaves out, if there is a tokenizer
 
 
-def _read_one(row, number, tokenizer, verdicts):
+def _read_one(row, number, name, tokenizer, verdicts):
     "Return the comparison of a row, its `_Record`, and for each pair the key of its order and of the opposite order."
     comparison = to_comparison(row, verdicts)
     prompt = _plain(comparison.prompt)
@@ -141,15 +149,18 @@ def _read_one(row, number, tokenizer, verdicts):
     different = [(winner, loser) for winner, loser in pairs if keys[winner] != keys[loser]]
     record = _Record(
         row=number,
+        name=name,
         source=comparison.source,
+        dataset=dataset_of(row),
         **_length_numbers(comparison, prompt, responses),
         empty_prompt=not prompt,
         empty_response=_is_split(comparison) and not all(responses),
         identical=len(different) < len(pairs),
         repeats_prompt=_repeats_prompt(prompt, responses),
         prompt_key=text_key(comparison.prompt),
-        key=exact_key(repr((prompt_key, sorted(zip(keys, comparison.ranks))))),
+        key=exact_key(repr((prompt_key, sorted(zip(keys, comparison.ranks, shares(comparison)))))),
         **_rating_numbers(comparison.ratings, pairs),
+        preference=comparison.preference,
         unread=unread_columns(row),
         **_template_fields(comparison, tokenizer),
     )
@@ -182,9 +193,8 @@ def _is_split(comparison):
 
 def _repeats_prompt(prompt, responses):
     "Return whether each response begins with the prompt."
-    if not prompt or not isinstance(prompt, str):
-        return False
-    return all(response.startswith(prompt) for response in responses)
+    is_string = isinstance(prompt, str) and prompt != ""
+    return is_string and all(response.startswith(prompt) for response in responses)
 
 
 def _template_fields(comparison, tokenizer):
@@ -194,7 +204,7 @@ def _template_fields(comparison, tokenizer):
     texts, omitted = render_checked(comparison, tokenizer)
     return {"tokens": max(map(len, encode(texts, tokenizer))), "omitted": omitted}
 
-
+# %% ../nbs/03d_audit.ipynb #b7c1d206
 def _length_numbers(comparison, prompt, responses):
     "Return the fields of `_Record` about pairs and lengths."
     ranks = comparison.ranks
@@ -243,10 +253,12 @@ def _read_all(rows, tokenizer, name, verdicts):
     contents = _Contents()
     records = []
     parts = []
-    for number, row in enumerate(plain_rows(rows), start=1):
+    for number, mixed in enumerate(plain_rows(rows), start=1):
+        row, own_number, own_name = own_row(mixed, number, name)
+        shown = f"{own_number} of {own_name}" if dataset_of(row) else str(number)
         try:
-            read = partial(_read_one, number=number, tokenizer=tokenizer, verdicts=verdicts)
-            comparison, record, pair_keys = read_row(row, number, name, read)
+            read = partial(_read_one, number=number, name=shown, tokenizer=tokenizer, verdicts=verdicts)
+            comparison, record, pair_keys = read_row(row, own_number, own_name, read)
         except ValueError as error:
             contents.bad_rows.append(str(error))
             continue
@@ -275,39 +287,9 @@ def _form(row, comparison):
         form = f"prompt, {form}"
     if isinstance(comparison.prompt, list) and not is_ids(whole_texts(comparison)[0]):
         form = f"{form} (messages)"
-    return form
+    dataset = dataset_of(row)
+    return f"{form} in {dataset}" if dataset else form
 
-
-def _statistics(table):
-    "Return the numbers of the report, overall and by source, and quantiles of lengths."
-    by_source = {}
-    for source, part in table.fillna({"source": ""}).groupby("source"):
-        by_source[source] = _part_statistics(part)
-    quantiles = {"min": 0, "5%": 0.05, "median": 0.5, "95%": 0.95, "max": 1}
-    lengths = {}
-    for column in ("prompt", "chosen", "rejected"):
-        values = table[column]
-        lengths[column] = {label: float(values.quantile(share)) for label, share in quantiles.items()}
-    return {
-        "pairs": int(table["pairs"].sum()),
-        "responses": dict(Counter(map(int, table["responses"]))),
-        "overall": _part_statistics(table),
-        "by_source": by_source,
-        "lengths": lengths,
-    }
-
-
-def _part_statistics(part):
-    "Return the numbers of some comparisons."
-    num_pairs = int(part["pairs"].sum())
-    return {
-        "comparisons": len(part),
-        "pairs": num_pairs,
-        "longer_wins": float(part["longer_wins"].sum()) / num_pairs if num_pairs else None,
-        "median_prompt": float(part["prompt"].median()),
-        "median_chosen": float(part["chosen"].median()),
-        "median_rejected": float(part["rejected"].median()),
-    }
 
 # %% ../nbs/03d_audit.ipynb #faa926c6
 class _Findings:
@@ -320,7 +302,8 @@ class _Findings:
         self.notes = [*notes, *contents.ratings.notes()]
         if contents.bad_rows:
             self.problems.append(f"{len(contents.bad_rows)} row(s) cannot be used. {contents.bad_rows[0]}")
-        if not contents.ratings.by_name and not (len(self.table) and self.table["pairs"].any()):
+        has_label = len(self.table) and (self.table["pairs"].any() or self.table["preference"].notna().any())
+        if not contents.ratings.by_name and not has_label:
             self.problems.append("There is nothing to learn: no response ranks above another.")
 
     def add(self, name, is_faulty, text, tolerated=TOLERATED):
@@ -329,7 +312,7 @@ class _Findings:
         self.counts[name] = count
         if not count:
             return
-        first = ", ".join(str(number) for number in self.table["row"][is_faulty][:3])
+        first = ", ".join(self.table["name"][is_faulty][:3])
         more = ", …" if count > 3 else ""
         line = f"{count} of {len(self.table)} comparisons: {text} (row {first}{more})."
         is_problem = count > tolerated * len(self.table)
@@ -359,7 +342,9 @@ class _Findings:
         # Constant scores are a problem only if no comparison has different ones.
         tolerated = 1 - 1 / len(table) if num_rated == len(table) else (num_rated - 1) / len(table)
         self.add("constant_scores", table["constant"], "all scores are the same", tolerated=tolerated)
-        self.add("all_tied", table["pairs"] == 0, "all responses tie", tolerated=1)
+        is_soft = table["preference"].notna()
+        self.add("soft_labels", is_soft, "a soft label, a probability between 0 and 1", tolerated=1)
+        self.add("all_tied", (table["pairs"] == 0) & ~is_soft, "all responses tie", tolerated=1)
         self.add("empty_prompts", table["empty_prompt"], "an empty prompt", tolerated=1)
         if num_rated and table["like_ranks"].sum() == num_rated:
             self.notes.append("The scores of every row are 1 to K. If 1 is best they are ranks: --columns ranks=scores")
@@ -379,7 +364,8 @@ class _Findings:
         "Compare the prompts with those of other rows."
         keys = set()
         bad_rows = []
-        read = partial(to_comparison, verdicts=audited_columns(against)[0])
+        against, verdicts, *_ = audited_sets(against, "the other rows")
+        read = partial(to_comparison, verdicts=verdicts)
         for number, row in enumerate(plain_rows(against), start=1):
             try:
                 keys.add(text_key(read_row(row, number, "the other rows", read).prompt))

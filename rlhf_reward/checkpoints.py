@@ -126,13 +126,13 @@ def unsharded():
             deepspeed.set_hf_deepspeed_config(config)
 
 
-def load_checked(auto_class, model_name, kwargs):
+def load_checked(auto_class, model_name, config, kwargs):
     """
     Load a model of transformers, and the report of what was missing.
 
     Raises `ValueError` for files that must not be read, code that must not run, and weights of other shapes.
     """
-    options = checked_options(model_name, kwargs, runs=auto_class.__name__)
+    options = checked_options(model_name, config, kwargs, runs=auto_class.__name__)
     options["adapter_kwargs"] = hub_options(kwargs) # it looks for an adapter, elsewhere without them
     verbosity = transformers_logging.get_verbosity()
     # no table of the unused language-model head; missing weights are checked after it
@@ -169,12 +169,11 @@ def check_complete(model_name, model, report, elsewhere=()):
             )
 
 
-def load_backbone(model_name, kwargs):
+def load_backbone(model_name, config, kwargs):
     "Load the backbone, without its pooler, which a reward does not use. Raises `ValueError` if it lacks weights."
-    _, config = load_config(model_name, kwargs)
     with unsharded():
         options = text_options(model_name, kwargs, config)
-    backbone, report = load_checked(AutoModel, model_name, {**kwargs, **options})
+    backbone, report = load_checked(AutoModel, model_name, config, {**kwargs, **options})
     check_complete(model_name, backbone, report)
     if options:
         backbone.composite_config = config
@@ -189,7 +188,7 @@ def remove_pooler(backbone):
         backbone.pooler = nn.Identity()
 
 
-def checked_options(model_name, kwargs, runs):
+def checked_options(model_name, config, kwargs, runs):
     """
     Return the keyword arguments for `from_pretrained` of the auto class `runs`, after a look at what it would read.
 
@@ -201,7 +200,6 @@ def checked_options(model_name, kwargs, runs):
             f"{str(model_name)!r} is an adapter; expected a whole model. Open one with a reward head with "
             "RewardModel.from_pretrained or Scorer.from_pretrained; merge any other into its base model, with PEFT."
         )
-    _, config = load_config(model_name, kwargs)
     refuse_own_code(model_name, config, kwargs, runs)
     reads_pickles = kwargs.get("use_safetensors") is False # named by the user
     if not reads_pickles:

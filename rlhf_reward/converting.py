@@ -90,7 +90,8 @@ def original_rewards(
     if adapter is not None:
         model = open_adapted(model_name, dtype, **kwargs).eval()
     else:
-        model, report = load_checked(AutoModel, model_name, {**kwargs, "dtype": dtype})
+        _, config = load_config(model_name, kwargs)
+        model, report = load_checked(AutoModel, model_name, config, {**kwargs, "dtype": dtype})
         check_complete(model_name, model, report)
         _check_unused(model_name, kwargs, model, head, report["unexpected_keys"])
     rewards = []

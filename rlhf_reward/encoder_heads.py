@@ -63,7 +63,7 @@ def open_backbone(
                 config.model_type,
                 reason,
             )
-    return OpenedBackbone(chosen, load_backbone(model_name, kwargs), head_size(config))
+    return OpenedBackbone(chosen, load_backbone(model_name, config, kwargs), head_size(config))
 
 # %% ../nbs/01j_encoder_heads.ipynb #7f077672
 def check_not_packed(pooling, end_positions):
@@ -135,7 +135,7 @@ def _open_classifier(model_name, config, kwargs):
         raise _NoClassifier(f"this is a reward model that was trained with {trained_with!r}")
     num_rows = len(saved_weights(config.to_dict())) or 1
     options = {**_unquantized_layers(config, kwargs), "num_labels": num_rows}
-    classifier, report = load_checked(AutoModelForSequenceClassification, model_name, options)
+    classifier, report = load_checked(AutoModelForSequenceClassification, model_name, config, options)
     name = _last_linear(classifier, num_rows)
     head = classifier.get_submodule(name)
     head_names = tuple(f"{name}.{part}" for part, _ in head.named_parameters())

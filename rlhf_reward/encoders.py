@@ -170,7 +170,8 @@ def _sum_of_labels(config, weights):
 def _load_classifier(model_name, kwargs, weights=()):
     "Return the classifier with its weights. Raises `ValueError` if some are missing, there and in `weights`."
     options = {"dtype": "auto", **kwargs}
-    classifier, report = load_checked(AutoModelForSequenceClassification, model_name, options)
+    _, config = load_config(model_name, options)
+    classifier, report = load_checked(AutoModelForSequenceClassification, model_name, config, options)
     check_complete(model_name, classifier, report, weights)
     return classifier
 

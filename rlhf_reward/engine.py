@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from .attributes import AttributeRewards, reward_alone, with_reward
 from .unread import report_unread, unread_columns
 from .comparison import Comparison, shared_length
+from .mixed_rows import own_row
 from .rows import read_row, to_comparison
 from .sequences import choose_reader
 from .tokens import tokenized_comparison
@@ -221,12 +222,14 @@ class ComparisonScorer(ABC):
     """
     Base of all scorers: a subclass tokenizes comparisons and computes the rewards of their sequences.
 
-    `omitted` counts the comparisons by what a chat template has left out of them, where there is one.
+    `omitted` counts the comparisons by what a chat template has left out of them, where there is one, and
+    `num_truncated` those whose prompt was cut.
     A subclass has `tokenize_each` and `rewards`, and `normalized` if it knows the scale of its rewards.
     """
 
     omitted: Mapping[str, int] = MappingProxyType({}) # what the template left out → comparisons
     attributes: tuple[str, ...] = () # names of the outputs that a reward is the sum of
+    num_truncated: int = 0 # comparisons whose prompt was cut
 
     @abstractmethod
     def tokenize_each(
@@ -306,23 +309,24 @@ class ComparisonScorer(ABC):
     ) -> list[Union[tuple[Comparison, list[list]], ValueError]]: # each comparison with its sequences, or its error
         "Read and tokenize rows together, with an error that names the row in place of one that cannot be scored."
         numbers = numbers or range(1, len(rows) + 1)
-        unread = [columns for columns in map(unread_columns, rows) if columns]
+        in_sets = [own_row(row, number, name) for number, row in zip(numbers, rows, strict=True)]
+        unread = list(filter(None, (unread_columns(row) for row, *_ in in_sets)))
         if unread:
             counts = Counter(itertools.chain.from_iterable(unread))
             logger.warning("In %d of %d rows of %s, %s.", len(unread), len(rows), name, report_unread(counts))
         comparisons = []
-        for number, row in zip(numbers, rows, strict=True):
-            comparisons.append(_row_or_error(row, number, name, read))
+        for row, own_number, own_name in in_sets:
+            comparisons.append(_row_or_error(row, own_number, own_name, read))
         readable = [comparison for comparison in comparisons if not isinstance(comparison, ValueError)]
         tokenized = iter(self.tokenize_each(readable))
         results = []
-        for number, comparison in zip(numbers, comparisons):
+        for (_, own_number, own_name), comparison in zip(in_sets, comparisons):
             if isinstance(comparison, ValueError):
                 results.append(comparison)
                 continue
             sequences = next(tokenized)
             if isinstance(sequences, ValueError):
-                results.append(ValueError(f"Row {number} of {name}: {sequences}"))
+                results.append(ValueError(f"Row {own_number} of {own_name}: {sequences}"))
             else:
                 results.append((comparison, sequences))
         return results

@@ -154,7 +154,7 @@ def _ranking_lines(ranking):
 class BenchmarkTables:
     "The figures of one model on a benchmark."
     name: str # of the benchmark
-    rule: str # in words
+    rule: str # in words, and where it is from
     figures: list[tuple[str, str]] # label and value, those of the parts too
     matrices: list[tuple[str, list[list[str]]]] # label and lines
 
@@ -178,7 +178,8 @@ def benchmark_tables(
             elif isinstance(figure, list):
                 lines = [list(map(show_number, line)) for line in figure]
                 matrices.append((label, lines))
-    return BenchmarkTables(report["name"], report["rule"], figures, matrices)
+    rule = " ".join(filter(None, [report["rule"], report.get("rule_source")]))
+    return BenchmarkTables(report["name"], rule, figures, matrices)
 
 # %% ../nbs/07h_report_summary.ipynb #9e4deb7f
 @dataclass
@@ -246,13 +247,18 @@ def _summary_of_data(data, models):
 
 
 def _source_lines(reports, baselines):
-    "Return a line for each source: its pairs, the accuracy of each model, without the prompt too, and the baselines."
-    sources = sorted(set().union(*(report["sources"] for report in reports)))
+    """
+    Return a line for each set of a mixture and each source.
+
+    It has the pairs, the accuracy of each model, without the prompt too, and the baselines.
+    """
+    parts = [{**report["sources"], **report.get("datasets", {})} for report in reports]
+    sources = sorted(set().union(*parts))
     if len(sources) < 2:
         return []
     lines = []
     for source in sources:
-        own = [report["sources"].get(source, {}) for report in reports]
+        own = [of_report.get(source, {}) for of_report in parts]
         pairs = [str(figures.get("pairs", 0)) for figures in own]
         lines.append([
             source,

@@ -219,6 +219,7 @@ class Scorer(RewardEngine, BaseScorer):
                 tokenized.append(result.sequences)
                 num_cut += result.was_cut
         if num_cut:
+            self.num_truncated += num_cut
             logger.warning("Cut the prompt of %d of %d to %d tokens.", num_cut, len(comparisons), self.max_length)
         if omitted:
             counts = Counter(itertools.chain.from_iterable(omitted))

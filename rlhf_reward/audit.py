@@ -13,18 +13,21 @@ from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Optional, TypedDict
+from typing import Any, Optional, TypedDict, Union
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .columns import audited_columns, nulls_of_tables
 from .comparison import exact_key, is_ids, ranked_pairs, text_key, whole_texts
+from .attribute_rows import RatingCounts
+from .audit_statistics import comparison_statistics
 from .audit_text import audit_table # importable from here too
 from .encoding import encode
 from .forms import KNOWN_FORM
+from .mixed_rows import dataset_of, own_row
+from .mixtures import audited_sets
 from .omissions import EARLIER_REASONING, render_checked, report_omissions
 from .rows import read_row, row_form, to_comparison
 from .unread import plain_rows, report_unread, unread_columns
@@ -43,9 +46,11 @@ class AuditReport(TypedDict, total=False):
     forms: dict[str, int] # rows of each form
     verdicts: dict[str, str] # how each value of winner or preference is read: a, b or tie
     pairs: int # of a winner and a loser
+    attributes: dict[str, dict[str, float]] # by attribute, from `attribute_rows.RatingCounts`
     responses: dict[int, int] # comparisons by number of responses
     overall: dict[str, Any] # comparisons, pairs, how often the longer response wins, median lengths
     by_source: dict[str, dict[str, Any]] # the same for each source
+    by_dataset: dict[str, dict[str, Any]] # the same for each set, if there are several
     lengths: dict[str, dict[str, float]] # quantiles for prompt, chosen and rejected
     empty_responses: int # comparisons with this fault, as with all counts that follow
     identical: int # winner and loser are the same text
@@ -63,17 +68,17 @@ class AuditReport(TypedDict, total=False):
     problems: list[str] # what would spoil a run
     notes: list[str] # what is only worth knowing
 
-
+# %% ../nbs/03d_audit.ipynb #b7c1d204
 def audit(
-    rows: Dataset, # as `to_comparison` reads them
-    against: Optional[Dataset] = None, # rows that should share no prompt with them, such as the training set
+    rows: Union[Dataset, dict[str, Dataset]], # as `to_comparison` reads them, or several sets by name
+    against: Union[Dataset, dict[str, Dataset], None] = None, # that should share no prompt with them
     # to count comparisons that are too long, and those of which the chat template leaves something out
     tokenizer: Optional[PreTrainedTokenizerBase] = None,
     max_length: Optional[int] = 2048, # tokens; `None` for no limit
     name: str = "the data", # what messages call the rows
 ) -> AuditReport:
     "Return what rows of preference contain. Rows that cannot be used are counted, and the first of them explained."
-    verdicts, column_problems = audited_columns(rows, name)
+    rows, verdicts, column_problems, column_notes = audited_sets(rows, name)
     contents = _read_all(rows, tokenizer, name, verdicts)
     table = contents.table
     report = {
@@ -84,10 +89,11 @@ def audit(
         "bad_row_examples": contents.bad_rows[:5],
         "forms": dict(contents.forms),
         "verdicts": verdicts,
+        "attributes": contents.ratings.report(),
     }
-    findings = _Findings(contents, column_problems, nulls_of_tables(rows))
+    findings = _Findings(contents, column_problems, column_notes)
     if len(table):
-        report.update(_statistics(table))
+        report.update(comparison_statistics(table))
         findings.check_rows()
         if against is not None:
             findings.check_prompts(against)
@@ -105,7 +111,9 @@ def audit(
 class _Record(TypedDict):
     "The numbers of one comparison."
     row: int # from 1
+    name: str # for people: the number of the row in its set, with the name of the set if there are several
     source: Optional[str]
+    dataset: Optional[str] # the name of its set, if there are several
     responses: int
     pairs: int
     longer_wins: float # pairs whose winner is longer; equal lengths count half
@@ -127,7 +135,7 @@ class _Record(TypedDict):
     omitted: tuple[str, ...] # what the chat template leaves out, if there is a tokenizer
 
 
-def _read_one(row, number, tokenizer, verdicts):
+def _read_one(row, number, name, tokenizer, verdicts):
     "Return the comparison of a row, its `_Record`, and for each pair the key of its order and of the opposite order."
     comparison = to_comparison(row, verdicts)
     prompt = _plain(comparison.prompt)
@@ -138,7 +146,9 @@ def _read_one(row, number, tokenizer, verdicts):
     different = [(winner, loser) for winner, loser in pairs if keys[winner] != keys[loser]]
     record = _Record(
         row=number,
+        name=name,
         source=comparison.source,
+        dataset=dataset_of(row),
         **_length_numbers(comparison, prompt, responses),
         empty_prompt=not prompt,
         empty_response=_is_split(comparison) and not all(responses),
@@ -191,7 +201,7 @@ def _template_fields(comparison, tokenizer):
     texts, omitted = render_checked(comparison, tokenizer)
     return {"tokens": max(map(len, encode(texts, tokenizer))), "omitted": omitted}
 
-
+# %% ../nbs/03d_audit.ipynb #b7c1d206
 def _length_numbers(comparison, prompt, responses):
     "Return the fields of `_Record` about pairs and lengths."
     ranks = comparison.ranks
@@ -229,6 +239,7 @@ class _Contents:
     table: pd.DataFrame = field(default_factory=pd.DataFrame) # a `_Record` for each comparison
     bad_rows: list[str] = field(default_factory=list) # the errors of the others
     forms: Counter = field(default_factory=Counter) # rows of each form
+    ratings: RatingCounts = field(default_factory=RatingCounts) # by attribute
     won: array = field(default_factory=lambda: array("q")) # the key of each pair
     lost: array = field(default_factory=lambda: array("q")) # the key of its opposite order
     pair_rows: array = field(default_factory=lambda: array("q")) # the row of each pair
@@ -239,10 +250,12 @@ def _read_all(rows, tokenizer, name, verdicts):
     contents = _Contents()
     records = []
     parts = []
-    for number, row in enumerate(plain_rows(rows), start=1):
+    for number, mixed in enumerate(plain_rows(rows), start=1):
+        row, own_number, own_name = own_row(mixed, number, name)
+        shown = f"{own_number} of {own_name}" if dataset_of(row) else str(number)
         try:
-            read = partial(_read_one, number=number, tokenizer=tokenizer, verdicts=verdicts)
-            comparison, record, pair_keys = read_row(row, number, name, read)
+            read = partial(_read_one, number=number, name=shown, tokenizer=tokenizer, verdicts=verdicts)
+            comparison, record, pair_keys = read_row(row, own_number, own_name, read)
         except ValueError as error:
             contents.bad_rows.append(str(error))
             continue
@@ -252,6 +265,7 @@ def _read_all(rows, tokenizer, name, verdicts):
             contents.lost.append(below)
             contents.pair_rows.append(number)
         contents.forms[_form(row, comparison)] += 1
+        contents.ratings.add(comparison)
         if len(records) == 10_000: # a table takes a tenth of the memory of the dicts
             parts.append(pd.DataFrame(records))
             records = []
@@ -270,39 +284,9 @@ def _form(row, comparison):
         form = f"prompt, {form}"
     if isinstance(comparison.prompt, list) and not is_ids(whole_texts(comparison)[0]):
         form = f"{form} (messages)"
-    return form
+    dataset = dataset_of(row)
+    return f"{form} in {dataset}" if dataset else form
 
-
-def _statistics(table):
-    "Return the numbers of the report, overall and by source, and quantiles of lengths."
-    by_source = {}
-    for source, part in table.fillna({"source": ""}).groupby("source"):
-        by_source[source] = _part_statistics(part)
-    quantiles = {"min": 0, "5%": 0.05, "median": 0.5, "95%": 0.95, "max": 1}
-    lengths = {}
-    for column in ("prompt", "chosen", "rejected"):
-        values = table[column]
-        lengths[column] = {label: float(values.quantile(share)) for label, share in quantiles.items()}
-    return {
-        "pairs": int(table["pairs"].sum()),
-        "responses": dict(Counter(map(int, table["responses"]))),
-        "overall": _part_statistics(table),
-        "by_source": by_source,
-        "lengths": lengths,
-    }
-
-
-def _part_statistics(part):
-    "Return the numbers of some comparisons."
-    num_pairs = int(part["pairs"].sum())
-    return {
-        "comparisons": len(part),
-        "pairs": num_pairs,
-        "longer_wins": float(part["longer_wins"].sum()) / num_pairs if num_pairs else None,
-        "median_prompt": float(part["prompt"].median()),
-        "median_chosen": float(part["chosen"].median()),
-        "median_rejected": float(part["rejected"].median()),
-    }
 
 # %% ../nbs/03d_audit.ipynb #faa926c6
 class _Findings:
@@ -312,10 +296,10 @@ class _Findings:
         self.table = contents.table
         self.counts = {} # of each fault, by its name in `AuditReport`
         self.problems = list(problems)
-        self.notes = list(notes)
+        self.notes = [*notes, *contents.ratings.notes()]
         if contents.bad_rows:
             self.problems.append(f"{len(contents.bad_rows)} row(s) cannot be used. {contents.bad_rows[0]}")
-        if not len(self.table) or not self.table["pairs"].any():
+        if not contents.ratings.by_name and not (len(self.table) and self.table["pairs"].any()):
             self.problems.append("There is nothing to learn: no response ranks above another.")
 
     def add(self, name, is_faulty, text, tolerated=TOLERATED):
@@ -324,7 +308,7 @@ class _Findings:
         self.counts[name] = count
         if not count:
             return
-        first = ", ".join(str(number) for number in self.table["row"][is_faulty][:3])
+        first = ", ".join(self.table["name"][is_faulty][:3])
         more = ", …" if count > 3 else ""
         line = f"{count} of {len(self.table)} comparisons: {text} (row {first}{more})."
         is_problem = count > tolerated * len(self.table)
@@ -374,7 +358,8 @@ class _Findings:
         "Compare the prompts with those of other rows."
         keys = set()
         bad_rows = []
-        read = partial(to_comparison, verdicts=audited_columns(against)[0])
+        against, verdicts, *_ = audited_sets(against, "the other rows")
+        read = partial(to_comparison, verdicts=verdicts)
         for number, row in enumerate(plain_rows(against), start=1):
             try:
                 keys.add(text_key(read_row(row, number, "the other rows", read).prompt))

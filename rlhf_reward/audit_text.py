@@ -23,6 +23,11 @@ def audit_table(
         lines += [f"  {count} rows of the form {form}" for form, count in report["forms"].items()]
         lines += [f"  the verdict {value} is read as {meaning}" for value, meaning in report["verdicts"].items()]
         lines += [f"  {count} rows with {number} responses" for number, count in sorted(report["responses"].items())]
+        for name, of_name in report["attributes"].items():
+            low, mean, high = (_short_number(of_name[key]) for key in ("min", "mean", "max"))
+            lines.append(
+                f"  {name}: {of_name['rated']} responses rated, {of_name['missing']} not; {low} to {high}, mean {mean}"
+            )
         lengths = pd.DataFrame(report["lengths"]).T
         lines += ["", _as_text(_source_table(report)), "", "Length in characters", _as_text(lengths)]
     lines.append("")
@@ -34,13 +39,12 @@ def audit_table(
 
 
 def _source_table(report):
-    "Return the numbers of each source, if there are several, and of all."
-    names = []
-    numbers = []
+    "Return the numbers of each set and each source, if there are several, and of all."
+    parts = dict(report.get("by_dataset", {}))
     if len(report["by_source"]) > 1:
-        for source, of_source in report["by_source"].items():
-            names.append(source or "(none)")
-            numbers.append(of_source)
+        parts.update({source or "(none)": numbers for source, numbers in report["by_source"].items()})
+    names = list(parts)
+    numbers = list(parts.values())
     table = pd.DataFrame([*numbers, report["overall"]], index=[*names, "all"])
     return table.rename(columns=lambda name: name.replace("_", " "))
 

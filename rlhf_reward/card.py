@@ -23,7 +23,7 @@ def model_card(
     args: TrainingArguments, # `RewardConfig`
     log_history: list[dict], # `trainer.state.log_history`
     model_name: str, # the title
-    dataset: Optional[str] = None, # name of the training data
+    dataset: Union[str, list[str], None] = None, # name of the training data, or names
     tags: Optional[list[str]] = None, # additional ones
     pictured: bool = False, # whether there is a `curves.png` next to it
 ) -> str: # Markdown with a header, as model hubs read it
@@ -116,19 +116,33 @@ def _header(base, dataset, tags):
     header = {"library_name": "transformers", "pipeline_tag": "text-classification"}
     if base and not Path(base).exists():
         header["base_model"] = base
-    if dataset and not Path(dataset).exists() and dataset != "synthetic":
-        header["datasets"] = [dataset]
+    of_hub = [name for name in _names(dataset) if not Path(name).exists() and name != "synthetic"]
+    if of_hub:
+        header["datasets"] = of_hub
     header["tags"] = ["reward-model", "rlhf_reward", *(tags or ())]
     return header
 
 
+def _names(dataset):
+    "Return the names of the training data."
+    return [dataset] if isinstance(dataset, str) else list(dataset or ())
+
+
 def _introduction(model, base, dataset, loss):
     on_base = f" on {code_span(base)}" if base else ""
-    data = code_span(dataset) if dataset else "preferences"
+    data = ", ".join(map(code_span, _names(dataset))) or "preferences"
     return (
         f"A reward model{on_base}: one number for a prompt and a response, higher is better. Trained with "
-        f"`rlhf_reward` on {data} with the loss `{loss}`{_adapter(model)}."
+        f"`rlhf_reward` on {data} with the loss `{loss}`{_adapter(model)}.{_attributes(model)}"
     )
+
+
+def _attributes(model):
+    weights = getattr(model, "attribute_weights", None)
+    if not weights:
+        return ""
+    shown = ", ".join(f"{code_span(name)} {weight:.4g}" for name, weight in weights.items())
+    return f" The number is the sum of the outputs of its attributes with the weights {shown}."
 
 
 def _adapter(model):
@@ -223,7 +237,7 @@ class ModelCardMixin:
     def create_model_card(
         self,
         model_name: Optional[str] = None, # the title; by default the name of the folder
-        dataset: Optional[str] = None, # name of the training data
+        dataset: Union[str, list[str], None] = None, # name of the training data, or names
         tags: Optional[list[str]] = None, # additional ones for the hub
         **kwargs: Any, # of `Trainer.create_model_card`, ignored
     ) -> None:

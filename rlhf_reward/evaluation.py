@@ -18,11 +18,14 @@ from accelerate import PartialState
 from scipy.special import expit
 from tqdm.auto import tqdm
 
+from .attribute_statistics import AttributeStatistics, attribute_statistics
+from .attributes import reward_alone
 from .columns import read_columns
 from .comparison import Comparison, Text, is_ids, shared_length, whole_texts
 from .engine import NotFinite
 from .intervals import Interval, JackknifeInterval, interval, jackknife
 from .intervals import jackknife_p_value, sign_flip_p_value
+from .mixed_rows import dataset_of, own_row
 from .model_ranking import Ranking, rank_compared
 from .rows import to_comparison
 from .rule import Rule # defined here before
@@ -64,7 +67,9 @@ def evaluate(
     omitted = Counter(scorer.omitted) - omitted_before
     comparisons = usable.comparisons
     prompts = [str(comparison.prompt) for comparison in comparisons]
-    rewards = _rewards_or_error(scorer, usable.sequences, prompts, processes, usable.rows, name)
+    options = {"attributes": True} if scorer.attributes else {}
+    scored = _rewards_or_error(scorer, usable.sequences, prompts, processes, usable.in_sets, name, **options)
+    rewards = [list(map(reward_alone, own)) for own in scored]
     without_prompts = _sequences_without_prompt(scorer, comparisons)
     responses = response_table(
         comparisons,
@@ -73,9 +78,16 @@ def evaluate(
         _response_lengths(without_prompts, usable.sequences),
     )
     report = {**statistics(responses, seed), "left_out": usable.left_out, "omitted": dict(omitted)}
+    if scorer.attributes:
+        weights = scorer.model.attribute_weights
+        report["attributes"] = attribute_statistics(responses, comparisons, scored, weights, seed)
     show_progress = processes is None or processes.is_main_process
-    report["sources"] = _statistics_by_source(responses, seed, show_progress)
-    return Evaluation(usable.rows, comparisons, responses, report)
+    report["sources"] = _statistics_by("source", responses, seed, show_progress)
+    datasets = [dataset for _, dataset in usable.in_sets]
+    if any(datasets):
+        by_response = responses.assign(dataset=[datasets[index] for index in responses["comparison"]])
+        report["datasets"] = _statistics_by("dataset", by_response, seed, show_progress)
+    return Evaluation(usable.rows, comparisons, responses, report, in_sets=usable.in_sets)
 
 # %% ../nbs/07_evaluation.ipynb #20a44bb0
 class LeftOut(TypedDict):
@@ -89,7 +101,9 @@ class EvaluationReport(Statistics, total=False):
     left_out: Optional[LeftOut] # None if every row was used
     omitted: dict[str, int] # comparisons by what the chat template leaves out of them
     sources: dict[str, Statistics] # by source; the number of comparisons alone if none has a pair
+    datasets: dict[str, Statistics] # the same by set, of a mixture
     benchmark: dict[str, Any] # only from `benchmarks.evaluate_benchmark`
+    attributes: dict[str, AttributeStatistics] # by name, only of a model with attributes
 
 
 class MistakenResponse(TypedDict):
@@ -101,7 +115,8 @@ class MistakenResponse(TypedDict):
 
 class Mistake(TypedDict):
     "A pair on which the model is wrong."
-    row: int # in the data
+    row: int # in the data; of a mixture in its set
+    dataset: Optional[str] # the name of that set
     source: Any # of the row
     margin: float # r_w − r_l, below 0
     probability: float # that the model gives to the rejected response
@@ -118,6 +133,8 @@ class Evaluation:
     responses: pd.DataFrame # from `tables.response_table`
     report: EvaluationReport # from `statistics.statistics`, with the same for each source
     replicates: Optional[np.ndarray] = None # of a benchmark's score, as `intervals.jackknife` takes them
+    # of each comparison: its number in its set, and the name of the set, `None` where the data is no mixture
+    in_sets: Optional[list[tuple[int, Optional[str]]]] = None
 
     @cached_property
     def pairs(self) -> pd.DataFrame: # from `tables.pair_table`
@@ -133,8 +150,11 @@ class Evaluation:
         mistakes = []
         for pair in wrong.itertuples():
             comparison = self.comparisons[pair.comparison]
+            number = self.rows[pair.comparison]
+            number, dataset = self.in_sets[pair.comparison] if self.in_sets else (number, None)
             mistakes.append(Mistake(
-                row=self.rows[pair.comparison],
+                row=number,
+                dataset=dataset,
                 source=comparison.source,
                 margin=float(pair.margin),
                 probability=float(expit(-pair.margin)),
@@ -222,6 +242,7 @@ def without_prompt(
 class _UsableRows:
     "The rows that can be evaluated, and a count of the others."
     rows: list[int]
+    in_sets: list[tuple[int, Optional[str]]]
     comparisons: list[Comparison]
     sequences: list[list[list]]
     left_out: Optional[LeftOut]
@@ -230,11 +251,13 @@ class _UsableRows:
 def _usable_rows(scorer, data, on_bad_row, name, numbers, read):
     "Read and tokenize rows. Raise `ValueError` if none is left, and for a bad row unless it is to be skipped."
     rows = []
+    in_sets = []
     comparisons = []
     sequences = []
     problems = []
     results = scorer.read_rows(data, name, numbers, read)
-    for number, row, result in zip(numbers, data, results):
+    for position, mixed, result in zip(numbers, data, results):
+        row, number, own_name = own_row(mixed, position, name)
         if isinstance(result, ValueError):
             if on_bad_row == "error":
                 raise ValueError(f"{result} Or skip such rows with on_bad_row='skip', except in a benchmark.")
@@ -245,27 +268,29 @@ def _usable_rows(scorer, data, on_bad_row, name, numbers, read):
         if not isinstance(row, Comparison):
             reason = reason_dropped(comparison.ranks, own_sequences, keep_ties=False)
         if reason:
-            problems.append(f"Row {number} of {name} carries no signal: {reason}.")
+            problems.append(f"Row {number} of {own_name} carries no signal: {reason}.")
             continue
-        rows.append(number)
+        rows.append(position)
+        in_sets.append((number, dataset_of(row)))
         comparisons.append(comparison)
         sequences.append(own_sequences)
     if not rows:
         raise ValueError(f"No comparison of {name} is left: {problems[0] if problems else 'it has no rows'}")
     left_out = LeftOut(rows=len(problems), first=problems[0]) if problems else None
-    return _UsableRows(rows, comparisons, sequences, left_out)
+    return _UsableRows(rows, in_sets, comparisons, sequences, left_out)
 
 
 def _read(row, verdicts):
     return row if isinstance(row, Comparison) else to_comparison(row, verdicts)
 
 
-def _rewards_or_error(scorer, sequences, prompts, processes, rows, name):
+def _rewards_or_error(scorer, sequences, prompts, processes, in_sets, name, **options):
     "Return the rewards of sequences. Raise `ValueError` that names the row for one that is not finite."
     try:
-        return scorer.rewards(sequences, prompts, processes)
+        return scorer.rewards(sequences, prompts, processes, **options)
     except NotFinite as error:
-        raise ValueError(f"Row {rows[error.index]} of {name}: {error}") from None
+        number, dataset = in_sets[error.index]
+        raise ValueError(f"Row {number} of {dataset or name}: {error}") from None
 
 # %% ../nbs/07_evaluation.ipynb #c1eb5fbb
 def _sequences_without_prompt(scorer, comparisons):
@@ -281,7 +306,7 @@ def _sequences_without_prompt(scorer, comparisons):
 def _blind_rewards(scorer, without_prompts, processes, usable, name):
     "Return the rewards without the prompt; NaN where it cannot be removed."
     sequences = [own for own in without_prompts if own]
-    rows = [row for row, own in zip(usable.rows, without_prompts) if own]
+    rows = [row for row, own in zip(usable.in_sets, without_prompts) if own]
     computed = iter(_rewards_or_error(scorer, sequences, [""] * len(sequences), processes, rows, name))
     rewards = []
     for comparison, own in zip(usable.comparisons, without_prompts):
@@ -301,11 +326,11 @@ def _response_lengths(without_prompts, sequences):
     return lengths
 
 
-def _statistics_by_source(responses, seed, show_progress):
-    "Return the statistics of each source by its name; empty if no comparison has a source."
-    if not responses["source"].notna().any():
+def _statistics_by(column, responses, seed, show_progress):
+    "Return the statistics of each source or set by its name; empty if no comparison has one."
+    if not responses[column].notna().any():
         return {}
-    names = responses["source"].map(lambda source: "(no source)" if source is None else str(source))
+    names = responses[column].map(lambda source: "(no source)" if source is None else str(source))
     by_source = {}
     for source in tqdm(sorted(set(names)), desc="Sources", delay=3, disable=not show_progress):
         own = responses[names == source].reset_index(drop=True)

@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from .attributes import AttributeRewards, reward_alone
 from .engine import NotFinite
 from .forms import AS_IS
 from .loading import load_rows
@@ -58,6 +59,8 @@ def score_file(
     """
     Write each row with its reward, or its rewards in the order of its responses (chosen, then rejected).
 
+    With a model of several attributes, each row has their outputs too, by name.
+
     Raises `FileExistsError` if `output` exists, `ValueError` for a row that cannot be scored, or if an interrupted run
     left rows of other data, another model or other options.
     """
@@ -75,9 +78,10 @@ def score_file(
     lock = Path(f"{part}.lock")
     part.parent.mkdir(parents=True, exist_ok=True)
     options = _run_options(scorer, normalize)
+    written = _written_columns(scorer)
     try:
         with FileLock(lock, timeout=0):
-            done = _resume(part, options, read)
+            done = _resume(part, options, read, written)
             if processes is not None:
                 done, = broadcast_object_list([done])
             counts = _write(rows, score, part, done, processes)
@@ -92,7 +96,11 @@ def score_file(
 
 # %% ../nbs/06a_files.ipynb #4f1bf46b
 ROWS_AT_ONCE = 500
-WRITTEN = ("reward", "rewards", "error") # columns that are written
+
+
+def _written_columns(scorer):
+    "Return the columns that are written."
+    return ("reward", "rewards", "error", *(["attributes"] if scorer.attributes else []))
 
 
 def _score_chunk(rows, first, scorer, name, normalize, on_bad_row, processes=None):
@@ -101,7 +109,7 @@ def _score_chunk(rows, first, scorer, name, normalize, on_bad_row, processes=Non
     results = scorer.read_rows(rows, name, numbers, to_responses)
     scored = [] # (number, comparison, sequences)
     for number, row, result in zip(numbers, rows, results):
-        _check_columns(row, number, name)
+        _check_columns(row, number, name, _written_columns(scorer))
         if not isinstance(result, ValueError):
             scored.append((number, *result))
         elif on_bad_row == "error":
@@ -109,7 +117,8 @@ def _score_chunk(rows, first, scorer, name, normalize, on_bad_row, processes=Non
     sequences = [row_sequences for *_, row_sequences in scored]
     prompts = [str(comparison.prompt) for _, comparison, _ in scored]
     try:
-        rewards = scorer.rewards(sequences, prompts, processes, progress=False, finite=on_bad_row == "error")
+        options = {"progress": False, "finite": on_bad_row == "error", "attributes": bool(scorer.attributes)}
+        rewards = scorer.rewards(sequences, prompts, processes, **options)
     except NotFinite as error:
         number = scored[error.index][0]
         raise ValueError(
@@ -121,18 +130,19 @@ def _score_chunk(rows, first, scorer, name, normalize, on_bad_row, processes=Non
             yield {**row, "reward": None, "error": str(result)}
             continue
         row_rewards = next(remaining)
-        if not np.isfinite(row_rewards).all():
-            error = f"Row {number} of {name} has the rewards {row_rewards}; expected finite numbers."
+        numbers = list(map(reward_alone, row_rewards))
+        if not np.isfinite(numbers).all():
+            error = f"Row {number} of {name} has the rewards {numbers}; expected finite numbers."
             yield {**row, "reward": None, "error": error}
             continue
         if normalize:
-            row_rewards = scorer.normalized(row_rewards)
+            row_rewards = scorer.normalized_each(row_rewards)
         yield {**row, **_reward_columns(row, row_rewards)}
 
 
-def _check_columns(row, number, name):
+def _check_columns(row, number, name, written):
     "Raise `ValueError` for a row that has a column of the output."
-    taken = sorted(row.keys() & set(WRITTEN))
+    taken = sorted(row.keys() & set(written))
     if taken:
         raise ValueError(
             f"Row {number} of {name} has the column {taken[0]!r}, where the rewards are written; expected rows "
@@ -141,9 +151,18 @@ def _check_columns(row, number, name):
 
 
 def _reward_columns(row, rewards):
-    "Return `reward` for a row whose form has a single response, else `rewards`."
+    "Return `reward` for a row whose form has a single response, else `rewards`; and `attributes` alike, if any."
     has_one_response = any(row.get(column) is not None for column in ("response", "text"))
-    return {"reward": rewards[0]} if len(rewards) == 1 and has_one_response else {"rewards": rewards}
+    is_single = len(rewards) == 1 and has_one_response
+    numbers = list(map(reward_alone, rewards))
+    columns = {"reward": numbers[0]} if is_single else {"rewards": numbers}
+    if isinstance(rewards[0], AttributeRewards):
+        attributes = {}
+        for name in rewards[0].attributes:
+            outputs = [reward.attributes[name] for reward in rewards]
+            attributes[name] = outputs[0] if is_single else outputs
+        columns["attributes"] = attributes
+    return columns
 
 
 def _write(rows, score, part, done, processes):
@@ -185,14 +204,14 @@ def _without_nan(value):
     return value
 
 # %% ../nbs/06a_files.ipynb #2f2ac5f2
-def _resume(part, options, read):
+def _resume(part, options, read, written):
     "Prepare the file for the next rows and return the number of those it has. Raises `ValueError` for another run's."
     done, end = _whole_chunks(part) if part.exists() else (0, 0)
     if part.exists() and part.stat().st_size:
         _check_options(part, options, done)
         os.truncate(part, end)
     if done:
-        _check_rows(part, iter(read()), done)
+        _check_rows(part, iter(read()), done, written)
         logger.warning("%d rows were scored before; continuing after them.", done)
     else:
         _options_file(part).write_text(json.dumps(options), encoding="utf-8")
@@ -232,6 +251,7 @@ def _run_options(scorer, normalize):
         "on_overlong": scorer.on_overlong,
         "text_pairs": getattr(model, "text_pairs", None),
         "ends_with_eos": model.ends_with_eos,
+        "attribute_weights": model.attribute_weights or None,
         "chat_template": scorer.tokenizer.chat_template,
     }
 
@@ -250,13 +270,13 @@ def _check_options(part, options, done):
             )
 
 
-def _check_rows(part, rows, done):
+def _check_rows(part, rows, done, written_columns):
     "Raise `ValueError` unless the first rows are those of the file."
     with open(part, encoding="utf-8") as lines:
         for number, line in enumerate(itertools.islice(lines, done), start=1):
             row = next(rows, None)
             written = json.loads(line)
-            for name in WRITTEN:
+            for name in written_columns:
                 written.pop(name, None)
             if row is None or json.loads(_to_json(row)) != written:
                 raise ValueError(

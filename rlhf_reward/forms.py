@@ -63,6 +63,7 @@ READ = ( # columns of the rows that are read
     "responses",
     "ranks",
     "scores",
+    "ratings",
     "source",
     "subset",
     "weight",

@@ -63,7 +63,7 @@ class _NotFinite(str):
     "NaN or Infinity, which is not JSON, as it is written. A table would make it null, as if no number was given."
 
 
-NUMBERS = {"margin", "weight", "scores", "score_chosen", "score_rejected", "ranks"} # where it is refused
+NUMBERS = {"margin", "weight", "scores", "score_chosen", "score_rejected", "ranks", "ratings"} # where it is refused
 
 
 def _null_if_not_finite(value):

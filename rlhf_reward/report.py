@@ -22,6 +22,7 @@ from .markdown import escape_markdown, fence_for, markdown_table
 from .model_ranking import RANKING_COLUMNS, ranking_lines, ranking_note
 from .report_plots import import_matplotlib, plots
 from rlhf_reward.report_summary import (
+    ATTRIBUTE_COLUMNS,
     DataSummary,
     Evaluations,
     show_number,
@@ -146,6 +147,7 @@ def report_html(
         show_share=show_share,
         show_score_difference=show_score_difference,
         show_number=show_number,
+        attribute_columns=ATTRIBUTE_COLUMNS,
         version=__version__,
         intervals=INTERVALS,
         compared=COMPARED,
@@ -211,6 +213,8 @@ def _data_parts(summary: DataSummary):
         parts += _benchmark_parts(model, benchmark)
     parts.append(_markdown_table(["", "accuracy over all pairs"], summary.accuracy))
     parts.append(_markdown_table(["", *summary.models], summary.figures))
+    for model, lines in summary.attributes:
+        parts += [f"Attributes of {escape_markdown(model)}", _markdown_table(ATTRIBUTE_COLUMNS, lines)]
     if summary.sources:
         parts.append(_markdown_table(summary.source_columns, summary.sources))
     return parts
@@ -259,7 +263,8 @@ def _mistake_parts(model, mistakes):
     for mistake in mistakes:
         source = f", {escape_markdown(mistake['source'])}" if mistake["source"] else ""
         sure = f"{100 * mistake['probability']:.1f} % sure of the rejected one"
-        parts.append(f"Row {mistake['row']}{source}: {sure}")
+        dataset = f" of {escape_markdown(mistake['dataset'])}" if mistake.get("dataset") else ""
+        parts.append(f"Row {mistake['row']}{dataset}{source}: {sure}")
         parts.append(f"Prompt:\n\n{_markdown_text(readable(mistake['prompt']))}")
         for label, name in (("Chosen", "chosen"), ("Rejected", "rejected")):
             response = mistake[name]

@@ -17,6 +17,7 @@ from rlhf_reward.evaluation import (
     ScoreDifference,
     compare,
 )
+from .attribute_statistics import AttributeStatistics
 from .intervals import Interval
 from .omissions import report_omissions
 from .statistics import BestOfN, Calibration
@@ -24,8 +25,8 @@ from .statistics import BestOfN, Calibration
 Evaluations = dict[str, dict[str, Evaluation]] # by name of the data, then of the model
 
 # %% auto #0
-__all__ = ['Evaluations', 'show_share', 'show_number', 'show_score_difference', 'figure_lines', 'BenchmarkTables',
-           'benchmark_tables', 'DataSummary', 'summarize']
+__all__ = ['Evaluations', 'ATTRIBUTE_COLUMNS', 'show_share', 'show_number', 'show_score_difference', 'figure_lines',
+           'attribute_lines', 'BenchmarkTables', 'benchmark_tables', 'DataSummary', 'summarize']
 
 # %% ../nbs/07h_report_summary.ipynb #07aac2da
 def show_share(
@@ -76,6 +77,45 @@ def figure_lines(
         ("Length-controlled accuracy, %", show_share(length["controlled_accuracy"])),
         *_ranking_lines(report["ranking"]),
     ]
+
+
+ATTRIBUTE_COLUMNS = (
+    "attribute",
+    "weight",
+    "accuracy alone, %",
+    "with length: Pearson, Spearman",
+    "length-controlled accuracy, %",
+    "with its ratings: Pearson, Spearman",
+    "mean squared error",
+    "bias; slope",
+    "rated",
+)
+
+
+def attribute_lines(
+    attributes: dict[str, AttributeStatistics], # of one model
+) -> list[list[str]]: # one line for each, with a value for each of `ATTRIBUTE_COLUMNS`
+    "Return the lines of the table of attributes."
+    lines = []
+    for name, figures in attributes.items():
+        length = figures["length"]
+        fit = figures["ratings"] or {}
+        lines.append([
+            name,
+            f"{figures['weight']:.4g}",
+            show_share(figures["accuracy_interval"]),
+            _show_both(length, "pearson", "spearman"),
+            show_share(length["controlled_accuracy"]),
+            _show_both(fit, "pearson", "spearman"),
+            show_number(fit.get("mean_squared_error")),
+            _show_both(fit, "bias", "slope", "; "),
+            str(fit.get("responses", 0)),
+        ])
+    return lines
+
+
+def _show_both(figures, first, second, separator=", "):
+    return separator.join(show_number(figures.get(name)) for name in (first, second)) if figures else "–"
 
 
 def _show_length_group(group):
@@ -155,6 +195,7 @@ class DataSummary:
     source_columns: list[str] # header of `sources`
     sources: list[list[str]] # one line for each source; empty for a single one
     benchmarks: list[tuple[str, BenchmarkTables]] # of each model on a benchmark
+    attributes: list[tuple[str, list[list[str]]]] # of each model that has some, as `attribute_lines` returns them
     compared: Optional[ModelComparison] # None for a single model
     curves: list[tuple[str, list[BestOfN]]] # best of n, of each model on data with ratings
     mistakes: list[tuple[str, list[Mistake]]] # of each model
@@ -196,6 +237,9 @@ def _summary_of_data(data, models):
         benchmarks=[
             (model, benchmark_tables(report["benchmark"])) for model, report in reports.items() if "benchmark" in report
         ],
+        attributes=[
+            (model, attribute_lines(found["attributes"])) for model, found in reports.items() if "attributes" in found
+        ],
         compared=compare(models) if len(models) > 1 else None,
         curves=[(model, report["best_of_n"]) for model, report in reports.items() if report["best_of_n"]],
         mistakes=[(model, evaluation.mistakes()) for model, evaluation in models.items()],
@@ -203,13 +247,18 @@ def _summary_of_data(data, models):
 
 
 def _source_lines(reports, baselines):
-    "Return a line for each source: its pairs, the accuracy of each model, without the prompt too, and the baselines."
-    sources = sorted(set().union(*(report["sources"] for report in reports)))
+    """
+    Return a line for each set of a mixture and each source.
+
+    It has the pairs, the accuracy of each model, without the prompt too, and the baselines.
+    """
+    parts = [{**report["sources"], **report.get("datasets", {})} for report in reports]
+    sources = sorted(set().union(*parts))
     if len(sources) < 2:
         return []
     lines = []
     for source in sources:
-        own = [report["sources"].get(source, {}) for report in reports]
+        own = [of_report.get(source, {}) for of_report in parts]
         pairs = [str(figures.get("pairs", 0)) for figures in own]
         lines.append([
             source,

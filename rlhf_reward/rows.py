@@ -8,8 +8,10 @@ __all__ = ['UNREADABLE', 'FORMS', 'row_form', 'to_comparison', 'to_responses', '
 # %% ../nbs/03a_rows.ipynb #42087059
 from typing import Any, Callable, Optional
 
+from .attribute_rows import read_ratings
 from .comparison import BadResponse, Comparison, is_ids, shared_length
 from .fields import TEXT_FORMS, checked_text, finite_number, finite_numbers, from_json, without_nulls
+from .mixed_rows import dataset_of, own_row
 from .unread import check_media
 from .verdicts import UnclearVerdict, checked_verdicts, verdict_ranks
 
@@ -23,6 +25,8 @@ FORMS = { # each form with the columns that identify it; the first form that fit
     "response_a, response_b, preference": {"response_a", "response_b", "preference"},
     "responses, ranks": {"responses", "ranks"},
     "responses, scores": {"responses", "scores"},
+    "responses, ratings": {"responses", "ratings"},
+    "response, ratings": {"response", "ratings"},
 }
 
 
@@ -54,12 +58,15 @@ def to_comparison(
         raise ValueError(f"{row[UNREADABLE]}.")
     form = row_form(row)
     check_media(row)
+    verdicts = getattr(row, "verdicts", verdicts) # of the set, in a mixture
     if form == "chosen_ids, rejected_ids":
         parts = _read_ids(row)
     elif form == "chosen, rejected":
         parts = _read_chosen(row)
     elif "response_a" in form:
         parts = _read_arena(row, "winner" if "winner" in form else "preference", verdicts)
+    elif "ratings" in form:
+        parts = _read_rated(row)
     else:
         parts = _read_ranked(row)
     prompt, responses, ranks, ratings = parts
@@ -73,6 +80,7 @@ def to_comparison(
         source=_source(row),
         template=_template(row),
         whole=_is_guessed(row, prompt),
+        attributes=read_ratings(row.get("ratings"), len(responses)),
     )
 
 # %% ../nbs/03a_rows.ipynb #90b72dbc
@@ -119,6 +127,7 @@ def read_row(
 ) -> Any: # the result of `read`, by default a `Comparison`
     "Call `read` on the row, so that its `ValueError` names the row."
     try:
+        row, number, name = own_row(row, number, name)
         return read(row)
     except (ValueError, RecursionError) as error: # lists in lists in lists
         kind = UnclearVerdict if isinstance(error, UnclearVerdict) else ValueError
@@ -166,6 +175,21 @@ def _read_ranked(row):
     else:
         order = finite_numbers("ranks", ranks, len(responses))
     return prompt, responses, tuple(_ranks_from(order)), ratings
+
+
+def _read_rated(row):
+    "Return prompt, responses, ranks and ratings of responses without an order, rated by attribute."
+    if row.get("response") is None:
+        responses = from_json("responses", row["responses"], list)
+    else:
+        responses = [row["response"]]
+    prompt, responses = _prompt_and_responses(row, responses, fewest=1)
+    if read_ratings(row["ratings"], len(responses)) is None:
+        raise ValueError(
+            f"the ratings are {row['ratings']!r:.80}, and nothing orders the responses; expected ratings by attribute, "
+            "such as {'helpfulness': [4, 2]}, or ranks, or scores for a single number each."
+        )
+    return prompt, responses, (1,) * len(responses), None
 
 
 def _ranks_from(order):
@@ -318,6 +342,8 @@ def _source(row):
     source = row.get("source")
     if source is None:
         source = row.get("subset")
+    if source is None:
+        source = dataset_of(row)
     return None if source is None else str(source)
 
 

@@ -11,15 +11,18 @@ import logging
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Optional, Sequence, Union
 
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from .attribute_rows import is_unordered, ratings_in_order
 from .columns import read_columns
 from .comparison import CACHE_VERSION, Comparison, is_ids, ranked_pairs, shared_length, text_key
 from .encoding import TooLong, encode, end_token, fit_length
 from .encoding import render, render_comparison, truncate_prompt # re-exported: this module was their home
+from .mixed_rows import ReportsBySet, dataset_of, own_row
 from .omissions import render_checked, report_omissions
 from .rows import read_row, to_comparison
 from .templates import chat_marks, freeze_date
@@ -43,6 +46,7 @@ def tokenize_rows(
     num_proc: Optional[int] = None, # processes to tokenize with
     name: str = "the data", # what messages call the rows
     max_positions: Optional[int] = None, # tokens that the model takes, whatever `max_length` is
+    attributes: Sequence[str] = (), # of the model, whose ratings are kept
 ) -> Union[Dataset, IterableDataset]: # of `TokenizedComparison`, with the columns of `FEATURES`
     """
     Return the token ids of each comparison. Raise `ValueError` for a row that cannot be used, or if none is left.
@@ -67,6 +71,7 @@ def tokenize_rows(
         "keep_ties": keep_ties,
         "ends_with_eos": ends_with_eos,
         "name": name,
+        "attributes": tuple(attributes),
     }
     options = {
         "with_indices": True,
@@ -77,11 +82,12 @@ def tokenize_rows(
     if isinstance(rows, IterableDataset):
         names = rows.column_names or list(next(iter(rows), {}))
         tokenized = rows.map(_tokenize_batch, remove_columns=names, **options)
-        report = _Report(name, tokenizer, note, is_stream=True)
+        report = ReportsBySet(name, partial(_Report, end=end_token(tokenizer), note=note, is_stream=True))
         return tokenized.filter(report, with_indices=True).remove_columns(list(REPORTED))
     options |= {"num_proc": num_proc, "desc": f"Tokenizing {name}"}
     tokenized = rows.map(_tokenize_batch, remove_columns=rows.column_names, **options)
-    return _without_dropped(tokenized, _Report(name, tokenizer, note, is_stream=False))
+    make_report = partial(_Report, end=end_token(tokenizer), note=note, is_stream=False)
+    return _without_dropped(tokenized, ReportsBySet(name, make_report), note)
 
 
 def _check_option(name, value, expected):
@@ -90,17 +96,17 @@ def _check_option(name, value, expected):
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(expected)}.")
 
 
-def _without_dropped(tokenized, report):
+def _without_dropped(tokenized, report, note):
     "Return the rows that are kept, and log the others. Raise `ValueError` if none is left."
-    reported = tokenized.select_columns(list(REPORTED))
+    reported = tokenized.select_columns([*REPORTED, "row", "dataset"])
     kept = [index for index, row in enumerate(reported) if report(row, index)]
     report.log()
     if not kept:
         is_long = "longer than" in report.reasons()
-        remedy = report.note or "Check the data, or allow longer texts." if is_long else "Check the data."
+        remedy = note or "Check the data, or allow longer texts." if is_long else "Check the data."
         raise ValueError(
             f"None of {len(tokenized)} comparisons of {report.name} is left: {report.reasons() or 'there were none'}. "
-            f"{report.first_bad or remedy}"
+            f"{report.first_bad() or remedy}"
         )
     if len(kept) < len(tokenized):
         tokenized = tokenized.select(kept)
@@ -148,7 +154,9 @@ REPORTED = {
 @dataclass
 class _Rendered:
     "A row that is ready to be encoded."
-    number: int # of the row, from 1
+    number: int # of the row, from 1, in its set
+    name: str # what messages call the set
+    dataset: Optional[str] # the name of the set in a mixture
     comparison: Optional[Comparison] = None # `None` for a bad row
     margins: list[float] = field(default_factory=list) # one for each pair
     texts: list[Union[str, list[int]]] = field(default_factory=list) # K whole texts
@@ -161,8 +169,8 @@ def _tokenize_batch(batch, indices, arguments, version):
     "Turn columns of rows into columns of FEATURES and of REPORTED. `version` is only part of the key of the cache."
     rendered = []
     for index, values in zip(indices, zip(*batch.values())):
-        row = dict(zip(batch, values))
-        rendered.append(_render_row(row, index + 1, arguments))
+        row, number, name = own_row(dict(zip(batch, values)), index + 1, arguments["name"])
+        rendered.append(_render_row(row, number, name, arguments))
         rendered[-1].unread = unread_columns(row)
     texts = list(itertools.chain.from_iterable(row.texts for row in rendered))
     sequences = iter(encode(texts, arguments["tokenizer"], arguments["ends_with_eos"]))
@@ -176,22 +184,22 @@ def _tokenize_batch(batch, indices, arguments, version):
     return columns
 
 
-def _render_row(row, number, arguments):
+def _render_row(row, number, name, arguments):
     "Return a row as `_Rendered`. Raise `ValueError` for a bad one, unless such rows are skipped."
     def read(row):
         comparison = to_comparison(row, arguments["verdicts"])
         margins = _margins(comparison, arguments["margin_from_scores"])
         texts, omitted = render_checked(comparison, arguments["tokenizer"])
-        return _Rendered(number, comparison, margins, texts, omitted)
+        return _Rendered(number, name, dataset_of(row), comparison, margins, texts, omitted)
 
     try:
-        return read_row(row, number, arguments["name"], read)
+        return read_row(row, number, name, read)
     except ValueError as error:
         if isinstance(error, UnclearVerdict):
             raise
         if arguments["on_bad_row"] == "error":
             raise ValueError(f"{error} Fix the row, or leave such rows out with on_bad_row='skip'.") from None
-        return _Rendered(number, problem=str(error))
+        return _Rendered(number, name, dataset_of(row), problem=str(error))
 
 
 def _margins(comparison, from_scores):
@@ -213,10 +221,13 @@ def _tokenized_row(rendered, sequences, arguments):
     "Return a `TokenizedComparison` with the fields of REPORTED."
     comparison = rendered.comparison
     if comparison is None:
-        example = tokenized_comparison([], [], weight=0.0, row=rendered.number)
+        example = tokenized_comparison([], [], weight=0.0, row=rendered.number, dataset=rendered.dataset)
         report = {"dropped": "bad row", "cut": 0, "not_ended": False, "omitted": [], "detail": rendered.problem}
         return {**example, **report}
-    kept, report = _fitted(rendered, sequences, arguments)
+    names = arguments["attributes"]
+    attributes = ratings_in_order(comparison.attributes, names, len(comparison.responses))
+    keep_ties = attributes is not None or arguments["keep_ties"] and not is_unordered(comparison)
+    kept, report = _fitted(rendered, sequences, arguments, keep_ties)
     shared = shared_length(kept) if kept else 0
     example = tokenized_comparison(
         shared_prefix=kept[0][:shared] if kept else [],
@@ -224,15 +235,18 @@ def _tokenized_row(rendered, sequences, arguments):
         ranks=comparison.ranks,
         margins=rendered.margins,
         ratings=comparison.ratings,
+        attributes=attributes,
+        attribute_names=names,
         weight=comparison.weight,
         source=comparison.source,
         prompt_key=text_key(comparison.prompt),
         row=rendered.number,
+        dataset=rendered.dataset,
     )
     return {**example, **report}
 
 
-def _fitted(rendered, sequences, arguments):
+def _fitted(rendered, sequences, arguments, keep_ties):
     "Return the sequences that are kept, none if the row is dropped for its length, and the fields of REPORTED."
     max_length = arguments["max_length"]
     report = {"dropped": "", "cut": 0, "omitted": list(rendered.omitted), "detail": ""}
@@ -252,12 +266,12 @@ def _fitted(rendered, sequences, arguments):
             arguments["max_positions"],
         )
     except TooLong as error:
-        raise ValueError(f"Row {rendered.number} of {arguments['name']} {error}") from None
+        raise ValueError(f"Row {rendered.number} of {rendered.name} {error}") from None
     if kept is None:
         without_prompt = " without the prompt" if arguments["on_overlong"] == "truncate_prompt" else ""
         return [], {**report, "dropped": f"longer than {max_length} tokens{without_prompt}"}
     report["cut"] = length - max(map(len, kept))
-    report["dropped"] = reason_dropped(rendered.comparison.ranks, kept, arguments["keep_ties"])
+    report["dropped"] = reason_dropped(rendered.comparison.ranks, kept, keep_ties)
     return kept, report
 
 
@@ -278,10 +292,10 @@ def _ends_differently(sequences, arguments):
 # %% ../nbs/03c_tokens.ipynb #45353fd6
 class _Report:
     "Counts and logs what is dropped and truncated; as a filter it keeps the other rows."
-    def __init__(self, name, tokenizer, note, is_stream):
+    def __init__(self, name, end, note, is_stream):
         self.name = name
         self.note = note # on a limit that is below max_length
-        self.end = end_token(tokenizer)
+        self.end = end # token and id
         self.is_stream = is_stream
         self.seen = 0
         self.dropped = Counter() # reason → rows; the empty reason counts those kept
@@ -291,7 +305,7 @@ class _Report:
         self.first_bad = "" # what is wrong with the first bad row
         self.next_log = 1 # of a stream, at this total
 
-    def __call__(self, row, index):
+    def __call__(self, row):
         "Count a row with the fields of REPORTED. Return whether it is kept."
         reason = row["dropped"]
         self.seen += 1
@@ -305,10 +319,10 @@ class _Report:
             self.noted["cut"] += row["cut"] > 0
             self.noted["not_ended"] += row["not_ended"]
         if reason and self.dropped[reason] <= 3:
-            logger.debug("Row %d of %s: %s; %s", index + 1, self.name, reason, row["detail"])
+            logger.debug("Row %d of %s: %s; %s", row["row"], self.name, reason, row["detail"])
         elif row["cut"] and self.noted["cut"] <= 3:
             logger.debug(
-                "Row %d of %s: %d tokens of its prompt were cut; %s", index + 1, self.name, row["cut"], row["detail"]
+                "Row %d of %s: %d tokens of its prompt were cut; %s", row["row"], self.name, row["cut"], row["detail"]
             )
         if self.is_stream and self.total() >= self.next_log:
             self.log()

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import sys
+from functools import partial
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two workers share the cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder that does not exist may be a name on the hub: 45 s of attempts
@@ -71,6 +72,19 @@ def pytest_collection_finish():
     """
     gc.collect()
     gc.freeze()
+    shorten_configs()
+
+
+def shorten_configs():
+    """
+    Let a config be a short text.
+
+    Each time one is read, transformers writes all of it into a log line that nobody has asked for: a tenth of the time
+    of the tests that open models.
+    """
+    from transformers import PreTrainedConfig  # not in the controller, which needs no torch
+
+    PreTrainedConfig.__repr__ = object.__repr__
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -145,6 +159,14 @@ def chromium():
         opened = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def few_synthetic_rows(monkeypatch):
+    "200 synthetic comparisons instead of 6,000, for commands of which only the errors or the first steps matter."
+    from rlhf_reward import synthetic
+
+    monkeypatch.setattr(synthetic, "synthetic_comparisons", partial(synthetic.synthetic_comparisons, 200))
 
 
 @pytest.fixture(autouse=True)

@@ -146,6 +146,7 @@ def test_rewards_are_those_of_the_original(kind, tmp_path):
     assert done.difference_elsewhere < 1e-4
 
 
+@pytest.mark.usefixtures("few_synthetic_rows")
 @pytest.mark.parametrize("kind", [kind for kind in SAVED if "openrlhf" not in kind])
 def test_opening_and_training_name_the_command(kind, tmp_path, capsys):
     "Before, training started from a new head in place of the trained one."

@@ -472,6 +472,7 @@ def test_a_full_disk_at_the_last_save_is_an_error_with_the_folder(base, tmp_path
     assert checkpoint_problem(tmp_path / "checkpoint-4") is None
 
 
+@pytest.mark.usefixtures("few_synthetic_rows")
 def test_a_command_that_cannot_save_its_model_names_the_checkpoint(tmp_path, monkeypatch):
     save = RewardTrainer._write_model
 
@@ -487,7 +488,7 @@ def test_a_command_that_cannot_save_its_model_names_the_checkpoint(tmp_path, mon
     line = str(exit.value)
     assert line.startswith(f"rlhf_reward train: {str(tmp_path)!r} cannot be written to: No space left on device; expec")
     assert f"to continue from {tmp_path / 'checkpoint-2'}, add --resume_from_checkpoint true" in line
-    monkeypatch.undo()
+    monkeypatch.setattr(RewardTrainer, "_write_model", save)
     main([*CLI[2:], *options, "--resume_from_checkpoint", "true"])
     assert (tmp_path / "model.safetensors").is_file()
 

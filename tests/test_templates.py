@@ -89,6 +89,12 @@ def classifier(checkpoint):
     return T.AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
 
 
+@pytest.fixture(scope="module")
+def scorers(checkpoint):
+    "The same rewards with an end-of-sequence token of ours after each text, and without."
+    return [Scorer.from_pretrained(checkpoint, device="cpu", ends_with_eos=ends) for ends in (True, False)]
+
+
 def saved_with(template, checkpoint, folder):
     "Save the checkpoint once more with another template."
     tokenizer = chat_tokenizer("llama 3")
@@ -148,8 +154,8 @@ def test_padding_is_not_the_token_that_conversations_end_with(checkpoint, tmp_pa
 
 @pytest.mark.skipif(not TRL_TEMPLATES, reason="TRL is not installed")
 @pytest.mark.parametrize("name", TRL_TEMPLATES)
-def test_conversations_end_as_each_template_of_trl_ends(name, checkpoint, classifier):
-    tokenizer = T.AutoTokenizer.from_pretrained(checkpoint)
+def test_conversations_end_as_each_template_of_trl_ends(name, classifier, scorers):
+    tokenizer = copy.deepcopy(scorers[0].tokenizer)
     tokenizer.chat_template = TRL_TEMPLATES[name]
     freeze_date(tokenizer)
     chat = chat_for(tokenizer)
@@ -163,9 +169,9 @@ def test_conversations_end_as_each_template_of_trl_ends(name, checkpoint, classi
     row = {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": [{"role": "assistant", "content": "he"}]}
     stored = tokenize_rows(Dataset.from_list([row]), tokenizer, 10_000)[0]
     assert whole_sequences(stored)[0] == ids
-    for ends_with_eos in (True, False):
-        scorer = Scorer.from_pretrained(checkpoint, device="cpu", ends_with_eos=ends_with_eos)
-        scorer.tokenizer.chat_template = tokenizer.chat_template
+    for scorer in scorers:
+        scorer = copy.copy(scorer)
+        scorer.tokenizer = tokenizer
         reward, = scorer.score([None], [chat])
         elsewhere = rewards_elsewhere(classifier, tokenizer, chat)
         if not chat_marks(tokenizer).begin.startswith(tokenizer.bos_token):

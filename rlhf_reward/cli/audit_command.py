@@ -22,11 +22,13 @@ def _audit_parser():
         description="Report what a file of preferences contains. The exit status is 1 if something in it would spoil a "
         "training run.",
     )
-    parser.add_argument("file", help=FILES_HELP)
+    parser.add_argument("file", nargs="+", help=f"{FILES_HELP}; several are audited together, as one mixture")
     parser.add_argument(
         "--against",
+        action="append",
+        default=[],
         metavar="FILE",
-        help="rows that should share no prompt with the file, such as those trained on",
+        help="rows that should share no prompt with the file, such as those trained on; several times for several",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--columns", help="other names of columns: prompt=instruction,chosen=output_1")
@@ -52,6 +54,15 @@ def _audit_parser():
     return parser
 
 # %% ../../nbs/09f_cli_audit.ipynb #c181805d
+def _load_all(names, load):
+    "Return the rows of one file, of several by name, or `None`. Raise `ValueError` for the same file twice."
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"{repeated[0]} is given more than once; expected each file once.")
+    sets = {name: load(name) for name in names}
+    return sets if len(sets) > 1 else next(iter(sets.values()), None)
+
+
 def audit(
     argv: list[str],  # arguments of `rlhf_reward audit`
 ) -> None:
@@ -67,13 +78,12 @@ def audit(
     with exit_on_error("audit"):
         mappings = {"verdicts": parse_verdicts(options.verdicts), "form": options.form}
         load = partial(load_rows, on_bad_row="skip", **mappings)
-        source = data_source(options, options.file)
-        rows = load(options.file, columns=parse_columns(options.columns), **source)
-        against = None
-        if options.against:
-            columns = options.columns if options.against_columns is None else options.against_columns
-            against = load(options.against, columns=parse_columns(columns))
+        columns = options.columns if options.against_columns is None else options.against_columns
+        load_against = partial(load, columns=parse_columns(columns))
+        load = partial(load, columns=parse_columns(options.columns))
+        rows = _load_all(options.file, lambda name: load(name, **data_source(options, name)))
+        against = _load_all(options.against, load_against)
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else None
-        report = audits.audit(rows, against, tokenizer, options.max_length, options.file)
+        report = audits.audit(rows, against, tokenizer, options.max_length, " and ".join(options.file))
     print(json.dumps(report, indent=2) if options.json else audits.audit_table(report))
     sys.exit(bool(report["problems"]))

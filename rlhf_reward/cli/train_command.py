@@ -15,39 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .arguments import data_source, exit_on_error, opening, read_chat_template
-from .train_arguments import SYNTHETIC, TrainArguments, parse_train
+from .arguments import exit_on_error, opening, read_chat_template
+from .attributes import learn_weights, load_pairs
+from .train_arguments import TrainArguments, parse_train
+from .train_data import SYNTHETIC, evaluation_sets, label_of, load_data, training_sets
 
 # %% ../../nbs/09b_cli_train.ipynb #d8bc3840
-def _load_data(job, args):
-    "Return the rows to train on, and those to evaluate on if they have a data set of their own."
-    from rlhf_reward.columns import check_same_verdicts
-    from rlhf_reward.data import load_rows
-    from rlhf_reward.synthetic import synthetic_comparisons
-
-    mappings = {"columns": job.columns, "verdicts": job.verdicts, "form": job.form}
-    load = partial(load_rows, on_bad_row=args.on_bad_row, **mappings)
-    if job.dataset == SYNTHETIC:
-        train_rows = synthetic_comparisons()
-    else:
-        train_rows = load(job.dataset, streaming=job.streaming, **data_source(job, job.dataset))
-    if job.streaming:
-        train_rows = train_rows.shuffle(args.seed, buffer_size=10_000)
-    if not job.eval_dataset:
-        return train_rows, None
-    is_same = job.eval_dataset == job.dataset
-    parts = job if is_same else TrainArguments() # of the other data set, config, revision and folder are not these
-    source = data_source(replace(parts, split=job.eval_split), job.eval_dataset, "test")
-    eval_rows = load(job.eval_dataset, **source)
-    check_same_verdicts(train_rows, eval_rows)
-    return train_rows, eval_rows
-
-
-def _label(name, split):
-    "Return what messages call the rows of a data set, of which there may be two splits."
-    return f"{name} ({split})" if name and split else name
-
-
 def _make_tiny_decoder(args):
     "Make the model of the embedded default; return its folder."
     from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
@@ -117,9 +90,18 @@ def _open_model(name, job, args):
         if job.lora_r and is_adapter(name, {}):
             name = _merge_base(name, job, args)
         open_model = RewardModel
+        options["attributes"] = job.attributes
         head = "has no reward head to continue from; training starts from a new head on its backbone"
     logging.getLogger("rlhf_reward").info("%s %s.", name, head)
-    return open_model(name, job.dropout, str(args.device), dtype=job.dtype, **options)
+    model = open_model(name, job.dropout, str(args.device), dtype=job.dtype, **options)
+    if job.attributes and tuple(job.attributes) != model.attributes:
+        raise ValueError(
+            f"{name!r} is a reward model with the attributes {list(model.attributes)}, and --attributes are "
+            f"{job.attributes}; expected the same in this order, no --attributes, or a model without a reward head."
+        )
+    if job.attribute_weights:
+        model.set_attribute_weights(job.attribute_weights)
+    return model
 
 # %% ../../nbs/09b_cli_train.ipynb #052ec46f
 def prepare_trainer(
@@ -134,7 +116,7 @@ def prepare_trainer(
     from rlhf_reward.training import RewardTrainer, tokenize_for_model
 
     set_seed(args.seed)
-    train_rows, eval_rows = _load_data(job, args)
+    train_rows, eval_rows = load_data(job, args)
     model_name = job.model or _make_tiny_decoder(args)
     peft_config = _adapter_config(job)
     with opening(model_name):
@@ -143,8 +125,8 @@ def prepare_trainer(
     if job.chat_template:
         tokenizer.chat_template = read_chat_template(job.chat_template)
     tokenize = partial(tokenize_for_model, model, tokenizer, args)
-    train_set = tokenize(train_rows, _label(job.dataset, job.split))
-    eval_set = tokenize(eval_rows, _label(job.eval_dataset, job.eval_split))
+    train_set = tokenize(train_rows, label_of(training_sets(job)))
+    eval_set = tokenize(eval_rows, label_of(evaluation_sets(job)))
     if eval_set is None:
         train_set, eval_set = hold_out(train_set, seed=args.seed)
     return RewardTrainer(model, args, train_set, eval_set, tokenizer, peft_config=peft_config)
@@ -168,8 +150,9 @@ def train(
             with own_folder(args.output_dir, args.should_save):
                 _set_log_level(args)
                 trainer = prepare_trainer(job, args)
+                pairs = load_pairs(trainer, job)
                 trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-                return _save_and_evaluate(trainer, job)
+                return _save_and_evaluate(trainer, job, pairs)
     except KeyboardInterrupt as stop:
         if trainer is None or trainer.is_world_process_zero():
             print(f"\nrlhf_reward train: {_stopped(stop, trainer)}", file=sys.stderr)
@@ -196,7 +179,7 @@ def _stopped(stop, trainer):
     return f"{where}, before the first checkpoint. With --save_on_signal true it would have been saved."
 
 
-def _save_and_evaluate(trainer, job):
+def _save_and_evaluate(trainer, job, pairs=None):
     "Save the model, then evaluate and describe it; return the metrics."
     args = trainer.args
     if job.merge_adapter:
@@ -212,11 +195,14 @@ def _save_and_evaluate(trainer, job):
             f"{error} The training is not lost: to continue from {trainer.last_checkpoint}, add "
             "--resume_from_checkpoint true."
         ) from error
+    if pairs is not None:
+        learn_weights(trainer, job, pairs)
     metrics = trainer.evaluate()
     trainer.set_reward_scale(metrics, _held_data(job))
-    trainer.create_model_card(dataset=job.dataset)
+    names = [one.name for one in training_sets(job)]
+    trainer.create_model_card(dataset=names)
     if args.push_to_hub:
-        trainer.push_to_hub(dataset=job.dataset)
+        trainer.push_to_hub(dataset=names)
 
     from rlhf_reward.tokens import longer_wins
 
@@ -230,15 +216,19 @@ def _save_and_evaluate(trainer, job):
 
 def _held_data(job):
     "Return what the data of the evaluation is called."
-    return _label(job.eval_dataset, job.eval_split) or f"held out of {_label(job.dataset, job.split)}"
+    return label_of(evaluation_sets(job)) or f"held out of {label_of(training_sets(job))}"
 
 
 def _summary(metrics):
     "Return the accuracy and its baseline."
     if not metrics["eval_pairs"]:
         return "Held-out accuracy: none, since no comparison has a better and a worse response"
-    return (
+    lines = [
         f"Held-out accuracy: {metrics['eval_accuracy']:.4f} over {metrics['eval_pairs']} pairs "
-        f"({metrics['eval_tied_rewards']} tied rewards, counted half)\n"
-        f"Longer wins:       {metrics['eval_longer_wins']:.4f}"
-    )
+        f"({metrics['eval_tied_rewards']} tied rewards, counted half)"
+    ]
+    for name, accuracy in metrics.items():
+        dataset = name.removeprefix("eval_").removesuffix("_accuracy")
+        if name.endswith("_accuracy") and name != "eval_accuracy": # of a set of a mixture
+            lines.append(f"  {dataset}: {accuracy:.4f} over {metrics[f'eval_{dataset}_pairs']} pairs")
+    return "\n".join([*lines, f"Longer wins:       {metrics['eval_longer_wins']:.4f}"])

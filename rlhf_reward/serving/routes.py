@@ -23,6 +23,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from .. import __version__
+from ..attributes import reward_alone
 from ..encoding import TooLong
 from ..markdown import code_span
 from ..scoring import Scorer, ranked
@@ -49,6 +50,7 @@ from rlhf_reward.serving.reading import (
     read_score,
 )
 from rlhf_reward.serving.schemas import (
+    AttributesAnswer,
     ClassifyAnswer,
     Problem,
     RankAnswer,
@@ -139,13 +141,16 @@ def _reward_routes(
     add_client_routes(api, service)
 
     @api.post("/score")
-    async def score(request: AnyScoreRequest) -> Union[ScoreAnswer, VLLMScoreAnswer]:
+    async def score(request: AnyScoreRequest) -> Union[AttributesAnswer, ScoreAnswer, VLLMScoreAnswer]:
         "Return a reward for each response, or answer as vLLM does if the request is in its form."
         if isinstance(request, VLLMScoreRequest):
             return await vllm_score(service, request)
         check_same_length(request.prompts, request.responses, "responses", "responses")
         scored = await service.score(partial(read_score, request), request.normalize)
-        return ScoreAnswer(rewards=[rewards[0] for rewards in scored.rewards])
+        rewards = [rewards[0] for rewards in scored.rewards]
+        if not scored.attributes:
+            return ScoreAnswer(rewards=rewards)
+        return AttributesAnswer(rewards=rewards, attributes=[own[0] for own in scored.attributes])
 
     @api.post("/rank", response_model_exclude_unset=True)
     async def rank(request: RankRequest) -> RankAnswer:
@@ -253,6 +258,7 @@ class _Scored:
     "The rewards of a request."
 
     rewards: list[list[float]] # K for each comparison
+    attributes: list[list[dict[str, float]]] # K for each comparison; empty for a model without attributes
     tokens: int # of all sequences
 
 
@@ -281,7 +287,7 @@ class _RewardService:
     @property
     def label(self) -> str:
         "The name of the model's one output."
-        return str(self.scorer.model.config.id2label.get(0, "LABEL_0"))
+        return "reward" if self.scorer.attributes else str(self.scorer.model.config.id2label.get(0, "LABEL_0"))
 
     def check_model(
         self,
@@ -344,9 +350,14 @@ class _RewardService:
         self.batcher.check_room()
         sequences, prompts = await self.tokenizer.tokenize(read, body_size.get())
         rewards = await self.batcher.rewards(sequences, prompts) if sequences else []
+        attributes = []
+        if self.scorer.attributes:
+            for own in rewards:
+                attributes.append([reward.attributes for reward in own])
+            rewards = [list(map(reward_alone, own)) for own in rewards]
         if normalize:
             rewards = [self.normalized(own) for own in rewards]
-        return _Scored(rewards, count_tokens(sequences))
+        return _Scored(rewards, attributes, count_tokens(sequences))
 
 
 def _try_again(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Conversation', 'Text', 'Ids', 'ListOfStrings', 'RequestModel', 'Message', 'ScoreRequest', 'ScoreAnswer',
-           'RankRequest', 'RankedResponse', 'RankAnswer', 'ClassifyRequest', 'ClassifyResult', 'Usage',
-           'ClassifyAnswer', 'RewardRequest', 'Problem']
+           'AttributesAnswer', 'RankRequest', 'RankedResponse', 'RankAnswer', 'ClassifyRequest', 'ClassifyResult',
+           'Usage', 'ClassifyAnswer', 'RewardRequest', 'Problem']
 
 # %% ../../nbs/08b_schemas.ipynb #78ecbfcb
 from typing import Annotated, Any, Literal, Optional, Union
@@ -77,6 +77,14 @@ class ScoreAnswer(BaseModel):
     "Rewards in the order of the responses."
 
     rewards: list[float] = Field(description="One for each response, in the order of the request.")
+
+
+class AttributesAnswer(ScoreAnswer):
+    "Rewards in the order of the responses, and their attributes."
+
+    attributes: list[dict[str, float]] = Field(
+        description="The outputs that each reward is the weighted sum of, by name.",
+    )
 
 
 class RankRequest(RequestModel):

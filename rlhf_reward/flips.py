@@ -10,7 +10,7 @@ __all__ = ['RATES', 'STRENGTHS', 'FlipRate', 'flip_rate', 'wrong_probability', '
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, TypedDict, Union
+from typing import Any, Optional, Sequence, TypedDict, Union
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,7 @@ class FlipRate(TypedDict):
     scale: float # a at `low`, by which margins are multiplied
 
 
-RATES = np.linspace(0, 0.49, 99) # that are tried
+RATES = np.linspace(0, 0.49, 50) # that are tried
 
 
 def flip_rate(
@@ -141,13 +141,15 @@ class FlipReport(TypedDict):
     expected: float # sum of the probabilities that a label is wrong
     likely: int # labels that are wrong with a probability above one half
     notes: list[str] # what the numbers do not show
+    left_out: int # rows that could not be read or judged
+    first_left_out: str # what is wrong with the first
 
 
 @dataclass
 class Flips:
     "The labels of a set, each with the probability that it is wrong."
     comparisons: list[Comparison] # all of them
-    rows: list[int] # the number of each in the data
+    rows: list[Union[int, str]] # the number of each in the data, in a mixture with the name of its set
     pairs: pd.DataFrame # comparison, row, winner, loser (responses), margin, sureness and wrong, most likely first
     report: FlipReport
 
@@ -190,7 +192,8 @@ def find_flips(
     rewards: Optional[np.ndarray] = None,
     folds: int = 5, # parts of the prompts, if there are features
     judged_by: str = "features", # what margins are from, for the report
-    rows: Optional[list[int]] = None, # the number of each comparison in the data, by default from 1
+    rows: Optional[list[Union[int, str]]] = None, # the number of each comparison in the data, by default from 1
+    left_out: Sequence[str] = (), # what is wrong with rows that are not among the comparisons
 ) -> Flips:
     "Return the probability that each label is wrong. Raise `ValueError` if there is no label, or too few prompts."
     rows = list(range(1, len(comparisons) + 1)) if rows is None else rows
@@ -219,6 +222,8 @@ def find_flips(
         expected=float(wrong.sum()),
         likely=int((wrong > 0.5).sum()),
         notes=_notes(accuracy, flips),
+        left_out=len(left_out),
+        first_left_out=left_out[0] if left_out else "",
     )
     return Flips(comparisons, rows, table.sort_values(["wrong", "margin"], ascending=[False, True]), report)
 
@@ -290,13 +295,15 @@ def flips_table(
         f"  flipped labels: {rate['rate']:.1%} ({rate['low']:.1%} to {rate['high']:.1%}); the lower end is used",
         f"  {report['expected']:.0f} labels are expected to be wrong, {report['likely']} are so more likely than not",
     ]
+    if report["left_out"]:
+        lines.append(f"  {report['left_out']} row(s) are left out. {report['first_left_out']}")
     lines += [f"note     {note}" for note in report["notes"]]
     if count:
         lines += ["", "     row  wrong   margin  winner by the label | loser"]
     for pair in flips.pairs.head(count).itertuples():
         responses = flips.comparisons[pair.comparison].responses
         winner, loser = (_short(responses[index]) for index in (pair.winner, pair.loser))
-        lines.append(f"{pair.row:8d}  {pair.wrong:5.3f}  {pair.margin:7.2f}  {winner} | {loser}")
+        lines.append(f"{pair.row:>8}  {pair.wrong:5.3f}  {pair.margin:7.2f}  {winner} | {loser}")
     return "\n".join(lines)
 
 

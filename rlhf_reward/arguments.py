@@ -68,6 +68,8 @@ class RewardConfig(TrainingArguments):
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False # torch warns about it there
+        if self.dataloader_pin_memory: # then the copy of a batch need not be waited for
+            self.accelerator_config.non_blocking = True
         if self.accelerator_config.dispatch_batches is None: # by default on for streams
             self.accelerator_config.dispatch_batches = False # a batch of comparisons cannot be sliced between processes
 

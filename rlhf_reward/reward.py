@@ -79,21 +79,25 @@ class BackboneProperties(AttributesMixin, nn.Module):
     def _rows_and_ends(self, input_ids, attention_mask, position_ids, end_positions):
         "Return the inputs, padded on the right unless packed, and the row and position that each reward is read at."
         if end_positions is not None:
-            return input_ids, attention_mask, position_ids, *end_positions.unbind(dim=1)
+            rows, ends = end_positions.unbind(dim=1)
+            return self._inputs(input_ids, attention_mask, position_ids), rows, ends
         input_ids, attention_mask, position_ids = left_aligned(input_ids, attention_mask, position_ids)
         if position_ids is None and scales_by_length(self.config):
             position_ids = attention_mask.cumsum(dim=1) - 1 # of each text: padding repeats its last one
         rows = torch.arange(len(input_ids), device=input_ids.device)
         ends = attention_mask.sum(dim=1) - 1 if self.pooling == "last" else torch.zeros_like(rows)
-        return input_ids, attention_mask, position_ids, rows, ends
+        return self._inputs(input_ids, attention_mask, position_ids), rows, ends
 
-    def _hidden_states(self, input_ids, attention_mask, position_ids, branches):
-        "Return the last hidden states, (batch_size, seq_len, hidden_size), or what a classifier makes of them."
+    def _inputs(self, input_ids, attention_mask, position_ids):
+        "Return what every backbone takes; positions only where there are some."
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if position_ids is not None:
-            inputs["position_ids"] = position_ids
+        return inputs if position_ids is None else {**inputs, "position_ids": position_ids}
+
+    def _hidden_states(self, inputs, branches, packed_sequences):
+        "Return the last hidden states, (batch_size, seq_len, hidden_size), or what a classifier makes of them."
         if branches is None:
-            outputs = self.backbone(**inputs, **self._backbone_kwargs)
+            options = {} if packed_sequences is None else {"packed_sequences": packed_sequences}
+            outputs = self.backbone(**inputs, **self._backbone_kwargs, **options)
             return outputs.logits if self.pooling == "classifier" else outputs.last_hidden_state
         return branched_states(self.backbone, self._input_names, inputs, branches, **self._backbone_kwargs)
 
@@ -170,6 +174,7 @@ class RewardModel(BackboneProperties):
         end_positions: Optional[TensorType["num_responses", 2, int]] = None, # (row, position) where each response ends
         branches: Optional[TensorType["num_sequences", 3, int]] = None, # of `BranchedBatch`, all tokens in one row
         attributes: bool = False, # return the outputs that a reward is the sum of, (batch_size, num_attributes)
+        packed_sequences: Optional[dict[int, dict]] = None, # of `kernels.add_sequences`, for attention without a mask
     ) -> TensorType["batch_size", 1, float]: # float32 rewards; (num_responses, 1) with `end_positions`
         """
         Return one reward for each row, or for each of `end_positions`.
@@ -186,10 +191,9 @@ class RewardModel(BackboneProperties):
         check_not_packed(self.pooling, end_positions)
         if not torch.compiler.is_compiling():
             check_values(input_ids, attention_mask, end_positions, self.num_embeddings, wait=not self.training)
-        aligned = self._rows_and_ends(input_ids, attention_mask, position_ids, end_positions)
-        input_ids, attention_mask, position_ids, rows, ends = aligned
-        check_length(self.config, input_ids, position_ids)
-        states = self._hidden_states(input_ids, attention_mask, position_ids, branches)
+        inputs, rows, ends = self._rows_and_ends(input_ids, attention_mask, position_ids, end_positions)
+        check_length(self.config, inputs["input_ids"], inputs.get("position_ids"))
+        states = self._hidden_states(inputs, branches, packed_sequences)
         pooled = states if self.pooling == "classifier" else states[rows, ends]
         with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
             pooled = self.dropout(pooled.to(self.score.weight)) # its device and dtype

@@ -143,7 +143,8 @@ class RewardTrainer(
                 check_padding(self.model, examples_to_compare(dataset))
             return
         layouts = layouts_to_try(self.args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        layout = choose_layout(self.model, examples_to_compare(dataset), layouts)
+        with nullcontext() if self.args.device.type == "cpu" else self.accelerator.autocast():
+            layout = choose_layout(self.model, examples_to_compare(dataset), layouts, for_training=True)
         layout.apply_to(self.model)
         self.data_collator = layout.collator
         if layout.difference is not None:

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .comparison import exact_key, is_ids, ranked_pairs, text_key, whole_texts
 from .attribute_rows import RatingCounts
-from .audit_single import constant_values, contradicts_label, single_numbers, single_statistics
+from .audit_single import constant_values, contradicts_label, judgments, single_numbers, single_statistics
 from .audit_statistics import comparison_statistics
 from .audit_text import audit_table # importable from here too
 from .encoding import encode
@@ -31,6 +31,7 @@ from .mixed_rows import dataset_of, own_row
 from .mixtures import audited_sets
 from .omissions import EARLIER_REASONING, render_checked, report_omissions
 from .rows import read_row, row_form, to_comparison
+from .soft_labels import shares
 from .unread import plain_rows, report_unread, unread_columns
 
 # %% ../nbs/03d_audit.ipynb #678f507d
@@ -62,7 +63,8 @@ class AuditReport(TypedDict, total=False):
     contradictions: int # another row has the opposite order
     inverted_scores: int # the chosen response has the lower score
     constant_scores: int # all scores are the same
-    all_tied: int # all responses tie
+    soft_labels: int # the label is a probability between 0 and 1
+    all_tied: int # all responses tie, and the label is not soft
     empty_prompts: int # there is no prompt
     unread_columns: int # it has columns that are not read, although they would change the meaning
     shared_prompts: int # the prompt is in `against`, if given
@@ -138,6 +140,7 @@ class _Record(TypedDict):
     score: Optional[float] # of a single response
     good: int # responses with this label
     bad: int # responses with this label
+    preference: Optional[float] # as in `Comparison`
     unread: tuple[str, ...] # columns that are not read, although they would change the meaning
     tokens: int # of the longest response, if there is a tokenizer
     omitted: tuple[str, ...] # what the chat template leaves out, if there is a tokenizer
@@ -163,9 +166,10 @@ def _read_one(row, number, name, tokenizer, verdicts):
         identical=len(different) < len(pairs),
         repeats_prompt=_repeats_prompt(prompt, responses),
         prompt_key=text_key(comparison.prompt),
-        key=exact_key(repr((prompt_key, sorted(zip(keys, _judgments(comparison)))))),
+        key=exact_key(repr((prompt_key, sorted(zip(keys, judgments(comparison), shares(comparison)))))),
         **_rating_numbers(comparison.ratings, pairs),
         **single_numbers(comparison, prompt_key, keys),
+        preference=comparison.preference,
         unread=unread_columns(row),
         **_template_fields(comparison, tokenizer),
     )
@@ -175,13 +179,6 @@ def _read_one(row, number, name, tokenizer, verdicts):
         below = exact_key(repr((prompt_key, keys[loser], keys[winner])))
         pair_keys.append((above, below))
     return comparison, record, pair_keys
-
-
-def _judgments(comparison):
-    "Return what tells a row from another with the same texts: its ranks, of a single response its rating and label."
-    if len(comparison.responses) > 1:
-        return comparison.ranks
-    return [repr((comparison.ratings, comparison.labels))]
 
 
 def _plain(text):
@@ -205,9 +202,8 @@ def _is_split(comparison):
 
 def _repeats_prompt(prompt, responses):
     "Return whether each response begins with the prompt."
-    if not prompt or not isinstance(prompt, str):
-        return False
-    return all(response.startswith(prompt) for response in responses)
+    is_string = isinstance(prompt, str) and prompt != ""
+    return is_string and all(response.startswith(prompt) for response in responses)
 
 
 def _template_fields(comparison, tokenizer):
@@ -318,8 +314,9 @@ class _Findings:
             self.problems.append(f"{len(contents.bad_rows)} row(s) cannot be used. {contents.bad_rows[0]}")
         columns = ["pairs", "rated", "good", "bad"]
         single = self.table[self.table["responses"] == 1] if len(self.table) else self.table
-        has_signal = len(self.table) and (self.table["pairs"].any() or single[columns].any(axis=None))
-        if not contents.ratings.by_name and not has_signal:
+        has_pairs = len(self.table) and (self.table["pairs"].any() or self.table["preference"].notna().any())
+        has_label = has_pairs or len(self.table) and single[columns].any(axis=None)
+        if not contents.ratings.by_name and not has_label:
             self.problems.append("There is nothing to learn: no response ranks above another.")
 
     def add(self, name, is_faulty, text, tolerated=TOLERATED):
@@ -359,7 +356,10 @@ class _Findings:
         # Constant scores are a problem only if no comparison has different ones.
         tolerated = 1 - 1 / len(table) if num_rated == len(table) else (num_rated - 1) / len(table)
         self.add("constant_scores", table["constant"], "all scores are the same", tolerated=tolerated)
-        self.add("all_tied", (table["pairs"] == 0) & (table["responses"] > 1), "all responses tie", tolerated=1)
+        is_soft = table["preference"].notna()
+        self.add("soft_labels", is_soft, "a soft label, a probability between 0 and 1", tolerated=1)
+        is_tied = (table["pairs"] == 0) & (table["responses"] > 1) & ~is_soft
+        self.add("all_tied", is_tied, "all responses tie", tolerated=1)
         constant = constant_values(table)
         if constant:
             self.problems.append(f"There is nothing to learn from single responses: {constant}.")

@@ -19,7 +19,9 @@ from .fields import TEXT_COLUMNS, from_json, parsed_cell
 from .labels import LABEL_COLUMNS, labels_note, optional_labels, read_labels
 from .rows import FORMS, row_form
 from .single import VALUE_COLUMNS, single_forms
-from .verdicts import UnclearVerdict, checked_verdicts, read_verdicts, spelled, unclear_column, verdicts_note
+from .soft_labels import soft_columns_note
+from .verdicts import PROBABILITY_OF_A, UnclearVerdict, as_number, checked_verdicts, is_fraction
+from .verdicts import read_verdicts, spelled, unclear_column, verdicts_note
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,8 @@ def column_verdicts(
         elif isinstance(feature, ClassLabel):
             found = _label_verdicts(f"{column} of {name}", feature, values, read)
         else:
-            found = read(values, f"{column} of {name}")
+            may_be = {"may_be_probability": True} if column == "preference" else {}
+            found = read(values, f"{column} of {name}", **may_be)
         for value, meaning in found.items():
             if meanings.setdefault(value, meaning) != meaning:
                 columns = " or ".join((*VERDICT_COLUMNS, *LABEL_COLUMNS))
@@ -76,7 +79,7 @@ def _values_by_column(rows):
     for row in _each(rows):
         column = column_of(row)
         for value in _values(row, column):
-            values.setdefault(column, {})[spelled(value)] = value
+            _note(values.setdefault(column, {}), value)
     return {column: list(by_spelling.values()) for column, by_spelling in values.items()}
 
 
@@ -95,6 +98,13 @@ def _values(row, column):
     return [] if value == "" else [value]
 
 # %% ../nbs/03h_columns.ipynb #2f090bc6
+def _note(values, value):
+    "Add a value to those of a column; of fractions a few are enough, which may be as many as there are rows."
+    word = spelled(value)
+    if len(values) < FIRST_ROWS or not is_fraction(as_number(word)):
+        values[word] = value
+
+
 def _each(rows):
     "Yield each row that is a dict; of a table as plain Python, a thousand at a time."
     if not isinstance(rows, Dataset):
@@ -182,6 +192,12 @@ def check_same_verdicts(
     "Raise `UnclearVerdict` if a verdict would mean one thing in some rows and another in the others."
     first = column_verdicts(rows, "the rows to train on")
     second = column_verdicts(others, "the rows to evaluate on")
+    if (first == PROBABILITY_OF_A) != (second == PROBABILITY_OF_A) and first and second:
+        raise UnclearVerdict(
+            "by the values of their columns, preference is a probability in one of the rows to train on and those to "
+            "evaluate on, and a verdict in the other; expected one meaning: name the probability probability_a, with "
+            "--columns probability_a=preference."
+        )
     for value in first.keys() & second.keys():
         if first[value] != second[value]:
             raise UnclearVerdict(
@@ -326,6 +342,7 @@ def read_columns(
     "Return what the verdicts of rows mean, and log that and `messages_as_strings` and `nulls_of_tables`."
     verdicts = column_verdicts(rows, name, features)
     notes = [verdicts_note(verdicts), labels_note(verdicts)]
+    notes.append(soft_columns_note(itertools.islice(_each(rows), 100)))
     for warning in filter(None, [*notes, *messages_as_strings(rows), *nulls_of_tables(rows, features)]):
         logger.warning("%s: %s", name, warning)
     return verdicts

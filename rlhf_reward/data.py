@@ -11,6 +11,7 @@ from .comparison import (
     shared_length,
     text_key,
     whole_texts,
+    without_prompt,
 )
 from .loading import KINDS, hold_out, load_rows
 from .rows import FORMS, UNREADABLE, read_row, row_form, to_comparison, to_responses
@@ -38,4 +39,5 @@ __all__ = [
     "to_comparison",
     "to_responses",
     "whole_texts",
+    "without_prompt",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Iterable, Literal, Optional, TypedDict, Union
 
@@ -21,12 +21,13 @@ from tqdm.auto import tqdm
 from .attribute_statistics import AttributeStatistics, attribute_statistics
 from .attributes import reward_alone
 from .columns import read_columns
-from .comparison import Comparison, Text, is_ids, shared_length, whole_texts
+from .comparison import Comparison, Text, shared_length, without_prompt
 from .engine import NotFinite
 from .grouping import group_sequences
 from .intervals import Interval, JackknifeInterval, interval, jackknife
 from .intervals import jackknife_p_value, sign_flip_p_value
 from .mixed_rows import dataset_of, own_row
+from .model_ranking import Ranking, rank_compared
 from .rows import to_comparison
 from .rule import Rule # defined here before
 from .scoring import BaseScorer
@@ -37,7 +38,7 @@ from .unread import plain_rows
 
 # %% auto #0
 __all__ = ['evaluate', 'LeftOut', 'EvaluationReport', 'MistakenResponse', 'Mistake', 'Evaluation', 'ScoreDifference', 'ModelPair',
-           'ModelComparison', 'compare', 'without_prompt']
+           'ModelComparison', 'compare']
 
 # %% ../nbs/07_evaluation.ipynb #8bdee116
 def evaluate(
@@ -192,6 +193,7 @@ class ModelComparison(TypedDict):
     comparisons: int # number of those that all models have
     agreement: dict[str, dict[str, float]] # share of pairs that two models order alike, by name
     pairs: list[ModelPair] # one for each two models
+    ranking: Ranking # the best first, and which differences are within noise
 
 
 def compare(
@@ -199,7 +201,7 @@ def compare(
     seed: int = 0, # of intervals and tests
 ) -> ModelComparison: # ready for JSON
     "Compare models on the same pairs. Raise `ValueError` if they were evaluated on different data, or without pairs."
-    common = _common_rows(list(evaluations.values()))
+    common = _common_rows(evaluations.values())
     _check_same_data(evaluations, common)
     tables = {name: _pairs_of_rows(evaluation, common) for name, evaluation in evaluations.items()}
     margins = {name: table["margin"].to_numpy() for name, table in tables.items()}
@@ -216,20 +218,13 @@ def compare(
             p_value=sign_flip_p_value(difference, prompts, seed),
             score_difference=_score_difference(evaluations[first], evaluations[second]),
         ))
-    return ModelComparison(comparisons=len(common), agreement=_agreement(margins), pairs=model_pairs)
-
-# %% ../nbs/07_evaluation.ipynb #a0205ef3
-def without_prompt(
-    comparison: Comparison, # of any form
-) -> Comparison: # its responses to an empty prompt
-    "Return the comparison for a model that must not read the prompt."
-    if is_ids(whole_texts(comparison)[0]):
-        # a response that is the beginning of another one has no ids of its own: it keeps the last id of the prompt
-        responses = tuple(response or comparison.prompt[-1:] for response in comparison.responses)
-        return replace(comparison, prompt=[], responses=responses)
-    empty = "" if isinstance(comparison.prompt, str) else [{"role": "user", "content": ""}]
-    template = {name: value for name, value in comparison.template.items() if name != "tools"}
-    return replace(comparison, prompt=empty, template=template)
+    accuracies = {name: float(correctness(values).mean()) for name, values in margins.items()}
+    return ModelComparison(
+        comparisons=len(common),
+        agreement=_agreement(margins),
+        pairs=model_pairs,
+        ranking=rank_compared(accuracies, _benchmark_scores(evaluations), model_pairs),
+    )
 
 # %% ../nbs/07_evaluation.ipynb #c83ad1f5
 @dataclass
@@ -351,10 +346,8 @@ def _statistics_by(column, responses, seed, offset, show_progress):
 # %% ../nbs/07_evaluation.ipynb #0ab599a7
 def _common_rows(evaluations):
     "Return the rows that all have; of groups of single responses, those of which none has left out a response."
-    sizes = []
-    for evaluation in evaluations:
-        sizes.append({row: len(own.responses) for row, own in zip(evaluation.rows, evaluation.comparisons)})
-    return {row for row, size in sizes[0].items() if all(other.get(row) == size for other in sizes)}
+    sized = [set(zip(own.rows, own.responses.groupby("comparison").size())) for own in evaluations]
+    return {row for row, _ in set.intersection(*sized)}
 
 
 def _check_same_data(evaluations, common):
@@ -398,3 +391,10 @@ def _score_difference(first, second):
     if difference is None:
         return None
     return ScoreDifference(**difference, p_value=jackknife_p_value(difference, len(first.replicates)))
+
+
+def _benchmark_scores(evaluations):
+    "Return the scores on a benchmark by model; None without one, or without an interval."
+    if any(evaluation.replicates is None for evaluation in evaluations.values()):
+        return None
+    return {name: evaluation.report["benchmark"]["score"] for name, evaluation in evaluations.items()}

@@ -10,7 +10,7 @@ __all__ = ['LABEL_COLUMNS', 'GOOD_WORDS', 'BAD_WORDS', 'MEANING_OF_LABEL', 'read
 from typing import Any, Iterable, Optional
 
 from .fields import from_json
-from .verdicts import UnclearVerdict, spelled
+from .verdicts import UnclearVerdict, checked_verdicts, spelled
 
 # %% ../nbs/03o_labels.ipynb #71cf3d4c
 LABEL_COLUMNS = ("label", "labels") # of one response, of each of several
@@ -72,8 +72,8 @@ def unclear_labels(
 def row_labels(
     row: dict[str, Any], # with `labels`, a list that may be JSON
     count: int, # of responses
-    # what the values mean, from `read_labels` or `verdicts.checked_verdicts`; without it, words alone are read
-    meanings: dict[str, str],
+    # what the values mean, from `read_labels`, or such as {1: 'good'}; without it, words alone are read
+    meanings: Optional[dict[Any, str]] = None,
 ) -> Optional[tuple[Optional[bool], ...]]: # (count,), `None` for a response without one; `None` without labels
     "Return whether each response of a row is good. Raise `ValueError` for values that are not labels."
     labels = from_json("labels", row.get("labels"), list)
@@ -81,7 +81,8 @@ def row_labels(
         return None
     if len(labels) != count:
         raise ValueError(f"the labels are {labels!r:.60} for {count} responses; expected one label for each.")
-    return tuple(_is_good(value, meanings) for value in labels)
+    checked = checked_verdicts(meanings)
+    return tuple(_is_good(value, checked) for value in labels)
 
 
 def _is_good(value, meanings):

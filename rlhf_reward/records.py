@@ -73,6 +73,10 @@ NUMBERS = { # where it is refused
     "score_rejected",
     "ranks",
     "ratings",
+    "confidence",
+    "probability_a",
+    "votes_a",
+    "votes_b",
 }
 
 

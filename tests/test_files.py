@@ -111,7 +111,7 @@ def test_every_form_of_row(scorer, tmp_path, output):
 def test_rows_of_known_sets_are_written_as_they_are(scorer, tmp_path):
     rated = dict.fromkeys(("helpfulness", "correctness", "coherence", "complexity", "verbosity"), 3)
     forms = [
-        ("helpsteer", {"prompt": "w5", "response": "w6", **rated}, ["w6"]),
+        ("helpsteer_ratings", {"prompt": "w5", "response": "w6", **rated}, ["w6"]),
         ("swift", {"messages": QUESTION + ANSWER, "rejected_response": "w7", "id": 1}, ["w6", "w7"]),
         ("swift_messages", {"messages": QUESTION + ANSWER, "rejected_messages": [*QUESTION, *ANSWER]}, ["w6", "w6"]),
         ("nemo", {

@@ -103,7 +103,8 @@ def test_every_form_of_row(scorer, tmp_path, output):
     assert counts == {"rows": 18, "responses": 27, "without_reward": 0, "before": 0}
     for (row, prompt, responses), line in zip(FORMS, read(output), strict=True):
         expected = scorer.score([prompt] * len(responses), responses)
-        rewards = [line.pop("reward")] if {"response", "text", "completion", "messages"} & row.keys() else line.pop("rewards")
+        is_single = {"response", "text", "completion", "messages"} & row.keys()
+        rewards = [line.pop("reward")] if is_single else line.pop("rewards")
         assert line == row  # unchanged
         assert rewards == pytest.approx(expected, abs=1e-5)
 

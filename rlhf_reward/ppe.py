@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PPE_DOMAINS', 'PPE_CORRECTNESS', 'read_ppe_preference', 'score_ppe_preference', 'read_ppe_correctness',
-           'score_ppe_correctness']
+           'check_ppe_correctness', 'score_ppe_correctness']
 
-# %% ../nbs/07n_ppe.ipynb #15ab52f2
+# %% ../nbs/07n_ppe.ipynb #3506994a
 import json
 import re
 from typing import Any
@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.special import comb
 from scipy.stats import rankdata
 
+from .benchmark import LoadedComparison
 from .benchmark_files import part_name
 from .benchmark_rows import Keyed, as_messages
 from .benchmark_rules import pair_rewards
@@ -90,7 +91,17 @@ def read_ppe_correctness(
     ranks = tuple(1 if score else 2 for score in scores)
     return [(Comparison(prompt, tuple(responses), ranks, tuple(scores), source=benchmark), json.dumps(pairs))]
 
-# %% ../nbs/07n_ppe.ipynb #6f34658f
+# %% ../nbs/07n_ppe.ipynb #7cbbcae2
+def check_ppe_correctness(
+    loaded: list[LoadedComparison], # all that were read
+) -> None:
+    "Raise `ValueError` unless each benchmark has a pair of a right and a wrong response."
+    with_pairs = {item.comparison.source for item in loaded if json.loads(item.key)}
+    missing = [name for name in PPE_CORRECTNESS if name not in with_pairs]
+    if missing:
+        raise ValueError(f"The rows for ppe-correctness have no sampled_conflict_pairs for {', '.join(missing)}.")
+
+
 def score_ppe_correctness(
     table: pd.DataFrame, # one line for each response; key: pairs of a right and a wrong response as JSON
 ) -> dict[str, Any]: # `score`, the mean and the lowest of each figure, and the figures of each benchmark

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .adapter_forms import check_method, check_saves_head, fit_embeddings, import_peft, known_to_peft
 from .adapter_forms import load_adapter_weights, put_adapter, read_adapter_weights
+from .attributes import saved_weights
 from .checkpoint_files import ADAPTER_FILE as FILE
 from .checkpoint_files import ADAPTER_HEAD as HEAD # defined here before
 from .checkpoint_files import ADAPTER_PREFIX as PREFIX
@@ -83,7 +84,7 @@ def save_adapter(
         tokenizer_copy = copy.deepcopy(tokenizer)
         tokenizer_copy.chat_template = template
     config = copy.deepcopy(model.config)
-    set_plain_output(config)
+    set_plain_output(config, model.attributes)
     if model.pooling == "last":
         config.pad_token_id = tokenizer_copy.pad_token_id
     config.rlhf_reward = facts_to_save(model)
@@ -125,6 +126,7 @@ class _AdapterFolder(NamedTuple):
     base_model: str # folder or hub name
     base_options: dict # keyword arguments for it: those of the adapter, with the base model's own revision
     dtype: str # of training, whatever the base model is saved in
+    attribute_weights: dict[str, float] # in the order of the rows of its head; empty for one reward
     facts: dict # what `RewardModel` keeps in its config, such as `pooling`; empty for an adapter of PEFT alone
 
 
@@ -152,7 +154,7 @@ def read_adapter(
     config = adapter_model_config(folder, kwargs)
     facts = config.get("rlhf_reward", {})
     dtype = config.get("dtype", "auto")
-    return _AdapterFolder(peft_config, base, options, dtype, facts)
+    return _AdapterFolder(peft_config, base, options, dtype, saved_weights(config), facts)
 
 
 def from_adapter(
@@ -161,6 +163,7 @@ def from_adapter(
     dropout: float, # as in `RewardModel`
     device: str, # as in `RewardModel`
     pooling: Optional[str], # by default what was saved
+    attribute_weights: Optional[dict[str, float]] = None, # as in `RewardModel.from_pretrained`
     **kwargs: Any, # where the adapter is on the hub, and for `AutoModel.from_pretrained` of the base model
 ) -> nn.Module: # in evaluation mode, the adapter ready to be trained further
     """
@@ -182,6 +185,10 @@ def from_adapter(
         _refuse_without_head(folder, kwargs)
     pooling = pooling or saved.facts.get("pooling")
     options = {"dtype": saved.dtype, **saved.base_options}
+    if has_head:
+        options["attributes"] = list(saved.attribute_weights) or None
+    else:
+        options["attribute_weights"] = attribute_weights
     try:
         open_base = model_class if has_head else model_class.from_pretrained
         model = open_base(saved.base_model, dropout, device, pooling, **options)
@@ -204,6 +211,8 @@ def from_adapter(
     load_adapter(model, folder, **kwargs)
     if saved.facts:
         model.config.rlhf_reward = saved.facts
+    if has_head:
+        model.use_weights(saved.attribute_weights, attribute_weights)
     return model.eval()
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #59239cde

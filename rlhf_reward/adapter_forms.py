@@ -38,7 +38,7 @@ def known_to_peft(model):
     for config in (getattr(backbone, "composite_config", None), backbone.config):
         if config is not None and classifier is None:
             config = copy.deepcopy(config)
-            config.num_labels = 1
+            config.num_labels = model.score.out_features
             classifier = sequence_classifier(config, backbone, model.score)
     if classifier is None:
         return backbone

@@ -8,12 +8,13 @@ __all__ = ['UNSUPPORTED', 'INSTEAD', 'RewardConfig', 'check_arguments', 'check_s
 # %% ../nbs/05a_arguments.ipynb #cd33aabe
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Optional, Sequence, Union
 
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import TrainingArguments
 
+from .attribute_rows import check_all_rated, check_ratings, rated_attributes
 from .columns import check_same_verdicts
 from .losses import LOSSES, PlackettLuce
 from .reward import RewardModel
@@ -67,6 +68,8 @@ class RewardConfig(TrainingArguments):
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False # torch warns about it there
+        if self.dataloader_pin_memory: # then the copy of a batch need not be waited for
+            self.accelerator_config.non_blocking = True
         if self.accelerator_config.dispatch_batches is None: # by default on for streams
             self.accelerator_config.dispatch_batches = False # a batch of comparisons cannot be sliced between processes
 
@@ -177,6 +180,7 @@ def check_for_loss(
     dataset: Optional[Union[Dataset, IterableDataset]], # tokenized
     loss: str, # of `LOSSES`
     name: str, # of the data set, for messages
+    attributes: Sequence[str] = (), # of the model
 ) -> Optional[Union[Dataset, IterableDataset]]: # the same data; a stream raises while it is read
     "Raise `ValueError` for a comparison without what the loss learns from, and where no weight is above 0."
     if isinstance(dataset, Dataset) and len(dataset) and not _weights(dataset).any():
@@ -184,17 +188,24 @@ def check_for_loss(
             f"All {len(dataset)} comparisons of {name} have the weight 0, so that nothing would be learned; expected a "
             "weight above 0."
         )
-    if loss not in ("margin_scaled", "regression", "plackett_luce") or dataset is None:
+    is_checked = loss in ("margin_scaled", "regression", "plackett_luce") or attributes
+    if not is_checked or dataset is None:
         return dataset
 
     def check(example):
+        check_ratings(example, loss, name, attributes)
         _check_example(example, loss, name)
         return True
 
     if isinstance(dataset, IterableDataset):
         return dataset.filter(check)
-    for example in dataset.select_columns(["row", "dataset", "ranks", "margins", "ratings"]):
+    columns = ["row", "dataset", "ranks", "margins", "ratings"]
+    columns += [column for column in ("attributes", "attribute_names") if column in dataset.column_names]
+    rated = set()
+    for example in dataset.select_columns(columns):
         check(example)
+        rated.update(rated_attributes(example))
+    check_all_rated(rated, name, attributes)
     return dataset
 
 
@@ -206,12 +217,14 @@ def _weights(dataset):
 def _check_example(example, loss, name):
     "Raise `ValueError` for a comparison without what the loss learns from."
     row = f"Row {example['row']} of {example['dataset'] or name}"
-    if loss == "margin_scaled" and not all(margin > 0 for margin in example["margins"]):
+    margins = example["margins"] # none of a soft label of one half
+    if loss == "margin_scaled" and not (margins and all(margin > 0 for margin in margins)):
         raise ValueError(
             f"{row} has a pair without a margin above 0, by which the loss margin_scaled scales it; expected a "
             "`margin` in each row, or scores and margin_from_scores."
         )
-    if loss == "regression" and all(rating is None for rating in example["ratings"] or [None]):
+    learns_scores = loss == "regression" and not example.get("attributes")
+    if learns_scores and all(rating is None for rating in example["ratings"] or [None]):
         raise ValueError(
             f"{row} has no scores, which the loss regression learns; expected scores for each response."
         )

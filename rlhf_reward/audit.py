@@ -21,6 +21,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .comparison import exact_key, is_ids, ranked_pairs, text_key, whole_texts
+from .attribute_rows import RatingCounts
 from .audit_statistics import comparison_statistics
 from .audit_text import audit_table # importable from here too
 from .encoding import encode
@@ -29,6 +30,7 @@ from .mixed_rows import dataset_of, own_row
 from .mixtures import audited_sets
 from .omissions import EARLIER_REASONING, render_checked, report_omissions
 from .rows import read_row, row_form, to_comparison
+from .soft_labels import shares
 from .unread import plain_rows, report_unread, unread_columns
 
 # %% ../nbs/03d_audit.ipynb #678f507d
@@ -45,6 +47,7 @@ class AuditReport(TypedDict, total=False):
     forms: dict[str, int] # rows of each form
     verdicts: dict[str, str] # how each value of winner or preference is read: a, b or tie
     pairs: int # of a winner and a loser
+    attributes: dict[str, dict[str, float]] # by attribute, from `attribute_rows.RatingCounts`
     responses: dict[int, int] # comparisons by number of responses
     overall: dict[str, Any] # comparisons, pairs, how often the longer response wins, median lengths
     by_source: dict[str, dict[str, Any]] # the same for each source
@@ -57,7 +60,8 @@ class AuditReport(TypedDict, total=False):
     contradictions: int # another row has the opposite order
     inverted_scores: int # the chosen response has the lower score
     constant_scores: int # all scores are the same
-    all_tied: int # all responses tie
+    soft_labels: int # the label is a probability between 0 and 1
+    all_tied: int # all responses tie, and the label is not soft
     empty_prompts: int # there is no prompt
     unread_columns: int # it has columns that are not read, although they would change the meaning
     shared_prompts: int # the prompt is in `against`, if given
@@ -87,6 +91,7 @@ def audit(
         "bad_row_examples": contents.bad_rows[:5],
         "forms": dict(contents.forms),
         "verdicts": verdicts,
+        "attributes": contents.ratings.report(),
     }
     findings = _Findings(contents, column_problems, column_notes)
     if len(table):
@@ -127,6 +132,7 @@ class _Record(TypedDict):
     constant: bool # whether all ratings are the same
     inverted: bool # whether a winner has a lower rating than its loser
     like_ranks: bool # whether the ratings are 1 to K
+    preference: Optional[float] # as in `Comparison`
     unread: tuple[str, ...] # columns that are not read, although they would change the meaning
     tokens: int # of the longest response, if there is a tokenizer
     omitted: tuple[str, ...] # what the chat template leaves out, if there is a tokenizer
@@ -152,8 +158,9 @@ def _read_one(row, number, name, tokenizer, verdicts):
         identical=len(different) < len(pairs),
         repeats_prompt=_repeats_prompt(prompt, responses),
         prompt_key=text_key(comparison.prompt),
-        key=exact_key(repr((prompt_key, sorted(zip(keys, comparison.ranks))))),
+        key=exact_key(repr((prompt_key, sorted(zip(keys, comparison.ranks, shares(comparison)))))),
         **_rating_numbers(comparison.ratings, pairs),
+        preference=comparison.preference,
         unread=unread_columns(row),
         **_template_fields(comparison, tokenizer),
     )
@@ -186,9 +193,8 @@ def _is_split(comparison):
 
 def _repeats_prompt(prompt, responses):
     "Return whether each response begins with the prompt."
-    if not prompt or not isinstance(prompt, str):
-        return False
-    return all(response.startswith(prompt) for response in responses)
+    is_string = isinstance(prompt, str) and prompt != ""
+    return is_string and all(response.startswith(prompt) for response in responses)
 
 
 def _template_fields(comparison, tokenizer):
@@ -236,6 +242,7 @@ class _Contents:
     table: pd.DataFrame = field(default_factory=pd.DataFrame) # a `_Record` for each comparison
     bad_rows: list[str] = field(default_factory=list) # the errors of the others
     forms: Counter = field(default_factory=Counter) # rows of each form
+    ratings: RatingCounts = field(default_factory=RatingCounts) # by attribute
     won: array = field(default_factory=lambda: array("q")) # the key of each pair
     lost: array = field(default_factory=lambda: array("q")) # the key of its opposite order
     pair_rows: array = field(default_factory=lambda: array("q")) # the row of each pair
@@ -261,6 +268,7 @@ def _read_all(rows, tokenizer, name, verdicts):
             contents.lost.append(below)
             contents.pair_rows.append(number)
         contents.forms[_form(row, comparison)] += 1
+        contents.ratings.add(comparison)
         if len(records) == 10_000: # a table takes a tenth of the memory of the dicts
             parts.append(pd.DataFrame(records))
             records = []
@@ -291,10 +299,11 @@ class _Findings:
         self.table = contents.table
         self.counts = {} # of each fault, by its name in `AuditReport`
         self.problems = list(problems)
-        self.notes = list(notes)
+        self.notes = [*notes, *contents.ratings.notes()]
         if contents.bad_rows:
             self.problems.append(f"{len(contents.bad_rows)} row(s) cannot be used. {contents.bad_rows[0]}")
-        if not len(self.table) or not self.table["pairs"].any():
+        has_label = len(self.table) and (self.table["pairs"].any() or self.table["preference"].notna().any())
+        if not contents.ratings.by_name and not has_label:
             self.problems.append("There is nothing to learn: no response ranks above another.")
 
     def add(self, name, is_faulty, text, tolerated=TOLERATED):
@@ -333,7 +342,9 @@ class _Findings:
         # Constant scores are a problem only if no comparison has different ones.
         tolerated = 1 - 1 / len(table) if num_rated == len(table) else (num_rated - 1) / len(table)
         self.add("constant_scores", table["constant"], "all scores are the same", tolerated=tolerated)
-        self.add("all_tied", table["pairs"] == 0, "all responses tie", tolerated=1)
+        is_soft = table["preference"].notna()
+        self.add("soft_labels", is_soft, "a soft label, a probability between 0 and 1", tolerated=1)
+        self.add("all_tied", (table["pairs"] == 0) & ~is_soft, "all responses tie", tolerated=1)
         self.add("empty_prompts", table["empty_prompt"], "an empty prompt", tolerated=1)
         if num_rated and table["like_ranks"].sum() == num_rated:
             self.notes.append("The scores of every row are 1 to K. If 1 is best they are ranks: --columns ranks=scores")

@@ -6,51 +6,29 @@
 from __future__ import annotations
 
 import itertools
-import math
-from dataclasses import dataclass
-from typing import Any, Callable, NamedTuple, Optional, TypedDict
+from typing import Any, Optional, TypedDict
 
 import numpy as np
 import pandas as pd
 
-from rlhf_reward.benchmark_rows import (
-    read_helpsteer2,
-    read_hh_rlhf,
-    read_judgebench,
-    read_llmbar,
-    read_rewardbench,
-    read_rewardbench2,
-    read_rm_bench,
-    read_ultrafeedback,
-)
-from rlhf_reward.benchmark_rules import (
-    REWARDBENCH,
-    REWARDBENCH2,
-    check_ties,
-    score_judgebench,
-    score_pairs,
-    score_rewardbench,
-    score_rewardbench2,
-    score_rm_bench,
-    score_subsets,
-)
-from .comparison import Comparison, normalized
+# importable from here too
+from .benchmark import KINDS_OF_VALUES, Benchmark, LoadedComparison, check_row, row_label, ties_unit
+from .benchmark_list import BENCHMARKS
+from .benchmark_rules import REWARDBENCH, REWARDBENCH2
+from .comparison import Comparison
 from .evaluation import Evaluation, Rule, evaluate
 from .intervals import JackknifeInterval, jackknife
-from .data_files import has_splits
-from .forms import AS_IS
-from .loading import load_rows
 from .scoring import BaseScorer
 
 # %% auto #0
-__all__ = ['BENCHMARKS', 'KINDS_OF_VALUES', 'GROUPS', 'BenchmarkReport', 'evaluate_benchmark', 'evaluate_loaded',
-           'LoadedComparison', 'ties_unit', 'Benchmark', 'load_benchmark', 'jackknife_groups']
+__all__ = ['GROUPS', 'BenchmarkReport', 'evaluate_benchmark', 'evaluate_loaded', 'load_benchmark', 'jackknife_groups']
 
 # %% ../nbs/07a_benchmarks.ipynb #66565c8d
 class BenchmarkReport(TypedDict):
     "The figures of a benchmark. The figures of its rule, such as those of its parts, follow the interval."
     name: str # of the benchmark
     rule: str # in words
+    rule_source: Optional[str] # where the rule was published, and which version; None for one of your own
     score: float # the published figure
     score_interval: Optional[JackknifeInterval] # over prompts; None if a part has too few of them
     baselines: dict[str, float] # scores of the longer, the shorter response, and the model without the prompt
@@ -91,177 +69,13 @@ def evaluate_loaded(
     evaluation.report["benchmark"] = {
         "name": name,
         "rule": benchmark.says,
+        "rule_source": str(benchmark.source) if benchmark.source else None,
         "score": figures["score"],
         "score_interval": _score_interval(figures["score"], evaluation.replicates),
         **figures,
         "baselines": _baseline_scores(benchmark, table),
     }
     return evaluation
-
-# %% ../nbs/07a_benchmarks.ipynb #0e6beab3
-class LoadedComparison(NamedTuple):
-    "A comparison of a benchmark."
-    comparison: Comparison # of messages, or as the row has them
-    key: str # that the rule needs
-    row: int # number of the row, from 1
-
-
-def _prompt_unit(
-    comparison: Comparison, # of a benchmark
-    key: str, # of the rule
-) -> Any: # hashable
-    "Return the prompt: comparisons of equal prompts are left out together."
-    return normalized(comparison.prompt)
-
-
-def ties_unit(
-    comparison: Comparison, # of RewardBench 2
-    key: str, # id of the row
-) -> Any: # hashable
-    "Return the number of Ties, whose ref:n and tied:n are left out together; elsewhere the prompt."
-    return key.split(":")[-1] if comparison.source == "Ties" else _prompt_unit(comparison, key)
-
-
-def _no_check(
-    loaded: list[LoadedComparison], # all that were read
-) -> None:
-    "Accept anything."
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    "A public benchmark: where it is, how its rows are read, and what makes one number of the rewards."
-    hub: str # name of the data set
-    columns: dict[str, str] # that its rows have, each with its kind, one of `KINDS_OF_VALUES`
-    read: Callable[..., list[tuple[Comparison, str]]] # from `together` rows to comparisons, each with its key
-    # from one line a response (key, rank, reward, source, comparison) to figures, of which `score` is the published one
-    rule: Callable[[pd.DataFrame], dict[str, Any]]
-    says: str # the rule in words, with its source
-    split: str = "test" # of the data set on the hub
-    parts: frozenset[str] = frozenset() # sources, all of which are required and no other; empty for any
-    together: int = 1 # rows that are read at a time
-    unit: Callable[[Comparison, str], Any] = _prompt_unit # key of what is left out together for the interval
-    check: Callable[[list[LoadedComparison]], None] = _no_check # raises `ValueError` where what was read does not fit
-
-# %% ../nbs/07a_benchmarks.ipynb #066296ec
-BENCHMARKS = {
-    "rewardbench": Benchmark(
-        hub="allenai/reward-bench",
-        split="filtered",
-        columns={"prompt": "a text", "chosen": "a text", "rejected": "a text", "subset": "a text"},
-        read=read_rewardbench,
-        rule=score_rewardbench,
-        parts=frozenset(itertools.chain.from_iterable(REWARDBENCH.values())),
-        says=(
-            "Share of pairs whose chosen response has the higher reward, ties wrong. A section is the mean of its "
-            "subsets by numbers of prompts, PRM Math by that of all code subsets, as its code has them; the score is "
-            "the mean of the four sections (Lambert et al. 2024; prior sets left out)."
-        ),
-    ),
-    "rewardbench2": Benchmark(
-        hub="allenai/reward-bench-2",
-        columns={
-            "prompt": "a text",
-            "subset": "a text",
-            "id": "a name or number",
-            "chosen": "a list of texts",
-            "rejected": "a list of texts",
-        },
-        read=read_rewardbench2,
-        rule=score_rewardbench2,
-        parts=frozenset([*REWARDBENCH2, "Ties"]),
-        check=check_ties,
-        unit=ties_unit,
-        says=(
-            "Share of prompts whose best of four has the highest reward, a share where several have it. Ties: 0.3 of "
-            "all right answers above all wrong ones, 0.3 of the same with one right answer, 0.2 of right answers apart "
-            "by less than they are above the wrong, 0.2 of the same for both prompts, 0.01 of tanh of their ratio less "
-            "1. The score is the mean of the six subsets (Malik et al. 2025)."
-        ),
-    ),
-    "rm-bench": Benchmark(
-        hub="THU-KEG/RM-Bench",
-        split="train",
-        columns={
-            "prompt": "a text",
-            "domain": "a text",
-            "chosen": "a list of three texts",
-            "rejected": "a list of three texts",
-        },
-        read=read_rm_bench,
-        rule=score_rm_bench,
-        parts=frozenset(["chat", "code", "math", "safety-refuse", "safety-response"]),
-        says=(
-            "Accuracy for each style of the chosen (rows) against each of the rejected: 1 concise, 2 detailed, 3 "
-            "detailed with markdown, ties wrong; hard where the rejected has the richer style, normal where both have "
-            "the same, easy where the chosen has. Means over domains, safety-refuse and safety-response as one; the "
-            "score is the mean of the three (Liu et al. 2024)."
-        ),
-    ),
-    "llmbar": Benchmark(
-        hub="princeton-nlp/LLMBar",
-        columns={"input": "a text", "output_1": "a text", "output_2": "a text", "label": "a name or number"},
-        read=read_llmbar,
-        rule=score_subsets,
-        says=(
-            "Share of pairs whose better output has the higher reward, ties half; the score is the mean over subsets "
-            "(Zeng et al. 2023). The hub has a loading script alone, so give a local file with the column subset."
-        ),
-    ),
-    "judgebench": Benchmark(
-        hub="ScalerLab/JudgeBench",
-        split="gpt",
-        columns={
-            "question": "a text",
-            "response_A": "a text",
-            "response_B": "a text",
-            "label": "a text",
-            "source": "a text",
-        },
-        read=read_judgebench,
-        rule=score_judgebench,
-        says=(
-            "Share of pairs whose better response has the higher reward, where a tie says that B is better, as in its "
-            "code; over all pairs and by knowledge, reasoning, math and coding (Tan et al. 2024)."
-        ),
-    ),
-    "hh-rlhf": Benchmark(
-        hub="Anthropic/hh-rlhf",
-        columns={"chosen": "a text", "rejected": "a text"},
-        read=read_hh_rlhf,
-        rule=score_pairs,
-        says="Share of pairs whose chosen response has the higher reward, ties half (Bai et al. 2022).",
-    ),
-    "ultrafeedback": Benchmark(
-        hub="HuggingFaceH4/ultrafeedback_binarized",
-        split="test_prefs",
-        columns={
-            "prompt": "a text",
-            "chosen": "a text or messages",
-            "rejected": "a text or messages",
-            "score_chosen": "a number",
-            "score_rejected": "a number",
-        },
-        read=read_ultrafeedback,
-        rule=score_pairs,
-        says=(
-            "Share of pairs whose chosen response has the higher reward, ties half; pairs of equal scores are none "
-            "(Cui et al. 2023, as binarized for Zephyr)."
-        ),
-    ),
-    "helpsteer2": Benchmark(
-        hub="nvidia/HelpSteer2",
-        split="validation",
-        columns={"prompt": "a text", "response": "a text", "helpfulness": "a number"},
-        read=read_helpsteer2,
-        together=2,
-        rule=score_pairs,
-        says=(
-            "Share of pairs whose more helpful response has the higher reward, ties half; responses that are as "
-            "helpful are no pair (Wang et al. 2024)."
-        ),
-    ),
-}
 
 # %% ../nbs/07a_benchmarks.ipynb #6b9ad909
 def load_benchmark(
@@ -275,10 +89,9 @@ def load_benchmark(
             f"There is no benchmark {name!r} here; there are {', '.join(BENCHMARKS)}. Others are added to BENCHMARKS."
         )
     benchmark = BENCHMARKS[name]
-    split = benchmark.split if has_splits(path or benchmark.hub) else None
-    rows = list(load_rows(path or benchmark.hub, split, form=AS_IS))
+    rows = benchmark.rows(benchmark.hub, benchmark.split, path)
     for number, row in enumerate(rows, start=1):
-        _check_row(name, benchmark.columns, number, row)
+        check_row(name, benchmark.columns, number, row)
     loaded = []
     for first in range(0, len(rows), benchmark.together):
         number = first + 1
@@ -286,46 +99,12 @@ def load_benchmark(
             for comparison, key in benchmark.read(*rows[first:first + benchmark.together]):
                 loaded.append(LoadedComparison(comparison, key, number))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"Row {number} for {name} cannot be used: {error}") from None
+            raise ValueError(f"{row_label(number, rows[first])} for {name} cannot be used: {error}") from None
     if not loaded:
         raise ValueError(f"The {len(rows)} rows for {name} hold no comparison; expected rows of that benchmark.")
     _check_parts(name, benchmark.parts, loaded)
     benchmark.check(loaded)
     return loaded
-
-# %% ../nbs/07a_benchmarks.ipynb #2145c6ac
-def _is_text(value):
-    return isinstance(value, str)
-
-
-def _is_text_or_messages(value):
-    return isinstance(value, (str, list))
-
-
-def _is_list_of_texts(value):
-    return isinstance(value, list) and len(value) > 0 and all(isinstance(text, str) for text in value)
-
-
-def _is_list_of_three_texts(value):
-    return _is_list_of_texts(value) and len(value) == 3
-
-
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_name_or_number(value):
-    return isinstance(value, (str, int, float))
-
-
-KINDS_OF_VALUES = {
-    "a text": _is_text,
-    "a text or messages": _is_text_or_messages,
-    "a list of texts": _is_list_of_texts,
-    "a list of three texts": _is_list_of_three_texts,
-    "a number": _is_number,
-    "a name or number": _is_name_or_number,
-}
 
 # %% ../nbs/07a_benchmarks.ipynb #8775358b
 GROUPS = 20 # of the jackknife
@@ -372,19 +151,6 @@ def _baseline_scores(benchmark, table):
     return scores
 
 # %% ../nbs/07a_benchmarks.ipynb #9ce9811e
-def _check_row(name, columns, number, row):
-    "Raise `ValueError` for a row of another schema."
-    missing = sorted(column for column in columns if row.get(column) is None)
-    if missing:
-        raise ValueError(
-            f"Row {number} for {name} has no {', '.join(missing)}; it has {sorted(row)}. Expected rows of that "
-            f"benchmark, with {', '.join(sorted(columns))}."
-        )
-    for column, kind in columns.items():
-        if not KINDS_OF_VALUES[kind](row[column]):
-            raise ValueError(f"Row {number} for {name} has {row[column]!r:.60} as {column}; expected {kind}.")
-
-
 def _check_parts(name, expected, loaded):
     "Raise `ValueError` unless there are all parts of the benchmark, and no other."
     found = {str(item.comparison.source) for item in loaded}

@@ -133,8 +133,16 @@ def _introduction(model, base, dataset, loss):
     data = ", ".join(map(code_span, _names(dataset))) or "preferences"
     return (
         f"A reward model{on_base}: one number for a prompt and a response, higher is better. Trained with "
-        f"`rlhf_reward` on {data} with the loss `{loss}`{_adapter(model)}."
+        f"`rlhf_reward` on {data} with the loss `{loss}`{_adapter(model)}.{_attributes(model)}"
     )
+
+
+def _attributes(model):
+    weights = getattr(model, "attribute_weights", None)
+    if not weights:
+        return ""
+    shown = ", ".join(f"{code_span(name)} {weight:.4g}" for name, weight in weights.items())
+    return f" The number is the sum of the outputs of its attributes with the weights {shown}."
 
 
 def _adapter(model):

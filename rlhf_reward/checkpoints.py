@@ -8,7 +8,6 @@ __all__ = ['MIXES_PADDING', 'default_pooling', 'is_reward_model']
 # %% ../nbs/01b_checkpoints.ipynb #9bc863c0
 import contextlib
 import copy
-import re
 from pathlib import Path
 from typing import Any, Union
 
@@ -24,11 +23,13 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from .checkpoint_files import adapter_base, adapter_head, adapter_weights, check_finite, find_weights
-from .checkpoint_files import hub_options, is_adapter, is_encoder_head, is_openrlhf, is_sft_adapter
-from .checkpoint_files import load_config, open_weights, own_code, refuse_own_code, weight_map, weight_shapes
+from .attributes import WEIGHTS, saved_weights, set_labels
+from .checkpoint_files import adapter_base, adapter_head, adapter_weights, hub_options, is_adapter
+from .checkpoint_files import is_encoder_head, is_sft_adapter, load_config, own_code, refuse_own_code
+from .checkpoint_files import weight_map, weight_shapes
 from .composite import insert_backbone, text_config, text_options
-from .other_heads import convert_remedy, head_to_convert, refuse_pickle
+from .heads import head_shapes, head_size
+from .other_heads import refuse_pickle
 from .placing import check_in_memory
 from .templates import chat_marks, freeze_date
 
@@ -96,7 +97,8 @@ def is_reward_model(
             refuse_own_code(model_name, config, kwargs, runs="AutoModel")
         if own_code(config) or default_pooling(config) != "last":
             return False
-    return head_shapes(model_name, kwargs, config) == {"score.weight": (1, head_size(config))}
+    num_rows = len(saved_weights(config.to_dict())) or 1
+    return head_shapes(model_name, kwargs, config) == {"score.weight": (num_rows, head_size(config))}
 
 # %% ../nbs/01b_checkpoints.ipynb #54313795
 def checked_dropout(dropout):
@@ -124,13 +126,13 @@ def unsharded():
             deepspeed.set_hf_deepspeed_config(config)
 
 
-def load_checked(auto_class, model_name, kwargs):
+def load_checked(auto_class, model_name, config, kwargs):
     """
     Load a model of transformers, and the report of what was missing.
 
     Raises `ValueError` for files that must not be read, code that must not run, and weights of other shapes.
     """
-    options = checked_options(model_name, kwargs, runs=auto_class.__name__)
+    options = checked_options(model_name, config, kwargs, runs=auto_class.__name__)
     options["adapter_kwargs"] = hub_options(kwargs) # it looks for an adapter, elsewhere without them
     verbosity = transformers_logging.get_verbosity()
     # no table of the unused language-model head; missing weights are checked after it
@@ -167,12 +169,11 @@ def check_complete(model_name, model, report, elsewhere=()):
             )
 
 
-def load_backbone(model_name, kwargs):
+def load_backbone(model_name, config, kwargs):
     "Load the backbone, without its pooler, which a reward does not use. Raises `ValueError` if it lacks weights."
-    _, config = load_config(model_name, kwargs)
     with unsharded():
         options = text_options(model_name, kwargs, config)
-    backbone, report = load_checked(AutoModel, model_name, {**kwargs, **options})
+    backbone, report = load_checked(AutoModel, model_name, config, {**kwargs, **options})
     check_complete(model_name, backbone, report)
     if options:
         backbone.composite_config = config
@@ -187,7 +188,7 @@ def remove_pooler(backbone):
         backbone.pooler = nn.Identity()
 
 
-def checked_options(model_name, kwargs, runs):
+def checked_options(model_name, config, kwargs, runs):
     """
     Return the keyword arguments for `from_pretrained` of the auto class `runs`, after a look at what it would read.
 
@@ -199,19 +200,12 @@ def checked_options(model_name, kwargs, runs):
             f"{str(model_name)!r} is an adapter; expected a whole model. Open one with a reward head with "
             "RewardModel.from_pretrained or Scorer.from_pretrained; merge any other into its base model, with PEFT."
         )
-    _, config = load_config(model_name, kwargs)
     refuse_own_code(model_name, config, kwargs, runs)
     reads_pickles = kwargs.get("use_safetensors") is False # named by the user
     if not reads_pickles:
         if not weight_map(model_name, kwargs, config) and not kwargs.get("gguf_file"):
             refuse_pickle(model_name, kwargs)
     return {**kwargs, "use_safetensors": not reads_pickles}
-
-# %% ../nbs/01b_checkpoints.ipynb #c3aab3a4
-def head_size(config):
-    "Return the number of columns of the reward head."
-    config = text_config(config)
-    return getattr(config, "word_embed_proj_dim", config.hidden_size) # OPT projects its last hidden state
 
 
 def num_embeddings_of(embeddings):
@@ -220,64 +214,6 @@ def num_embeddings_of(embeddings):
         is_layer = hasattr(embeddings, "get_base_layer")
         embeddings = embeddings.get_base_layer() if is_layer else embeddings.original_module
     return embeddings.num_embeddings
-
-
-def _head_files(model_name, kwargs, config):
-    "Return the name in its file and the file of each weight of the reward head, by its name here."
-    prefixes = ["score"]
-    parts = "weight|bias"
-    if is_openrlhf(config):
-        prefixes = [config.value_head_prefix] if hasattr(config, "value_head_prefix") else ["score", "value_head"]
-    if "head" in getattr(config, "rlhf_reward", {}): # in an encoder's classifier, with a bias of 0
-        prefixes = [str(config.rlhf_reward["head"])]
-        parts = "weight"
-    # some families save everything under a prefix of their own
-    pattern = rf"(\w+\.)?(?:{'|'.join(map(re.escape, prefixes))})\.({parts})"
-    files = {}
-    for name, file in weight_map(model_name, kwargs, config).items():
-        match = re.fullmatch(pattern, name)
-        if match:
-            files["score." + match[2]] = name, file
-    return files
-
-
-def head_shapes(model_name, kwargs, config):
-    "Return the shape of each weight of the reward head; empty if there is none."
-    return _shapes_in(model_name, kwargs, _head_files(model_name, kwargs, config))
-
-
-def _shapes_in(model_name, kwargs, files):
-    "Return the shape of each weight of `_head_files`."
-    shapes = {}
-    for name, (saved_name, file) in files.items():
-        shape = weight_shapes(find_weights(model_name, file, kwargs)).get(saved_name)
-        if shape is None:
-            raise ValueError(
-                f"{file} of {str(model_name)!r} lacks {saved_name}, which its index has there; expected all files of "
-                "one checkpoint. Copy it again."
-            )
-        shapes[name] = shape
-    return shapes
-
-
-def load_head(model_name, kwargs, config):
-    "Load the weight of the reward head. Raises `ValueError` unless it has one row and no bias."
-    shape = (1, head_size(config))
-    files = _head_files(model_name, kwargs, config)
-    shapes = _shapes_in(model_name, kwargs, files)
-    if shapes != {"score.weight": shape}:
-        found = f"is {shapes}" if shapes else "does not exist"
-        other = head_to_convert(model_name, kwargs, config)
-        remedy = "" if other is None else convert_remedy(model_name, other) + " "
-        raise ValueError(
-            f"The reward head of {str(model_name)!r} {found}; expected one bias-free {{'score.weight': {shape}}}. "
-            f"{remedy}To start a new reward model on this backbone, use RewardModel(model_name)."
-        )
-    saved_name, file = files["score.weight"]
-    with open_weights(find_weights(model_name, file, kwargs)) as weights:
-        head = weights.get_tensor(saved_name)
-    check_finite(model_name, [(saved_name, head)])
-    return head
 
 # %% ../nbs/01b_checkpoints.ipynb #94eb9c64
 def sequence_classifier(config, backbone, head):
@@ -319,9 +255,9 @@ def tokenizer_to_save(tokenizer, config):
     return tokenizer
 
 
-def set_plain_output(config):
-    "Mark the config of a classifier so that other tools give its one output as it is, without a sigmoid."
-    config.num_labels = 1
+def set_plain_output(config, attributes):
+    "Mark the config of a classifier so that other tools give its outputs as they are, without a sigmoid."
+    set_labels(config, attributes)
     config.problem_type = "regression" # for vLLM
     for_cross_encoder = {"activation_fn": "torch.nn.modules.linear.Identity"} # for `CrossEncoder`
     config.sentence_transformers = {**(getattr(config, "sentence_transformers", None) or {}), **for_cross_encoder}
@@ -335,7 +271,7 @@ def save_checkpoint(model, folder, tokenizer, state_dict=None):
     tokenizer = tokenizer_to_save(tokenizer, model.config)
     num_embeddings = max(model.num_embeddings, tokenizer.pad_token_id + 1)
     config = copy.deepcopy(model.config)
-    set_plain_output(config)
+    set_plain_output(config, model.attributes)
     if model.pooling == "last": # by which its classifier finds the end; RoBERTa counts positions from it
         config.pad_token_id = tokenizer.pad_token_id
     config.vocab_size = max(config.vocab_size, num_embeddings)
@@ -371,6 +307,9 @@ def facts_to_save(model):
     facts = dict(getattr(model.config, "rlhf_reward", {}))
     facts.pop("note", None)
     facts.pop("head", None)
+    facts.pop(WEIGHTS, None)
+    if model.attributes:
+        facts[WEIGHTS] = model.attribute_weights
     if model.pooling == "classifier":
         facts["head"] = model.head_names[0].removesuffix(".weight")
     return {**facts, "pooling": model.pooling, "ends_with_eos": model.ends_with_eos}
@@ -380,7 +319,7 @@ def head_to_save(model, weights):
     "Return the head by the names of its family's classifier, with a bias of 0 where that has one."
     name, *of_bias = model.head_names
     head = weights["score.weight"]
-    return {name: head, **{bias: head.new_zeros(1) for bias in of_bias}}
+    return {name: head, **{bias: head.new_zeros(len(head)) for bias in of_bias}}
 
 
 def _pad_embeddings(model, state, prefix, num_embeddings):

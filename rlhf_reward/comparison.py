@@ -30,6 +30,9 @@ class Comparison:
     template: dict[str, Any] = field(default_factory=dict) # arguments of the chat template, such as `tools`
     # True if the row has whole texts and nothing marks the end of the prompt; `prompt` is then what the texts share
     whole: bool = field(default=False, compare=False)
+    attributes: Optional[dict[str, tuple[Optional[float], ...]]] = None # ratings of each response by name, if any
+    # probability that the first of two responses is better than the second, where people are not sure: never 0 or 1
+    preference: Optional[float] = None
 
 # %% ../nbs/03_comparison.ipynb #79a24c92
 def is_ids(
@@ -112,4 +115,4 @@ def text_key(
     return exact_key(normalized(text))
 
 # %% ../nbs/03_comparison.ipynb #31ffe47e
-CACHE_VERSION = 2 # increase it whenever a change gives other rows, texts or token ids for the same data
+CACHE_VERSION = 3 # increase it whenever a change gives other rows, texts or token ids for the same data

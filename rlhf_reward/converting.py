@@ -90,7 +90,8 @@ def original_rewards(
     if adapter is not None:
         model = open_adapted(model_name, dtype, **kwargs).eval()
     else:
-        model, report = load_checked(AutoModel, model_name, {**kwargs, "dtype": dtype})
+        _, config = load_config(model_name, kwargs)
+        model, report = load_checked(AutoModel, model_name, config, {**kwargs, "dtype": dtype})
         check_complete(model_name, model, report)
         _check_unused(model_name, kwargs, model, head, report["unexpected_keys"])
     rewards = []
@@ -188,10 +189,10 @@ def _differences(folder, texts, expected):
     here = _difference(rewards, expected, model.backbone.dtype)
     if not model.config.rlhf_reward["opens_as_sequence_classification"]:
         return here, None
-    del model
+    del model.backbone
     classifier = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    rewards = torch.stack([classifier(ids[None]).logits[0, 0] for ids in texts])
-    return here, _difference(rewards.float(), expected, classifier.dtype)
+    rewards = torch.stack([model.attribute_sum(classifier(ids[None]).logits.float())[0, 0] for ids in texts])
+    return here, _difference(rewards, expected, classifier.dtype)
 
 
 def _difference(rewards, expected, dtype):

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from .attributes import saved_weights
 from .checkpoint_files import own_code
 from .checkpoints import check_complete, default_pooling, head_size, load_backbone, load_checked, unsharded
 from .inputs import rounding
@@ -62,7 +63,7 @@ def open_backbone(
                 config.model_type,
                 reason,
             )
-    return OpenedBackbone(chosen, load_backbone(model_name, kwargs), head_size(config))
+    return OpenedBackbone(chosen, load_backbone(model_name, config, kwargs), head_size(config))
 
 # %% ../nbs/01j_encoder_heads.ipynb #7f077672
 def check_not_packed(pooling, end_positions):
@@ -77,12 +78,12 @@ class _NoClassifier(Exception):
     "Why the classifier of a family cannot be the backbone of a reward model."
 
 
-def _last_linear(classifier):
-    "Return the name of the linear layer with one output. Raises `_NoClassifier` unless there is one."
+def _last_linear(classifier, num_rows):
+    "Return the name of the linear layer with so many outputs. Raises `_NoClassifier` unless there is one."
     in_base = set(classifier.base_model.modules())
     names = []
     for name, module in classifier.named_modules():
-        if isinstance(module, nn.Linear) and module not in in_base and module.out_features == 1:
+        if isinstance(module, nn.Linear) and module not in in_base and module.out_features == num_rows:
             names.append(name)
     if len(names) != 1:
         raise _NoClassifier(f"{type(classifier).__name__} does not end in one linear layer")
@@ -132,9 +133,10 @@ def _open_classifier(model_name, config, kwargs):
     trained_with = getattr(config, "rlhf_reward", {}).get("pooling")
     if trained_with not in (None, "classifier"):
         raise _NoClassifier(f"this is a reward model that was trained with {trained_with!r}")
-    options = {**_unquantized_layers(config, kwargs), "num_labels": 1}
-    classifier, report = load_checked(AutoModelForSequenceClassification, model_name, options)
-    name = _last_linear(classifier)
+    num_rows = len(saved_weights(config.to_dict())) or 1
+    options = {**_unquantized_layers(config, kwargs), "num_labels": num_rows}
+    classifier, report = load_checked(AutoModelForSequenceClassification, model_name, config, options)
+    name = _last_linear(classifier, num_rows)
     head = classifier.get_submodule(name)
     head_names = tuple(f"{name}.{part}" for part, _ in head.named_parameters())
     layers = tuple(f"{layer}." for layer in layers_before_head(classifier))
@@ -185,8 +187,9 @@ def _unquantized_layers(config, kwargs):
 def check_bias(model_name, bias):
     "Raise `ValueError` if the head of a reward model on an encoder has got a bias."
     if bias is not None and bias.any():
+        shown = ", ".join(f"{number:.4g}" for number in bias.tolist())
         raise ValueError(
-            f"The head of {str(model_name)!r} has the bias {bias.item():.4g}; expected 0, as RewardModel writes it. It "
+            f"The head of {str(model_name)!r} has the bias {shown}; expected 0, as RewardModel writes it. It "
             "was trained further with another library: remove rlhf_reward from its config.json, and "
             "Scorer.from_pretrained(name, text_pairs=False) scores with the classifier as it is."
         )

@@ -9,7 +9,7 @@ __all__ = ['logger', 'EncoderClassifier', 'open_model']
 import inspect
 import logging
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from .adapter_checkpoints import read_adapter
 from .adapter_forms import fit_embeddings, load_adapter_weights, put_adapter, read_adapter_weights
+from .attributes import AttributesMixin, AttributeSum, label_names, weights_needed
 from .checkpoint_files import CLASSIFIER, adapter_base, check_finite, is_adapter, is_encoder_head, own_code
 from .checkpoint_files import load_config, refuse_own_code
 from .checkpoints import check_complete, default_pooling, is_reward_model, load_checked, num_embeddings_of
@@ -34,12 +35,12 @@ from .tokens import TokenizedComparison
 logger = logging.getLogger(__name__)
 
 # %% ../nbs/06e_encoders.ipynb #4135cd34
-class EncoderClassifier(nn.Module):
+class EncoderClassifier(AttributesMixin, nn.Module):
     """
-    A one-label sequence classifier on an encoder, with its own head, that scores like a `RewardModel`.
+    A sequence classifier on an encoder, with its own head, that scores like a `RewardModel`.
 
-    The reward is the logit as it is. Raises `ValueError` for an encoder in which padding changes the reward. One with
-    code of its own, which runs with `trust_remote_code=True`, may be a decoder, and is tried for that.
+    The reward is the logit, or the weighted sum of several. Raises `ValueError` for an encoder in which padding changes
+    the reward. One with code of its own, which runs with `trust_remote_code=True`, is tried for that.
     """
     ends_with_eos = False # its tokenizer writes what it was trained with
     normalize = RewardModel.normalize
@@ -50,12 +51,14 @@ class EncoderClassifier(nn.Module):
         model_name: str, # folder or name on the hub
         device: str = "cuda", # where it is placed
         text_pairs: bool = True, # two segments, `tokenizer(prompt, response)`; else, or if trained here, one text
+        attribute_weights: Optional[dict[str, float]] = None, # of the labels, if there are several
         **kwargs: Any, # for `AutoModelForSequenceClassification.from_pretrained`
     ):
         super().__init__()
         check_device(device, kwargs.get("device_map"))
         load = _load_adapter if is_adapter(model_name, kwargs) else _load_classifier
         self.classifier = load(model_name, kwargs)
+        self.attribute_sum = _sum_of_labels(self.config, attribute_weights)
         self.text_pairs = text_pairs and _is_encoder(self.config) and not hasattr(self.config, "rlhf_reward")
         has_types = getattr(self.config, "type_vocab_size", 0) > 1
         self._takes_types = has_types and "token_type_ids" in inspect.signature(self.classifier.forward).parameters
@@ -82,11 +85,12 @@ class EncoderClassifier(nn.Module):
         attention_mask: TensorType["batch_size", "seq_len", int], # 1 for a real token, 0 for padding on the right
         # 0 in the prompt, 1 in the response; ignored by encoders without token types
         token_type_ids: TensorType["batch_size", "seq_len", int],
+        attributes: bool = False, # as in `RewardModel.forward`
     ) -> TensorType["batch_size", 1, float]: # float32 rewards
         check_values(input_ids, attention_mask, None, self.num_embeddings, wait=True)
         types = {"token_type_ids": token_type_ids} if self._takes_types else {}
-        outputs = self.classifier(input_ids=input_ids, attention_mask=attention_mask, **types)
-        return outputs.logits.float()
+        outputs = self.classifier(input_ids=input_ids, attention_mask=attention_mask, **types).logits.float()
+        return outputs if attributes else self.attribute_sum(outputs)
 
     def sequences(
         self,
@@ -94,8 +98,7 @@ class EncoderClassifier(nn.Module):
         tokenizer: PreTrainedTokenizerBase, # of the model
         max_length: float, # in tokens
         on_overlong: str, # 'error', or 'truncate_prompt' to cut the oldest tokens of the prompt
-    # K sequences of (token id, token type), whether they were cut, and what the chat template leaves out
-    ) -> tuple[list[list[tuple[int, int]]], bool, tuple[str, ...]]:
+    ) -> tuple[list[list[tuple[int, int]]], bool, tuple[str, ...]]: # the fields of `sequences.Fitted`
         """
         Return two segments where prompt and response are known strings, else one segment.
 
@@ -120,13 +123,10 @@ class EncoderClassifier(nn.Module):
         rows = []
         for example in examples:
             rows += [torch.tensor(rest) for rest in example["rests"]]
-        input_ids = [row[:, 0] for row in rows]
-        token_types = [row[:, 1] for row in rows]
-        mask = [torch.ones(len(row), dtype=torch.long) for row in rows]
         return {
-            "input_ids": _pad(input_ids, self.config.pad_token_id or 0),
-            "attention_mask": _pad(mask, 0),
-            "token_type_ids": _pad(token_types, 0),
+            "input_ids": _pad([row[:, 0] for row in rows], self.config.pad_token_id or 0),
+            "attention_mask": _pad([torch.ones_like(row[:, 0]) for row in rows], 0),
+            "token_type_ids": _pad([row[:, 1] for row in rows], 0),
         }
 
 # %% ../nbs/06e_encoders.ipynb #35d9a4d5
@@ -134,36 +134,44 @@ def open_model(
     model_name: Union[str, Path], # folder or name on the hub
     device: str, # where it is placed
     text_pairs: bool = True, # as in `EncoderClassifier`
+    attribute_weights: Optional[dict[str, float]] = None, # as in `RewardModel.from_pretrained`
     **kwargs: Any, # for transformers' `from_pretrained`
 ) -> Union[RewardModel, EncoderClassifier]: # in evaluation mode
-    "Return the model of a checkpoint. Raises `ValueError` for one that has anything but one reward."
+    "Return the model of a checkpoint. Raises `ValueError` for one with several labels and no weights."
+    weights = {"attribute_weights": attribute_weights}
     if is_adapter(model_name, kwargs):
         if is_reward_model(model_name, **kwargs) or not _is_encoder_adapter(model_name, kwargs):
-            return RewardModel.from_pretrained(model_name, device=device, **kwargs)
-        return EncoderClassifier(model_name, device, text_pairs, **kwargs)
+            return RewardModel.from_pretrained(model_name, device=device, **weights, **kwargs)
+        return EncoderClassifier(model_name, device, text_pairs, **weights, **kwargs)
     name, config = load_config(model_name, kwargs)
     is_ours = hasattr(config, "rlhf_reward")
     if own_code(config) and not is_ours:
         refuse_own_code(model_name, config, kwargs, CLASSIFIER)
-        return EncoderClassifier(name, device, text_pairs, **kwargs)
+        return EncoderClassifier(name, device, text_pairs, **weights, **kwargs)
     is_classifier = any("SequenceClassification" in architecture for architecture in config.architectures or [])
     if is_classifier and not is_ours: # made elsewhere
         _warn_if_padding_ends_texts(model_name, text_config(config))
-        if config.num_labels != 1 and not is_reward_model(model_name, **kwargs):
-            labels = ", ".join(map(str, config.id2label.values()))
-            raise ValueError(
-                f"{str(model_name)!r} has {config.num_labels} labels ({labels}); expected a reward model with one "
-                "label. A classifier of several has no single reward."
-            )
+        if config.num_labels != 1 and attribute_weights is None and not is_reward_model(model_name, **kwargs):
+            raise weights_needed(model_name, label_names(config.id2label))
         if default_pooling(config) != "last":
-            return EncoderClassifier(name, device, text_pairs, **kwargs)
-    return RewardModel.from_pretrained(model_name, device=device, **kwargs)
+            return EncoderClassifier(name, device, text_pairs, **weights, **kwargs)
+    return RewardModel.from_pretrained(model_name, device=device, **weights, **kwargs)
 
 # %% ../nbs/06e_encoders.ipynb #42b4e868
+def _sum_of_labels(config, weights):
+    "Return what makes the reward of the logits of a classifier. One with code of its own may have several for one."
+    is_reward = config.num_labels == 1 or own_code(config) and weights is None
+    attribute_sum = AttributeSum(() if is_reward else label_names(config.id2label))
+    if weights is not None:
+        attribute_sum.set(weights)
+    return attribute_sum
+
+
 def _load_classifier(model_name, kwargs, weights=()):
     "Return the classifier with its weights. Raises `ValueError` if some are missing, there and in `weights`."
     options = {"dtype": "auto", **kwargs}
-    classifier, report = load_checked(AutoModelForSequenceClassification, model_name, options)
+    _, config = load_config(model_name, options)
+    classifier, report = load_checked(AutoModelForSequenceClassification, model_name, config, options)
     check_complete(model_name, classifier, report, weights)
     return classifier
 

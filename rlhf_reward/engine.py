@@ -21,6 +21,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 from tqdm.auto import tqdm
 
+from .attributes import AttributeRewards, reward_alone, with_reward
 from .unread import report_unread, unread_columns
 from .comparison import Comparison, shared_length
 from .mixed_rows import own_row
@@ -105,6 +106,7 @@ class RewardEngine:
         finite: bool = True, # raise `NotFinite` for a reward that is infinite or not a number
         should_cancel: Optional[Callable[[], bool]] = None, # checked before each batch
         given_up: Optional[Callable[[], bool]] = None, # the former name of `should_cancel`
+        attributes: bool = False, # with each reward the outputs that it is the sum of, as `AttributeRewards`
     ) -> list[list[float]]: # K for each comparison, in the order given
         """
         Return the reward of each sequence: equal ones computed once, shared prefixes once, batches by their tokens.
@@ -137,7 +139,7 @@ class RewardEngine:
         rewards = []
         for comparison_sequences in sequences:
             rewards.append([reward_of[tuple(sequence)] for sequence in comparison_sequences])
-        return rewards
+        return rewards if attributes else [list(map(reward_alone, of_comparison)) for of_comparison in rewards]
 
     def _gather(self, reward_of):
         "Return the rewards of all processes, which from now on plan with the smallest of their budgets."
@@ -183,8 +185,15 @@ class RewardEngine:
             rests = [list(sequence[len(prefix):]) for sequence in piece_sequences]
             examples.append(tokenized_comparison(list(prefix), rests))
             sequences += piece_sequences
-        rewards = self.model(**self.reader.model_inputs(examples))
-        return dict(zip(sequences, rewards.squeeze(1).tolist()))
+        inputs = self.reader.model_inputs(examples)
+        names = getattr(self.model, "attributes", ())
+        if not names:
+            return dict(zip(sequences, self.model(**inputs).squeeze(1).tolist()))
+        outputs = self.model(**inputs, attributes=True)
+        rewards = []
+        for reward, numbers in zip(self.model.attribute_sum(outputs).squeeze(1).tolist(), outputs.tolist()):
+            rewards.append(AttributeRewards(reward, dict(zip(names, numbers))))
+        return dict(zip(sequences, rewards))
 
 # %% ../nbs/06d_engine.ipynb #b0c2856a
 class NotFinite(ValueError):
@@ -213,11 +222,14 @@ class ComparisonScorer(ABC):
     """
     Base of all scorers: a subclass tokenizes comparisons and computes the rewards of their sequences.
 
-    `omitted` counts the comparisons by what a chat template has left out of them, where there is one.
+    `omitted` counts the comparisons by what a chat template has left out of them, where there is one, and
+    `num_truncated` those whose prompt was cut.
     A subclass has `tokenize_each` and `rewards`, and `normalized` if it knows the scale of its rewards.
     """
 
     omitted: Mapping[str, int] = MappingProxyType({}) # what the template left out → comparisons
+    attributes: tuple[str, ...] = () # names of the outputs that a reward is the sum of
+    num_truncated: int = 0 # comparisons whose prompt was cut
 
     @abstractmethod
     def tokenize_each(
@@ -262,16 +274,31 @@ class ComparisonScorer(ABC):
         comparisons: list[Comparison], # from `to_comparison` or `to_responses`
         normalize: bool = False, # to mean 0 and standard deviation 1
         processes: Optional[PartialState] = None, # those that share the work, each with the same comparisons
+        attributes: bool = False, # with each reward its attributes, as `AttributeRewards`
     ) -> list[list[float]]: # K rewards for each
         "Return the rewards of all responses. A prompt that is too long is cut alike for all K, as in training."
+        options = {"attributes": True} if attributes else {}
+        if attributes and not self.attributes:
+            raise ValueError(
+                "attributes is True, but the scorer has none: its model has one output, the reward. Expected "
+                "attributes=False, or a model with attributes."
+            )
         if normalize:
             self.normalized([]) # refuse before the work
         sequences = self.tokenize(comparisons)
         prompts = [str(comparison.prompt) for comparison in comparisons]
-        rewards = self.rewards(sequences, prompts, processes)
+        rewards = self.rewards(sequences, prompts, processes, **options)
         if normalize:
-            return [self.normalized(of_comparison) for of_comparison in rewards]
+            return [self.normalized_each(of_comparison) for of_comparison in rewards]
         return rewards
+
+    def normalized_each(
+        self,
+        rewards: list[Union[float, AttributeRewards]], # as `rewards` returns them
+    ) -> list[Union[float, AttributeRewards]]: # the same attributes
+        "Return the rewards on a known scale. Raises `ValueError` as `normalized` does."
+        numbers = self.normalized(list(map(reward_alone, rewards)))
+        return list(map(with_reward, rewards, numbers))
 
     def read_rows(
         self,
@@ -339,6 +366,7 @@ def _merge_pieces(pieces):
 def _check_finite(reward_of, sequences):
     "Raise `NotFinite` for the comparison of a sequence whose reward is infinite or not a number."
     for sequence, reward in reward_of.items():
+        reward = reward_alone(reward) # not finite if one of its attributes is not
         if not math.isfinite(reward):
             index = _index_of(sequence, sequences)
             problem = (

@@ -18,12 +18,15 @@ from accelerate import PartialState
 from scipy.special import expit
 from tqdm.auto import tqdm
 
+from .attribute_statistics import AttributeStatistics, attribute_statistics
+from .attributes import reward_alone
 from .columns import read_columns
 from .comparison import Comparison, Text, is_ids, shared_length, whole_texts
 from .engine import NotFinite
 from .intervals import Interval, JackknifeInterval, interval, jackknife
 from .intervals import jackknife_p_value, sign_flip_p_value
 from .mixed_rows import dataset_of, own_row
+from .model_ranking import Ranking, rank_compared
 from .rows import to_comparison
 from .rule import Rule # defined here before
 from .scoring import BaseScorer
@@ -64,7 +67,9 @@ def evaluate(
     omitted = Counter(scorer.omitted) - omitted_before
     comparisons = usable.comparisons
     prompts = [str(comparison.prompt) for comparison in comparisons]
-    rewards = _rewards_or_error(scorer, usable.sequences, prompts, processes, usable.in_sets, name)
+    options = {"attributes": True} if scorer.attributes else {}
+    scored = _rewards_or_error(scorer, usable.sequences, prompts, processes, usable.in_sets, name, **options)
+    rewards = [list(map(reward_alone, own)) for own in scored]
     without_prompts = _sequences_without_prompt(scorer, comparisons)
     responses = response_table(
         comparisons,
@@ -73,6 +78,9 @@ def evaluate(
         _response_lengths(without_prompts, usable.sequences),
     )
     report = {**statistics(responses, seed), "left_out": usable.left_out, "omitted": dict(omitted)}
+    if scorer.attributes:
+        weights = scorer.model.attribute_weights
+        report["attributes"] = attribute_statistics(responses, comparisons, scored, weights, seed)
     show_progress = processes is None or processes.is_main_process
     report["sources"] = _statistics_by("source", responses, seed, show_progress)
     datasets = [dataset for _, dataset in usable.in_sets]
@@ -95,6 +103,7 @@ class EvaluationReport(Statistics, total=False):
     sources: dict[str, Statistics] # by source; the number of comparisons alone if none has a pair
     datasets: dict[str, Statistics] # the same by set, of a mixture
     benchmark: dict[str, Any] # only from `benchmarks.evaluate_benchmark`
+    attributes: dict[str, AttributeStatistics] # by name, only of a model with attributes
 
 
 class MistakenResponse(TypedDict):
@@ -182,6 +191,7 @@ class ModelComparison(TypedDict):
     comparisons: int # number of those that all models have
     agreement: dict[str, dict[str, float]] # share of pairs that two models order alike, by name
     pairs: list[ModelPair] # one for each two models
+    ranking: Ranking # the best first, and which differences are within noise
 
 
 def compare(
@@ -206,7 +216,13 @@ def compare(
             p_value=sign_flip_p_value(difference, prompts, seed),
             score_difference=_score_difference(evaluations[first], evaluations[second]),
         ))
-    return ModelComparison(comparisons=len(common), agreement=_agreement(margins), pairs=model_pairs)
+    accuracies = {name: float(correctness(values).mean()) for name, values in margins.items()}
+    return ModelComparison(
+        comparisons=len(common),
+        agreement=_agreement(margins),
+        pairs=model_pairs,
+        ranking=rank_compared(accuracies, _benchmark_scores(evaluations), model_pairs),
+    )
 
 # %% ../nbs/07_evaluation.ipynb #a0205ef3
 def without_prompt(
@@ -268,10 +284,10 @@ def _read(row, verdicts):
     return row if isinstance(row, Comparison) else to_comparison(row, verdicts)
 
 
-def _rewards_or_error(scorer, sequences, prompts, processes, in_sets, name):
+def _rewards_or_error(scorer, sequences, prompts, processes, in_sets, name, **options):
     "Return the rewards of sequences. Raise `ValueError` that names the row for one that is not finite."
     try:
-        return scorer.rewards(sequences, prompts, processes)
+        return scorer.rewards(sequences, prompts, processes, **options)
     except NotFinite as error:
         number, dataset = in_sets[error.index]
         raise ValueError(f"Row {number} of {dataset or name}: {error}") from None
@@ -366,3 +382,10 @@ def _score_difference(first, second):
     if difference is None:
         return None
     return ScoreDifference(**difference, p_value=jackknife_p_value(difference, len(first.replicates)))
+
+
+def _benchmark_scores(evaluations):
+    "Return the scores on a benchmark by model; None without one, or without an interval."
+    if any(evaluation.replicates is None for evaluation in evaluations.values()):
+        return None
+    return {name: evaluation.report["benchmark"]["score"] for name, evaluation in evaluations.items()}

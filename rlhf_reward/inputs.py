@@ -116,7 +116,8 @@ def _check_mask(mask, shape):
     covers_rows = mask.shape[0] in (1, batch_size)
     is_dense = mask.is_floating_point() and covers_rows and tuple(mask.shape[2:]) == (seq_len, seq_len)
     is_table = mask.dtype == torch.long and batch_size == mask.shape[0] == 1 # of segments
-    is_packed = is_packed and (is_dense or is_table) # a bool mask would be added to the scores as 0 and 1
+    is_empty = mask.numel() == 0 and batch_size == mask.shape[0] == 1 # with sequences in place of a mask
+    is_packed = is_packed and (is_dense or is_table or is_empty) # a bool mask would be added to the scores as 0 and 1
     if tuple(mask.shape) != shape and not is_packed:
         raise ValueError(
             f"attention_mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected {shape}, the shape of "

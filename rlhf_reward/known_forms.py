@@ -44,6 +44,14 @@ def _read_helpsteer2(row):
     yield {"prompt": _user(row["prompt"]), "responses": [row["response_1"], row["response_2"]], "ranks": ranks}
 
 
+_HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+
+
+def _read_helpsteer(row):
+    ratings = {attribute: [row[attribute]] for attribute in _HELPSTEER}
+    yield {"prompt": _user(row["prompt"]), "responses": [row["response"]], "ratings": ratings}
+
+
 def _read_helpsteer3(row):
     context = from_json("context", row["context"], list)
     ranks = _ranks_by_sign(row, "overall_preference")
@@ -95,12 +103,26 @@ def _read_orca(row):
     yield {"prompt": prompt, "responses": [row["chosen"], row["rejected"]], "ranks": [1, 2]}
 
 # %% ../nbs/03l_known_forms.ipynb #5e4307e0
+_ULTRAFEEDBACK = ("helpfulness", "honesty", "instruction_following", "truthfulness")
+
+
+def _ultrafeedback_rating(completion, attribute):
+    "Return the rating of a completion, None for N/A."
+    annotation = (completion.get("annotations") or {}).get(attribute) or {}
+    rating = annotation.get("Rating")
+    return None if rating == "N/A" else rating
+
+
 def _read_ultrafeedback(row, score):
     completions = from_json("completions", row["completions"], list) or []
+    ratings = {}
+    for attribute in _ULTRAFEEDBACK:
+        ratings[attribute] = [_ultrafeedback_rating(completion, attribute) for completion in completions]
     yield {
         "prompt": _user(row["instruction"]),
         "responses": [completion["response"] for completion in completions],
         "scores": [completion[score] for completion in completions],
+        "ratings": ratings,
     }
 
 
@@ -242,6 +264,9 @@ KNOWN_FORMS = {
         ("context", "response1", "response2", "overall_preference"),
         _read_helpsteer3,
         "the sign of overall_preference: below 0 response1",
+    ),
+    "helpsteer_ratings": Form(
+        ("prompt", "response", *_HELPSTEER), _read_helpsteer, "none: one response a row, rated by five attributes"
     ),
     "nectar": Form(("prompt", "answers"), _read_nectar, "lower rank in answers"),
     "nemo": Form(("context", "completions"), _read_nemo, "lower rank in completions", ("tools",)),

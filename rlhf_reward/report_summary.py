@@ -17,6 +17,7 @@ from rlhf_reward.evaluation import (
     ScoreDifference,
     compare,
 )
+from .attribute_statistics import AttributeStatistics
 from .intervals import Interval
 from .omissions import report_omissions
 from .statistics import BestOfN, Calibration
@@ -24,8 +25,8 @@ from .statistics import BestOfN, Calibration
 Evaluations = dict[str, dict[str, Evaluation]] # by name of the data, then of the model
 
 # %% auto #0
-__all__ = ['Evaluations', 'show_share', 'show_number', 'show_score_difference', 'figure_lines', 'BenchmarkTables',
-           'benchmark_tables', 'DataSummary', 'summarize']
+__all__ = ['Evaluations', 'ATTRIBUTE_COLUMNS', 'show_share', 'show_number', 'show_score_difference', 'figure_lines',
+           'attribute_lines', 'BenchmarkTables', 'benchmark_tables', 'DataSummary', 'summarize']
 
 # %% ../nbs/07h_report_summary.ipynb #07aac2da
 def show_share(
@@ -78,6 +79,45 @@ def figure_lines(
     ]
 
 
+ATTRIBUTE_COLUMNS = (
+    "attribute",
+    "weight",
+    "accuracy alone, %",
+    "with length: Pearson, Spearman",
+    "length-controlled accuracy, %",
+    "with its ratings: Pearson, Spearman",
+    "mean squared error",
+    "bias; slope",
+    "rated",
+)
+
+
+def attribute_lines(
+    attributes: dict[str, AttributeStatistics], # of one model
+) -> list[list[str]]: # one line for each, with a value for each of `ATTRIBUTE_COLUMNS`
+    "Return the lines of the table of attributes."
+    lines = []
+    for name, figures in attributes.items():
+        length = figures["length"]
+        fit = figures["ratings"] or {}
+        lines.append([
+            name,
+            f"{figures['weight']:.4g}",
+            show_share(figures["accuracy_interval"]),
+            _show_both(length, "pearson", "spearman"),
+            show_share(length["controlled_accuracy"]),
+            _show_both(fit, "pearson", "spearman"),
+            show_number(fit.get("mean_squared_error")),
+            _show_both(fit, "bias", "slope", "; "),
+            str(fit.get("responses", 0)),
+        ])
+    return lines
+
+
+def _show_both(figures, first, second, separator=", "):
+    return separator.join(show_number(figures.get(name)) for name in (first, second)) if figures else "–"
+
+
 def _show_length_group(group):
     return f"{show_share(group['accuracy'])}, {group['pairs']} pairs"
 
@@ -114,7 +154,7 @@ def _ranking_lines(ranking):
 class BenchmarkTables:
     "The figures of one model on a benchmark."
     name: str # of the benchmark
-    rule: str # in words
+    rule: str # in words, and where it is from
     figures: list[tuple[str, str]] # label and value, those of the parts too
     matrices: list[tuple[str, list[list[str]]]] # label and lines
 
@@ -138,7 +178,8 @@ def benchmark_tables(
             elif isinstance(figure, list):
                 lines = [list(map(show_number, line)) for line in figure]
                 matrices.append((label, lines))
-    return BenchmarkTables(report["name"], report["rule"], figures, matrices)
+    rule = " ".join(filter(None, [report["rule"], report.get("rule_source")]))
+    return BenchmarkTables(report["name"], rule, figures, matrices)
 
 # %% ../nbs/07h_report_summary.ipynb #9e4deb7f
 @dataclass
@@ -154,6 +195,7 @@ class DataSummary:
     source_columns: list[str] # header of `sources`
     sources: list[list[str]] # one line for each source; empty for a single one
     benchmarks: list[tuple[str, BenchmarkTables]] # of each model on a benchmark
+    attributes: list[tuple[str, list[list[str]]]] # of each model that has some, as `attribute_lines` returns them
     compared: Optional[ModelComparison] # None for a single model
     curves: list[tuple[str, list[BestOfN]]] # best of n, of each model on data with ratings
     mistakes: list[tuple[str, list[Mistake]]] # of each model
@@ -194,6 +236,9 @@ def _summary_of_data(data, models):
         sources=_source_lines(list(reports.values()), baselines),
         benchmarks=[
             (model, benchmark_tables(report["benchmark"])) for model, report in reports.items() if "benchmark" in report
+        ],
+        attributes=[
+            (model, attribute_lines(found["attributes"])) for model, found in reports.items() if "attributes" in found
         ],
         compared=compare(models) if len(models) > 1 else None,
         curves=[(model, report["best_of_n"]) for model, report in reports.items() if report["best_of_n"]],

@@ -211,6 +211,7 @@ class RunMixin:
             "model": weights_fingerprint(model),
             "form": form_of(model, self.reward_loss),
             "adapter": adapter_facts(model),
+            "attributes": model.attribute_weights or None,
             "dtype": str(next(model.backbone.parameters()).dtype).removeprefix("torch."),
             "dropout": model.dropout.p,
         }

@@ -9,7 +9,7 @@ __all__ = ['BackboneProperties', 'RewardModel', 'PairwiseLoss']
 import inspect
 import math
 from pathlib import Path
-from typing import Optional, Union
+from typing import Optional, Sequence, Union
 
 import torch
 from torch import nn
@@ -17,14 +17,16 @@ from torchtyping import TensorType
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .adapter_checkpoints import from_adapter, save_adapter
+from .attributes import AttributesMixin, AttributeSum, checked_attributes
 from .branching import branched_states
 from .checkpoint_files import check_finite, is_adapter, refuse_own_code
-from .checkpoints import checked_dropout, load_config, load_head, num_embeddings_of, save_checkpoint
+from .checkpoints import checked_dropout, load_config, num_embeddings_of, save_checkpoint
 from .encoder_heads import check_not_packed
 # defined here before
 from .checkpoint_files import hub_options
 from .checkpoints import MIXES_PADDING, default_pooling, head_size, is_reward_model, load_backbone
 from .checkpoints import sequence_classifier, tokenizer_to_save, unsharded
+from .heads import head_labels, load_head, new_head
 from .inputs import check_shapes, check_values, left_aligned, require, right_padded
 from .other_heads import keep_openrlhf_scale
 from .placing import check_device, place
@@ -33,7 +35,7 @@ from .sft_adapters import base_of, open_base
 from .losses import bradley_terry
 
 # %% ../nbs/01_reward.ipynb #d9d2abf6
-class BackboneProperties(nn.Module):
+class BackboneProperties(AttributesMixin, nn.Module):
     "The part of `RewardModel` that its `backbone` and config answer for trainers and tools."
 
     @property
@@ -74,13 +76,28 @@ class BackboneProperties(nn.Module):
         self.backbone.enable_input_require_grads()
         self.backbone.gradient_checkpointing_enable(**kwargs)
 
-    def _hidden_states(self, input_ids, attention_mask, position_ids, branches):
-        "Return the last hidden states, (batch_size, seq_len, hidden_size), or what a classifier makes of them."
+    def _rows_and_ends(self, input_ids, attention_mask, position_ids, end_positions):
+        "Return the inputs, padded on the right unless packed, and the row and position that each reward is read at."
+        if end_positions is not None:
+            rows, ends = end_positions.unbind(dim=1)
+            return self._inputs(input_ids, attention_mask, position_ids), rows, ends
+        input_ids, attention_mask, position_ids = left_aligned(input_ids, attention_mask, position_ids)
+        if position_ids is None and scales_by_length(self.config):
+            position_ids = attention_mask.cumsum(dim=1) - 1 # of each text: padding repeats its last one
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        ends = attention_mask.sum(dim=1) - 1 if self.pooling == "last" else torch.zeros_like(rows)
+        return self._inputs(input_ids, attention_mask, position_ids), rows, ends
+
+    def _inputs(self, input_ids, attention_mask, position_ids):
+        "Return what every backbone takes; positions only where there are some."
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if position_ids is not None:
-            inputs["position_ids"] = position_ids
+        return inputs if position_ids is None else {**inputs, "position_ids": position_ids}
+
+    def _hidden_states(self, inputs, branches, packed_sequences):
+        "Return the last hidden states, (batch_size, seq_len, hidden_size), or what a classifier makes of them."
         if branches is None:
-            outputs = self.backbone(**inputs, **self._backbone_kwargs)
+            options = {} if packed_sequences is None else {"packed_sequences": packed_sequences}
+            outputs = self.backbone(**inputs, **self._backbone_kwargs, **options)
             return outputs.logits if self.pooling == "classifier" else outputs.last_hidden_state
         return branched_states(self.backbone, self._input_names, inputs, branches, **self._backbone_kwargs)
 
@@ -127,6 +144,7 @@ class RewardModel(BackboneProperties):
         device: str = "cuda", # of the model, such as 'cuda', 'cuda:1' or 'cpu'; not used with a `device_map`
         # read by the head, see `open_backbone`: 'last' of a decoder, 'classifier' or 'first' of an encoder
         pooling: Optional[str] = None,
+        attributes: Optional[Sequence[str]] = None, # an output each, whose weighted sum is the reward; None: one output
         **kwargs, # for `AutoModel.from_pretrained`; dtype is float32 unless given: half precision loses small updates
     ):
         super().__init__()
@@ -142,8 +160,8 @@ class RewardModel(BackboneProperties):
         self._input_names = frozenset(inspect.signature(self.backbone.forward).parameters) # before any adapter
         self._backbone_kwargs = {"use_cache": False} if "use_cache" in self._input_names else {}
         self.dropout = nn.Dropout(checked_dropout(dropout))
-        self.score = nn.Linear(width, 1, bias=False, dtype=torch.float32)
-        nn.init.normal_(self.score.weight, std=(self.score.in_features + 1) ** -0.5) # Stiennon et al. 2020
+        self.attribute_sum = AttributeSum(checked_attributes(attributes))
+        self.score = new_head(width, len(self.attribute_sum.weights))
         place(self.eval(), device, kwargs.get("device_map"))
         check_finite(model_name, self.backbone.state_dict().items())
 
@@ -155,6 +173,8 @@ class RewardModel(BackboneProperties):
         position_ids: Optional[TensorType["batch_size", "seq_len", int]] = None, # by default real tokens count from 0
         end_positions: Optional[TensorType["num_responses", 2, int]] = None, # (row, position) where each response ends
         branches: Optional[TensorType["num_sequences", 3, int]] = None, # of `BranchedBatch`, all tokens in one row
+        attributes: bool = False, # return the outputs that a reward is the sum of, (batch_size, num_attributes)
+        packed_sequences: Optional[dict[int, dict]] = None, # of `kernels.add_sequences`, for attention without a mask
     ) -> TensorType["batch_size", 1, float]: # float32 rewards; (num_responses, 1) with `end_positions`
         """
         Return one reward for each row, or for each of `end_positions`.
@@ -171,20 +191,14 @@ class RewardModel(BackboneProperties):
         check_not_packed(self.pooling, end_positions)
         if not torch.compiler.is_compiling():
             check_values(input_ids, attention_mask, end_positions, self.num_embeddings, wait=not self.training)
-        if end_positions is None:
-            input_ids, attention_mask, position_ids = left_aligned(input_ids, attention_mask, position_ids)
-            if position_ids is None and scales_by_length(self.config):
-                position_ids = attention_mask.cumsum(dim=1) - 1 # of each text: padding repeats its last one
-            rows = torch.arange(len(input_ids), device=input_ids.device)
-            ends = attention_mask.sum(dim=1) - 1 if self.pooling == "last" else torch.zeros_like(rows)
-        else:
-            rows, ends = end_positions.unbind(dim=1)
-        check_length(self.config, input_ids, position_ids)
-        states = self._hidden_states(input_ids, attention_mask, position_ids, branches)
+        inputs, rows, ends = self._rows_and_ends(input_ids, attention_mask, position_ids, end_positions)
+        check_length(self.config, inputs["input_ids"], inputs.get("position_ids"))
+        states = self._hidden_states(inputs, branches, packed_sequences)
         pooled = states if self.pooling == "classifier" else states[rows, ends]
         with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
             pooled = self.dropout(pooled.to(self.score.weight)) # its device and dtype
-            return self.score(pooled).float()
+            outputs = self.score(pooled).float()
+            return outputs if attributes else self.attribute_sum(outputs)
 
     def save_pretrained(
         self,
@@ -208,10 +222,11 @@ class RewardModel(BackboneProperties):
     @classmethod
     def from_pretrained(
         cls,
-        model_name: str, # folder that `save_pretrained` wrote, or name of a one-label classifier with a `score` head
+        model_name: str, # folder that `save_pretrained` wrote, or name of a classifier with a `score` head
         dropout: float = 0.1, # as in `RewardModel`
         device: str = "cuda", # as in `RewardModel`
         pooling: Optional[str] = None, # as in `RewardModel`; by default what was saved
+        attribute_weights: Optional[dict[str, float]] = None, # of the labels of several; by default those saved
         **kwargs, # for `AutoModel.from_pretrained`; dtype is the checkpoint's unless given
     ) -> "RewardModel": # in evaluation mode, the head in float32
         """
@@ -221,14 +236,16 @@ class RewardModel(BackboneProperties):
         chat template write them, without an end-of-sequence token of ours. An adapter loads with its base model.
         """
         if is_adapter(model_name, kwargs):
-            return from_adapter(RewardModel, model_name, dropout, device, pooling, **kwargs)
+            return from_adapter(RewardModel, model_name, dropout, device, pooling, attribute_weights, **kwargs)
         _, config = load_config(model_name, kwargs)
         if not hasattr(config, "rlhf_reward"):
             refuse_own_code(model_name, config, kwargs)
-        model = cls(model_name, dropout, device, pooling, **{"dtype": "auto", **kwargs})
+        names, saved = head_labels(model_name, kwargs, config, attribute_weights)
+        model = cls(model_name, dropout, device, pooling, names, **{"dtype": "auto", **kwargs})
         keep_openrlhf_scale(model.config)
         model.ends_with_eos = getattr(model.config, "rlhf_reward", {}).get("ends_with_eos", False)
-        model.score.weight.data.copy_(load_head(model_name, kwargs, config))
+        model.score.weight.data.copy_(load_head(model_name, kwargs, config, len(model.score.weight)))
+        model.use_weights(saved, attribute_weights)
         return model
 
 # %% ../nbs/01_reward.ipynb #bc0e4f56

@@ -26,7 +26,7 @@ class RewardFunction:
 
     The columns `tools` and `chat_template_kwargs`, if the data has them, go to the chat template as in training. Any
     number of completions fits, in batches by tokens. Pickled, it is the name of the model and the options. `num_errors`
-    counts the completions that could not be scored.
+    counts the completions that could not be scored, and `num_truncated` those whose prompt was cut.
     """
 
     def __init__(
@@ -34,8 +34,9 @@ class RewardFunction:
         model: Union[str, Path, BaseScorer], # folder, name on the hub, or a scorer
         normalize: bool = False, # as in `Scorer.score`
         name: str = "reward_model", # in the logs of the trainer
-        # reward of a completion that cannot be scored (too long, or left out by the chat template): 'raise' an
-        # error, 'none' for a reward of None, with which TRL leaves the completion out, or a number
+        # reward of a completion that cannot be scored (too long, refused or left out by the chat template, or with a
+        # reward that is not finite): 'raise' an error, 'none' for a reward of None, with which TRL leaves the
+        # completion out, or a number
         on_error: Union[str, float] = "raise",
         **kwargs: Any, # for `Scorer.from_pretrained`: device, max_length, on_overlong, …
     ):
@@ -79,25 +80,36 @@ class RewardFunction:
             rows.append(row)
         return self._rewards(self._opened.read_rows(rows, "the completions", read=to_responses))
 
+    @property
+    def num_truncated(self) -> int:
+        "The completions so far whose prompt was cut, with `on_overlong` 'truncate_prompt'."
+        return self._opened.num_truncated if self._opened is not None else 0
+
     def _rewards(self, results):
         "Return the reward of each result of `read_rows`, that of `on_error` for an error."
         errors = [result for result in results if isinstance(result, ValueError)]
         if errors and self.on_error == "raise":
             raise errors[0]
-        if errors:
-            self.num_errors += len(errors)
-            logger.warning(
-                "%d of %d completions cannot be scored and get the reward %s (%d so far). The first: %s",
-                len(errors), len(results), self._reward_of_errors(), self.num_errors, errors[0],
-            )
         scored = [result for result in results if not isinstance(result, ValueError)]
         prompts = [str(comparison.prompt) for comparison, _ in scored]
-        rewards = self._opened.rewards([sequences for _, sequences in scored], prompts)
+        sequences = [sequences for _, sequences in scored]
+        rewards = self._opened.rewards(sequences, prompts, finite=self.on_error == "raise")
         rewards = [reward for reward, in rewards]
+        errors += [f"The reward is {reward}." for reward in rewards if not math.isfinite(reward)]
         if self.normalize:
             rewards = self._opened.normalized(rewards)
+        if errors:
+            self._report(errors, len(results))
         remaining = iter(rewards)
-        return [self._reward_of_errors() if isinstance(result, ValueError) else next(remaining) for result in results]
+        rewards = [math.nan if isinstance(result, ValueError) else next(remaining) for result in results]
+        return [reward if math.isfinite(reward) else self._reward_of_errors() for reward in rewards]
+
+    def _report(self, errors, num_completions):
+        self.num_errors += len(errors)
+        logger.warning(
+            "%d of %d completions cannot be scored and get the reward %s (%d so far). The first: %s",
+            len(errors), num_completions, self._reward_of_errors(), self.num_errors, errors[0],
+        )
 
     def _reward_of_errors(self):
         return None if self.on_error == "none" else float(self.on_error)

@@ -8,11 +8,13 @@ __all__ = ['UNREADABLE', 'FORMS', 'row_form', 'to_comparison', 'to_responses', '
 # %% ../nbs/03a_rows.ipynb #42087059
 from typing import Any, Callable, Optional
 
+from .attribute_rows import read_ratings
 from .comparison import BadResponse, Comparison, is_ids, shared_length
 from .fields import TEXT_FORMS, checked_text, finite_number, finite_numbers, from_json, without_nulls
 from .mixed_rows import dataset_of, own_row
+from .soft_labels import read_label
 from .unread import check_media
-from .verdicts import UnclearVerdict, checked_verdicts, verdict_ranks
+from .verdicts import UnclearVerdict
 
 # %% ../nbs/03a_rows.ipynb #2d76a6b3
 UNREADABLE = "unreadable" # the column in which `load_rows` reports why a line could not be read
@@ -22,8 +24,12 @@ FORMS = { # each form with the columns that identify it; the first form that fit
     "chosen, rejected": {"chosen", "rejected"},
     "response_a, response_b, winner": {"response_a", "response_b", "winner"},
     "response_a, response_b, preference": {"response_a", "response_b", "preference"},
+    "response_a, response_b, probability_a": {"response_a", "response_b", "probability_a"},
+    "response_a, response_b, votes_a, votes_b": {"response_a", "response_b", "votes_a", "votes_b"},
     "responses, ranks": {"responses", "ranks"},
     "responses, scores": {"responses", "scores"},
+    "responses, ratings": {"responses", "ratings"},
+    "response, ratings": {"response", "ratings"},
 }
 
 
@@ -61,20 +67,26 @@ def to_comparison(
     elif form == "chosen, rejected":
         parts = _read_chosen(row)
     elif "response_a" in form:
-        parts = _read_arena(row, "winner" if "winner" in form else "preference", verdicts)
+        parts = _read_arena(row)
+    elif "ratings" in form:
+        parts = _read_rated(row)
     else:
         parts = _read_ranked(row)
     prompt, responses, ranks, ratings = parts
+    label = read_label(row, ranks, form, verdicts)
+    margin = _margin(row, responses)
     return Comparison(
         prompt=prompt,
         responses=tuple(responses),
-        ranks=ranks,
+        ranks=label.ranks,
         ratings=ratings,
-        margin=_margin(row, responses),
+        margin=-margin if margin is not None and label.is_reversed else margin,
+        preference=label.preference,
         weight=_weight(row),
         source=_source(row),
         template=_template(row),
         whole=_is_guessed(row, prompt),
+        attributes=read_ratings(row.get("ratings"), len(responses)),
     )
 
 # %% ../nbs/03a_rows.ipynb #90b72dbc
@@ -147,10 +159,9 @@ def _read_chosen(row):
     return prompt, responses, (1, 2), finite_numbers("score_chosen and score_rejected", ratings, len(responses))
 
 
-def _read_arena(row, column, verdicts):
-    "Return prompt, responses, ranks and ratings of two responses and a verdict in `column`."
-    prompt, responses = _prompt_and_responses(row, [row["response_a"], row["response_b"]])
-    return prompt, responses, verdict_ranks(row[column], column, checked_verdicts(verdicts)), None
+def _read_arena(row):
+    "Return prompt and responses of a row whose label is a verdict or a probability, without ranks and ratings."
+    return *_prompt_and_responses(row, [row["response_a"], row["response_b"]]), None, None
 
 
 def _read_ranked(row):
@@ -169,6 +180,21 @@ def _read_ranked(row):
     else:
         order = finite_numbers("ranks", ranks, len(responses))
     return prompt, responses, tuple(_ranks_from(order)), ratings
+
+
+def _read_rated(row):
+    "Return prompt, responses, ranks and ratings of responses without an order, rated by attribute."
+    if row.get("response") is None:
+        responses = from_json("responses", row["responses"], list)
+    else:
+        responses = [row["response"]]
+    prompt, responses = _prompt_and_responses(row, responses, fewest=1)
+    if read_ratings(row["ratings"], len(responses)) is None:
+        raise ValueError(
+            f"the ratings are {row['ratings']!r:.80}, and nothing orders the responses; expected ratings by attribute, "
+            "such as {'helpfulness': [4, 2]}, or ranks, or scores for a single number each."
+        )
+    return prompt, responses, (1,) * len(responses), None
 
 
 def _ranks_from(order):

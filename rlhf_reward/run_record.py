@@ -25,6 +25,7 @@ from .reward import RewardModel
 
 # %% ../nbs/05g_run_record.ipynb #efa5cb0d
 LEARNED_COLUMNS = ("shared_prefix", "rests", "ranks", "margins", "ratings", "weight") # what a loss learns from
+_IF_GIVEN = ("attributes", "preference") # likewise, in data that has them
 
 
 def data_fingerprint(
@@ -34,15 +35,19 @@ def data_fingerprint(
     if isinstance(dataset, IterableDataset):
         first = []
         for example in dataset.take(4):
-            first.append([example[name] for name in LEARNED_COLUMNS])
+            given = [name for name in _IF_GIVEN if example.get(name) is not None]
+            first.append([example[name] for name in (*LEARNED_COLUMNS, *given)])
         return f"a stream that begins with {Hasher.hash_bytes(json.dumps(first).encode())}"
     return f"{len(dataset)} comparisons, {Hasher.hash_bytes(_bytes_of_data(dataset))}"
 
 
 def _bytes_of_data(dataset) -> Iterator[bytes]:
-    for table in dataset.select_columns(LEARNED_COLUMNS).with_format("arrow").iter(1000):
-        for name in LEARNED_COLUMNS:
-            yield from _bytes_of_array(pa.concat_arrays(table[name].chunks))
+    columns = [name for name in (*LEARNED_COLUMNS, *_IF_GIVEN) if name in dataset.column_names]
+    for table in dataset.select_columns(columns).with_format("arrow").iter(1000):
+        for name in columns:
+            column = table[name]
+            if name not in _IF_GIVEN or column.null_count < len(column):
+                yield from _bytes_of_array(pa.concat_arrays(column.chunks))
 
 
 def _bytes_of_array(array) -> Iterator[bytes]:
@@ -134,7 +139,8 @@ SETTINGS = ( # arguments that a resumed run may change
     "adam_epsilon",
     "max_grad_norm",
 )
-UNCHANGEABLE = ("form", "adapter", "optim", "optim_args") # facts that the state of the optimizer depends on
+# facts that the state of the optimizer depends on, and what the outputs of the model are
+UNCHANGEABLE = ("form", "adapter", "attributes", "optim", "optim_args")
 OF_MODEL_AND_DATA = ("model", "train_data", "eval_data", "total_batch_size", "dtype", "dropout")
 # what `resume_changes` can name
 CHANGEABLE = OF_MODEL_AND_DATA + tuple(name for name in FACTS if name not in UNCHANGEABLE)

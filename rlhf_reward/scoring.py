@@ -67,6 +67,7 @@ class BaseScorer(ComparisonScorer):
         prompts: list[Optional[Text]], # strings or messages; `None` where the response is a whole text or conversation
         responses: list[Text], # one for each prompt, strings or messages
         normalize: bool = False, # to mean 0 and standard deviation 1, see `RewardModel.normalize`
+        attributes: bool = False, # each reward with the attributes that it is the sum of, as `AttributeRewards`
     ) -> list[float]: # float32 rewards, in the order given
         "Return one reward for each prompt and response. Raises `ValueError` that names the response at fault."
         prompts = _as_list("prompts", prompts, "For several responses to one prompt use rank.")
@@ -79,7 +80,7 @@ class BaseScorer(ComparisonScorer):
         comparisons = []
         for number, (prompt, response) in enumerate(zip(prompts, responses), start=1):
             comparisons.append(_to_comparison(prompt, [response], f"Response {number}"))
-        return [reward for reward, in self.score_comparisons(comparisons, normalize)]
+        return [reward for reward, in self.score_comparisons(comparisons, normalize, attributes=attributes)]
 
     def rank(
         self,
@@ -138,6 +139,8 @@ class Scorer(RewardEngine, BaseScorer):
         # budget of a batch, less where memory runs out; by default 2048 on a CPU, where more is slower, else 16384.
         # Responses to one prompt stay together up to four times as many
         tokens_per_batch: Optional[int] = None,
+        # of the attributes of the model, which it then has everywhere, see `RewardModel.set_attribute_weights`
+        attribute_weights: Optional[dict[str, float]] = None,
     ):
         "Raises `ValueError` for an option that is out of range."
         if on_overlong not in ("error", "truncate_prompt"):
@@ -152,6 +155,8 @@ class Scorer(RewardEngine, BaseScorer):
             raise ValueError(
                 f"tokens_per_batch is {tokens_per_batch} and max_length {max_length}; expected 1 or more."
             )
+        if attribute_weights is not None:
+            model.set_attribute_weights(attribute_weights)
         super().__init__(model, tokens_per_batch)
         self.tokenizer = tokenizer
         report_template(tokenizer)
@@ -162,7 +167,7 @@ class Scorer(RewardEngine, BaseScorer):
     @classmethod
     def from_pretrained(
         cls,
-        # folder or name on the hub: a checkpoint of this library, an adapter, or any one-label sequence classifier
+        # folder or name on the hub: a checkpoint of this library, an adapter, or any sequence classifier
         model_name: Union[str, Path],
         device: Optional[str] = None, # by default 'cuda' if available, else 'cpu'
         max_length: Optional[int] = None, # as in `Scorer`
@@ -172,21 +177,27 @@ class Scorer(RewardEngine, BaseScorer):
         # whether strings end with the end-of-sequence token; by default what the checkpoint records, and False for one
         # made elsewhere. TRL and OpenRLHF train on strings with it
         ends_with_eos: Optional[bool] = None,
+        # of a model with attributes or several labels, by default those saved; labels that it leaves out count nothing
+        attribute_weights: Optional[dict[str, float]] = None,
         **kwargs: Any, # for transformers' `from_pretrained`: dtype, attn_implementation, revision, …
     ) -> "Scorer":
         """
         Open a model with its tokenizer.
 
-        Raises `ValueError` for a model with several labels or without a head, or `ends_with_eos` for an encoder with a
-        head of its own, and `OSError` for a model that does not exist.
+        Raises `ValueError` for a model with several labels and no weights, or without a head, or `ends_with_eos` for an
+        encoder with a head of its own, and `OSError` for a model that does not exist.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         name = local_name(model_name)
-        model = open_model(name, device, text_pairs, **kwargs)
+        model = open_model(name, device, text_pairs, attribute_weights, **kwargs)
         scorer = cls(model, open_tokenizer(name, **kwargs), max_length, on_overlong, tokens_per_batch)
         if ends_with_eos is not None:
             scorer.reader.set_end(ends_with_eos)
         return scorer
+
+    @property
+    def attributes(self) -> tuple[str, ...]: # of the model, empty for one output
+        return getattr(self.model, "attributes", ())
 
     def tokenize_each(
         self,
@@ -208,6 +219,7 @@ class Scorer(RewardEngine, BaseScorer):
                 tokenized.append(result.sequences)
                 num_cut += result.was_cut
         if num_cut:
+            self.num_truncated += num_cut
             logger.warning("Cut the prompt of %d of %d to %d tokens.", num_cut, len(comparisons), self.max_length)
         if omitted:
             counts = Counter(itertools.chain.from_iterable(omitted))

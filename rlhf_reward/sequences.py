@@ -17,7 +17,7 @@ from .comparison import BadResponse, Comparison, whole_texts
 from .encoding import TooLong, encode, end_token, fit_length, length_remedy, longest
 from .omissions import render_checked
 from .packing import choose_layout, model_inputs
-from .placing import input_device
+from .placing import input_device, to_device
 from .reward import RewardModel
 from .templates import Conversation, as_conversation, chat_marks
 from .tokens import TokenizedComparison, tokenized_comparison
@@ -135,7 +135,7 @@ class TextReader:
         examples: list[TokenizedComparison], # with prefix and rests
     ) -> dict[str, Any]: # arguments of the model's `forward`
         "Return one batch, packed or padded, on the device of the model."
-        return model_inputs(_to_device(self.collator(examples), self.model), self.model)
+        return model_inputs(to_device(self.collator(examples), input_device(self.model)), self.model)
 
 # %% ../nbs/06c_sequences.ipynb #d479eb34
 class ClassifierReader:
@@ -179,7 +179,7 @@ class ClassifierReader:
         examples: list[TokenizedComparison], # with all tokens in `rests`
     ) -> dict[str, Any]: # arguments of the model's `forward`
         "Return one padded batch on the device of the model."
-        return _to_device(self.model.collate(examples), self.model)
+        return to_device(self.model.collate(examples), input_device(self.model))
 
 
 def choose_reader(
@@ -234,8 +234,3 @@ def _dummy_comparisons(num_ids):
         comparisons.append(tokenized_comparison(shared_prefix, rests))
     return comparisons
 
-
-def _to_device(batch, model):
-    "Return the batch on the device of the model."
-    device = input_device(model)
-    return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -53,7 +53,7 @@ def open_adapted(
             "base_model_name_or_path in adapter_config.json."
         )
     auto_class = _class_of(state, config)
-    model, report = load_checked(auto_class, saved.base_model, {**saved.base_options, "dtype": dtype})
+    model, report = load_checked(auto_class, saved.base_model, config, {**saved.base_options, "dtype": dtype})
     backbone = model.base_model
     prefix = "" if backbone is model else model.base_model_prefix + "."
     others = [name for name in report["missing_keys"] if not name.startswith(prefix)] # such as an unused head

@@ -18,7 +18,10 @@ class TokenizedComparison(TypedDict):
     ranks: list[int] # K, 1 is best
     margins: list[float] # one for each of `ranked_pairs(ranks)`, 0 if unknown
     ratings: Optional[list[float]] # K, `None` if unknown
+    attributes: Optional[list[list[Optional[float]]]] # K ratings for each of `attribute_names`, `None` if unknown
+    attribute_names: Optional[list[str]] # of the model that it is for
     weight: float # of all pairs together
+    preference: Optional[float] # as in `Comparison`
     length: int # of the longest sequence, to group by
     source: Optional[str] # the data set or subset of the row
     prompt_key: int # the same for the same prompt
@@ -32,7 +35,10 @@ FEATURES = Features({ # a `TokenizedComparison` in a table of `datasets`
     "ranks": List(Value("int32")),
     "margins": List(Value("float64")),
     "ratings": List(Value("float64")),
+    "attributes": List(List(Value("float64"))),
+    "attribute_names": List(Value("string")),
     "weight": Value("float64"),
+    "preference": Value("float64"),
     "length": Value("int32"),
     "source": Value("string"),
     "prompt_key": Value("int64"),
@@ -52,6 +58,9 @@ def tokenized_comparison(
     prompt_key: int = 0, # the same for the same prompt
     row: int = 0, # its number in the data, from 1
     dataset: Optional[str] = None, # the name of its set in a mixture
+    attributes: Optional[list[list[Optional[float]]]] = None, # K ratings for each of `attribute_names`, if known
+    attribute_names: Sequence[str] = (), # of the model that it is for
+    preference: Optional[float] = None, # as in `Comparison`
 ) -> TokenizedComparison: # with its length
     "Return a tokenized comparison with these fields."
     return TokenizedComparison(
@@ -60,7 +69,10 @@ def tokenized_comparison(
         ranks=[1] * len(rests) if ranks is None else list(ranks),
         margins=list(margins),
         ratings=None if ratings is None else list(ratings),
+        attributes=attributes,
+        attribute_names=list(attribute_names) if attributes else None,
         weight=weight,
+        preference=preference,
         length=len(shared_prefix) + max(map(len, rests), default=0),
         source=source,
         prompt_key=prompt_key,

@@ -17,6 +17,7 @@ from typing import Literal, Optional, Sequence, Union
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from .attribute_rows import is_unordered, ratings_in_order
 from .columns import read_columns
 from .comparison import CACHE_VERSION, Comparison, is_ids, ranked_pairs, shared_length, text_key
 from .encoding import TooLong, encode, end_token, fit_length
@@ -45,6 +46,7 @@ def tokenize_rows(
     num_proc: Optional[int] = None, # processes to tokenize with
     name: str = "the data", # what messages call the rows
     max_positions: Optional[int] = None, # tokens that the model takes, whatever `max_length` is
+    attributes: Sequence[str] = (), # of the model, whose ratings are kept
 ) -> Union[Dataset, IterableDataset]: # of `TokenizedComparison`, with the columns of `FEATURES`
     """
     Return the token ids of each comparison. Raise `ValueError` for a row that cannot be used, or if none is left.
@@ -69,6 +71,7 @@ def tokenize_rows(
         "keep_ties": keep_ties,
         "ends_with_eos": ends_with_eos,
         "name": name,
+        "attributes": tuple(attributes),
     }
     options = {
         "with_indices": True,
@@ -114,9 +117,12 @@ def reason_dropped(
     ranks: Sequence[int], # of the responses, 1 is best
     sequences: list[list[int]], # K lists of ids
     keep_ties: bool, # whether a comparison without pairs is used
+    preference: Optional[float] = None, # of a soft label, which is learned from where it is one half, too
 ) -> str: # empty if the comparison is kept
     "Return why nothing can be learned from a comparison that fits."
     pairs = ranked_pairs(ranks)
+    if preference is not None:
+        pairs = [(0, 1)]
     if not pairs and not keep_ties:
         return "all responses tie"
     if any(sequences[winner] == sequences[loser] for winner, loser in pairs):
@@ -221,7 +227,10 @@ def _tokenized_row(rendered, sequences, arguments):
         example = tokenized_comparison([], [], weight=0.0, row=rendered.number, dataset=rendered.dataset)
         report = {"dropped": "bad row", "cut": 0, "not_ended": False, "omitted": [], "detail": rendered.problem}
         return {**example, **report}
-    kept, report = _fitted(rendered, sequences, arguments)
+    names = arguments["attributes"]
+    attributes = ratings_in_order(comparison.attributes, names, len(comparison.responses))
+    keep_ties = attributes is not None or arguments["keep_ties"] and not is_unordered(comparison)
+    kept, report = _fitted(rendered, sequences, arguments, keep_ties)
     shared = shared_length(kept) if kept else 0
     example = tokenized_comparison(
         shared_prefix=kept[0][:shared] if kept else [],
@@ -229,7 +238,10 @@ def _tokenized_row(rendered, sequences, arguments):
         ranks=comparison.ranks,
         margins=rendered.margins,
         ratings=comparison.ratings,
+        attributes=attributes,
+        attribute_names=names,
         weight=comparison.weight,
+        preference=comparison.preference,
         source=comparison.source,
         prompt_key=text_key(comparison.prompt),
         row=rendered.number,
@@ -238,7 +250,7 @@ def _tokenized_row(rendered, sequences, arguments):
     return {**example, **report}
 
 
-def _fitted(rendered, sequences, arguments):
+def _fitted(rendered, sequences, arguments, keep_ties):
     "Return the sequences that are kept, none if the row is dropped for its length, and the fields of REPORTED."
     max_length = arguments["max_length"]
     report = {"dropped": "", "cut": 0, "omitted": list(rendered.omitted), "detail": ""}
@@ -263,7 +275,8 @@ def _fitted(rendered, sequences, arguments):
         without_prompt = " without the prompt" if arguments["on_overlong"] == "truncate_prompt" else ""
         return [], {**report, "dropped": f"longer than {max_length} tokens{without_prompt}"}
     report["cut"] = length - max(map(len, kept))
-    report["dropped"] = reason_dropped(rendered.comparison.ranks, kept, arguments["keep_ties"])
+    comparison = rendered.comparison
+    report["dropped"] = reason_dropped(comparison.ranks, kept, keep_ties, comparison.preference)
     return kept, report
 
 

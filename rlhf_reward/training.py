@@ -19,6 +19,7 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import TrainOutput
 
 from .arguments import RewardConfig, check_arguments, check_for_loss, check_inputs, check_state_dict_type
+from .attributes import forget_reward_scale
 from .card import ModelCardMixin
 from .unread import plain_rows
 from .log_line import show_log_line
@@ -86,7 +87,7 @@ class RewardTrainer(
         self._layout_is_chosen = False
         self._tokenized = partial(tokenize_for_model, model, processing_class, args)
         train_dataset = self._tokenized(train_dataset, "the training set")
-        train_dataset = check_for_loss(train_dataset, args.loss, "the training set")
+        train_dataset = check_for_loss(train_dataset, args.loss, "the training set", model.attributes)
         super().__init__(
             model,
             args,
@@ -142,7 +143,8 @@ class RewardTrainer(
                 check_padding(self.model, examples_to_compare(dataset))
             return
         layouts = layouts_to_try(self.args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        layout = choose_layout(self.model, examples_to_compare(dataset), layouts)
+        with nullcontext() if self.args.device.type == "cpu" else self.accelerator.autocast():
+            layout = choose_layout(self.model, examples_to_compare(dataset), layouts, for_training=True)
         layout.apply_to(self.model)
         self.data_collator = layout.collator
         if layout.difference is not None:
@@ -191,6 +193,7 @@ def tokenize_for_model(
             num_proc=args.dataset_num_proc,
             name=name,
             max_positions=min(limits, default=None),
+            attributes=model.attributes,
         )
     return tokenized
 
@@ -222,11 +225,3 @@ def layouts_to_try(
     if args.layout != "auto":
         return (args.layout,)
     return ("packed", "branched") if can_branch else ("packed",)
-
-# %% ../nbs/05_training.ipynb #cd19ec32
-def forget_reward_scale(
-    config: Any, # of the model
-) -> None:
-    "Remove the scale of the rewards, which was that of the weights before training."
-    for name in ("reward_mean", "reward_std", "reward_over"):
-        getattr(config, "rlhf_reward", {}).pop(name, None)

@@ -428,9 +428,9 @@ def test_the_longest_comparison_is_among_those_compared(base, tmp_path, monkeypa
 
     compared = []
 
-    def record(model, examples, layouts):
+    def record(model, examples, layouts, **options):
         compared.extend(examples)
-        return choose_layout(model, examples, layouts)
+        return choose_layout(model, examples, layouts, **options)
 
     monkeypatch.setattr(rlhf_reward.training, "choose_layout", record)
     rows = synthetic_comparisons(40)

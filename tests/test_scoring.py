@@ -664,7 +664,7 @@ def test_reward_function(scorer, reward_models):
         RewardFunction(scorer, device="cpu")
 
 
-def test_completions_without_a_reward(scorer, caplog):
+def test_completions_without_a_reward(scorer, caplog, monkeypatch):
     prompts, responses = texts(2, 2)
     expected = scorer.score(prompts, responses)
     rows = [{"prompt": prompt, "response": response} for prompt, response in zip(prompts, responses)]
@@ -683,9 +683,51 @@ def test_completions_without_a_reward(scorer, caplog):
             assert pickle.loads(pickle.dumps(function)).on_error == on_error
             assert function(prompts, [completion] * 4) == [reward] * 4 and function.num_errors == 5
         caplog.clear()
+    ids = [scorer.tokenize([to_responses(row)])[0][0] for row in rows]
+    forward = scorer._forward
+
+    def overflowing(batch):
+        rewards = forward(batch)
+        return {sequence: math.inf if list(sequence) == ids[1] else reward for sequence, reward in rewards.items()}
+
+    monkeypatch.setattr(scorer, "_forward", overflowing)
+    with pytest.raises(ValueError, match="is inf"):
+        RewardFunction(scorer)(prompts, responses)
+    for on_error, reward in (("none", None), (-3, -3.0)):
+        function = RewardFunction(scorer, on_error=on_error)
+        rewards = function(prompts, responses)
+        assert rewards[1] == reward and function.num_errors == 1
+        close(rewards[:1] + rewards[2:], expected[:1] + expected[2:])
+    assert "The first: The reward is inf." in caplog.text
     for on_error in ("skip", math.nan, math.inf, None):
         with pytest.raises(ValueError, match="on_error is .*; expected 'raise', 'none' or a finite number"):
             RewardFunction(scorer, on_error=on_error)
+
+
+def test_completions_of_any_kind(scorer):
+    "Empty ones are scored unless the template refuses them; long prompts are cut and counted, long completions not."
+    scorer.tokenizer.chat_template = (
+        "{% for m in messages %}{% if 'w13' in m.content or m.content == '' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ m.role }} {% if 'w14' not in m.content %}{{ m.content }} {% endif %}{% endfor %}"
+    )
+    for prompt, completion in (("w5", "w6"), (user("w5"), assistant("w6"))):
+        is_text = isinstance(prompt, str)
+        refused = None if is_text else [assistant(""), assistant("w13"), assistant("w14"), [], ""]
+        bad = [None, 7, *(refused or [])]
+        function = RewardFunction(scorer, on_error="none")
+        rewards = function([prompt] * (1 + len(bad)), [*bad, completion])
+        assert rewards[:-1] == [None] * len(bad) and function.num_errors == len(bad)
+        close(rewards[-1:], scorer.score([prompt], [completion]))
+    for prompt, completion in (("w5", ""), (user("w5"), " ")):
+        close(RewardFunction(scorer)([prompt], [completion]), scorer.score([prompt], [completion]))
+    scorer.max_length = 20
+    scorer.on_overlong = "truncate_prompt"
+    function = RewardFunction(scorer, on_error=-1)
+    rewards = function(["w5 " * 50] * 3, [" w6", " w7" * 9, " w8" * 30])
+    assert rewards[2] == -1 and -1 not in rewards[:2]
+    assert (function.num_errors, function.num_truncated) == (1, 2)
+    function(["w5 " * 50], [" w6"])
+    assert (function.num_errors, function.num_truncated) == (1, 3)
 
 
 def test_tools_and_template_arguments_reach_the_template(scorer):

@@ -529,6 +529,7 @@ HOOKS = {
     "create_model_card": (),
     "create_optimizer": ("model",),
     "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
+    "evaluation_loop": ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),
     "get_eval_dataloader": ("eval_dataset",),
     "get_test_dataloader": ("test_dataset",),
     "get_train_dataloader": (),

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
 
-from .arguments import DATA_HELP, parse_columns, parse_verdicts
+from .arguments import DATA_HELP, parse_columns, parse_verdicts, parse_weights
+from .attributes import AttributeArguments
 from .train_data import SYNTHETIC, evaluation_sets, names_of, training_sets
 
 # %% ../../nbs/09g_cli_train_arguments.ipynb #017737ad
 @dataclass
-class TrainArguments:
+class TrainArguments(AttributeArguments):
     "Arguments of `rlhf_reward train` in addition to those of `RewardConfig`."
 
     model: Optional[str] = field(
@@ -130,7 +131,10 @@ class TrainArguments:
     )
     attn_implementation: Optional[str] = field(
         default=None,
-        metadata={"help": "Attention of transformers: sdpa, eager, flash_attention_2, …"},
+        metadata={
+            "help": "Attention that is tried first: sdpa, flash_attention_2, flash_attention_3, flex_attention, eager. "
+            "Packed rows are computed by another one where it refuses them."
+        },
     )
 
 # %% ../../nbs/09g_cli_train_arguments.ipynb #acc8ef0b
@@ -264,6 +268,7 @@ def parse_train(
         _check_stream(job, args)
         job.columns = parse_columns(job.columns)
         job.verdicts = parse_verdicts(job.verdicts)
+        job.attribute_weights = parse_weights(job.attribute_weights)
         training_sets(job)
         evaluation_sets(job) # both raise for what does not fit together
         _check_adapter(job)

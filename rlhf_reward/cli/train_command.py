@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import exit_on_error, opening, read_chat_template
+from .attributes import learn_weights, load_pairs
 from .train_arguments import TrainArguments, parse_train
 from .train_data import SYNTHETIC, evaluation_sets, label_of, load_data, training_sets
 
@@ -89,9 +90,18 @@ def _open_model(name, job, args):
         if job.lora_r and is_adapter(name, {}):
             name = _merge_base(name, job, args)
         open_model = RewardModel
+        options["attributes"] = job.attributes
         head = "has no reward head to continue from; training starts from a new head on its backbone"
     logging.getLogger("rlhf_reward").info("%s %s.", name, head)
-    return open_model(name, job.dropout, str(args.device), dtype=job.dtype, **options)
+    model = open_model(name, job.dropout, str(args.device), dtype=job.dtype, **options)
+    if job.attributes and tuple(job.attributes) != model.attributes:
+        raise ValueError(
+            f"{name!r} is a reward model with the attributes {list(model.attributes)}, and --attributes are "
+            f"{job.attributes}; expected the same in this order, no --attributes, or a model without a reward head."
+        )
+    if job.attribute_weights:
+        model.set_attribute_weights(job.attribute_weights)
+    return model
 
 # %% ../../nbs/09b_cli_train.ipynb #052ec46f
 def prepare_trainer(
@@ -140,8 +150,9 @@ def train(
             with own_folder(args.output_dir, args.should_save):
                 _set_log_level(args)
                 trainer = prepare_trainer(job, args)
+                pairs = load_pairs(trainer, job)
                 trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-                return _save_and_evaluate(trainer, job)
+                return _save_and_evaluate(trainer, job, pairs)
     except KeyboardInterrupt as stop:
         if trainer is None or trainer.is_world_process_zero():
             print(f"\nrlhf_reward train: {_stopped(stop, trainer)}", file=sys.stderr)
@@ -168,7 +179,7 @@ def _stopped(stop, trainer):
     return f"{where}, before the first checkpoint. With --save_on_signal true it would have been saved."
 
 
-def _save_and_evaluate(trainer, job):
+def _save_and_evaluate(trainer, job, pairs=None):
     "Save the model, then evaluate and describe it; return the metrics."
     args = trainer.args
     if job.merge_adapter:
@@ -184,6 +195,8 @@ def _save_and_evaluate(trainer, job):
             f"{error} The training is not lost: to continue from {trainer.last_checkpoint}, add "
             "--resume_from_checkpoint true."
         ) from error
+    if pairs is not None:
+        learn_weights(trainer, job, pairs)
     metrics = trainer.evaluate()
     trainer.set_reward_scale(metrics, _held_data(job))
     names = [one.name for one in training_sets(job)]

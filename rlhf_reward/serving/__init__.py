@@ -10,6 +10,7 @@ except ImportError as error:
 from .batching import BATCHES_PER_DRAIN, Batcher, QueueFull
 from .routes import logger, make_app
 from .schemas import (
+    AttributesAnswer,
     ClassifyAnswer,
     ClassifyRequest,
     ClassifyResult,
@@ -43,6 +44,7 @@ __all__ = [
     "Batcher",
     "Busy",
     "Class",
+    "AttributesAnswer",
     "ClassifyAnswer",
     "ClassifyRequest",
     "ClassifyResult",

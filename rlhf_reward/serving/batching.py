@@ -8,13 +8,13 @@ __all__ = ['BATCHES_PER_DRAIN', 'SEQUENCES_PER_DRAIN', 'QueueFull', 'Batcher', '
 
 # %% ../../nbs/08a_batching.ipynb #50e8b123
 import asyncio
+import heapq
 import math
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from operator import attrgetter
 from typing import Any, Optional
 
 from ..comparison import shared_length
@@ -63,7 +63,7 @@ class Batcher:
         self,
         sequences: list[list[list]], # K for each comparison, from `Scorer.tokenize`
         prompts: list[Any], # one for each comparison; equal prompts are computed together, across requests too
-    ) -> list[list[float]]: # K for each comparison
+    ) -> list[list[float]]: # K for each comparison; of a model with attributes as `AttributeRewards`
         "Raise `QueueFull` if there is no room for the request now, `TooLong` if there never is."
         tokens = count_tokens(sequences)
         if tokens > self.max_waiting:
@@ -154,7 +154,8 @@ class Batcher:
             return all(part.request.answer.done() for part in parts)
 
         try:
-            rewards = self.scorer.rewards(sequences, prompts, progress=False, should_cancel=all_cancelled)
+            options = {"attributes": True} if self.scorer.attributes else {}
+            rewards = self.scorer.rewards(sequences, prompts, progress=False, should_cancel=all_cancelled, **options)
             return [reward for reward, in rewards]
         except BaseException as error: # one that is not an `Exception` would end the task of `run`
             raise RuntimeError(f"{type(error).__name__}: {error}") from error
@@ -219,27 +220,32 @@ def count_tokens(
 
 # %% ../../nbs/08a_batching.ipynb #7d1a6d5c
 def next_batch(
-    queue: deque, # of requests, in the order of their arrival
+    queue: deque, # of requests; those that take part and have more to come are moved to the back
     scorer: Scorer, # whose batches are filled
-) -> list[BatchPart]: # in the order in which the requests arrived
+) -> list[BatchPart]: # in the order of the queue
     """
-    Choose what is computed next: as many tokens as a few batches hold.
+    Choose what is computed next: as many tokens as a few batches hold, from all requests alike.
 
-    Half of them are for the request that has waited longest; then come the other requests, the smallest first, as a
-    whole; what is left is for the first one again.
+    They take turns: first the one that has waited longest, then those that have had no turn yet, then the others; when
+    all have had one, the one with the fewest tokens in this batch. A request whose turn does not fit keeps its place.
     """
-    if not queue:
-        return []
     budget = BATCHES_PER_DRAIN * scorer.tokens_per_batch
-    plan = _Plan(scorer.packs, budget // SEQUENCES_PER_DRAIN)
-    longest = queue[0]
-    plan.take(longest, budget // 2, at_least_one=True)
-    others = sorted(islice(queue, 1, None), key=attrgetter("tokens"))
-    for request in others:
-        if not plan.take_whole(request, budget):
-            break
-    plan.take(longest, budget)
-    return [plan.parts[request] for request in queue if request in plan.parts]
+    plan = _Plan(scorer.packs, budget, budget // SEQUENCES_PER_DRAIN)
+    turns = []
+    for index, request in enumerate(queue):
+        has_begun = bool(request.rewards) and index > 0
+        turns.append((0, has_begun, index, request))
+    heapq.heapify(turns)
+    while turns and plan.tokens + plan.at_least <= budget:
+        tokens, has_begun, index, request = heapq.heappop(turns)
+        taken = plan.take_turn(request)
+        if taken:
+            heapq.heappush(turns, (tokens + taken, has_begun, index, request))
+    parts = [plan.parts[request] for request in queue if request in plan.parts]
+    for part in parts:
+        queue.remove(part.request)
+        queue.append(part.request)
+    return parts
 
 # %% ../../nbs/08a_batching.ipynb #589cb2d6
 class _Plan:
@@ -248,44 +254,46 @@ class _Plan:
     def __init__(
         self,
         packs: bool, # whether a shared prefix is computed once
+        budget: int, # tokens; a single sequence may have more
         at_least: int, # tokens that a sequence counts
     ):
         self.packs = packs
+        self.budget = budget
         self.at_least = at_least
         self.tokens = 0
         self.first_of = {} # prompt: its first sequence
         self.parts = {} # by request
 
-    def take(self, request, budget, at_least_one=False):
-        "Take more of the sequences that wait, up to a total of tokens."
-        part = self.parts.setdefault(request, BatchPart(request))
-        for sequence, prompt in islice(request.waiting, len(part.sequences), None):
-            needed = self._needed(sequence, prompt)
-            if self.tokens + needed > budget and not at_least_one:
-                return
-            at_least_one = False
-            self._add(part, sequence, prompt, needed)
+    def take_turn(self, request):
+        """
+        Take the next sequence of a request if it fits, and return the tokens taken.
 
-    def take_whole(self, request, budget):
-        "Take all that waits, and return whether it fits."
-        tokens = self.tokens
-        part = BatchPart(request)
-        for sequence, prompt in request.waiting:
-            self._add(part, sequence, prompt, self._needed(sequence, prompt))
-            if self.tokens > budget:
-                self.tokens = tokens
-                return False
-        self.parts[request] = part
-        return True
+        More responses to its prompt come with it, until they have as many tokens, or the turn half of the budget: so a
+        prompt that is computed again in each batch is about half of the work, however many requests wait.
+        """
+        part = self.parts.get(request) or BatchPart(request)
+        tokens = 0
+        limit = None # of this turn
+        prompt = None # of this turn
+        for sequence, own_prompt in islice(request.waiting, len(part.sequences), None):
+            needed = self._needed(sequence, own_prompt)
+            if self.tokens and self.tokens + needed > self.budget:
+                break
+            if limit is None:
+                limit = max(needed, min(2 * needed, self.budget // 2))
+                prompt = own_prompt
+            elif not self.packs or own_prompt != prompt or tokens + needed > limit:
+                break
+            self.parts[request] = part
+            self.first_of.setdefault(own_prompt, sequence)
+            self.tokens += needed
+            tokens += needed
+            part.sequences.append(sequence)
+            part.prompts.append(own_prompt)
+        return tokens
 
     def _needed(self, sequence, prompt):
         "Count the tokens of a sequence, without those that it shares with the first sequence of the same prompt."
         first = self.first_of.get(prompt)
         shared = shared_length([first, sequence]) if self.packs and first is not None else 0
         return max(self.at_least, len(sequence) - shared)
-
-    def _add(self, part, sequence, prompt, needed):
-        self.first_of.setdefault(prompt, sequence)
-        self.tokens += needed
-        part.sequences.append(sequence)
-        part.prompts.append(prompt)

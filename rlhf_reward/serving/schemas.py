@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Conversation', 'Text', 'Ids', 'ListOfStrings', 'RequestModel', 'Message', 'ScoreRequest', 'ScoreAnswer',
-           'RankRequest', 'RankedResponse', 'RankAnswer', 'ClassifyRequest', 'ClassifyResult', 'Usage',
-           'ClassifyAnswer', 'RewardRequest', 'Problem']
+           'AttributesAnswer', 'RankRequest', 'RankedResponse', 'RankAnswer', 'ClassifyRequest', 'ClassifyResult',
+           'Usage', 'ClassifyAnswer', 'RewardRequest', 'Problem']
 
 # %% ../../nbs/08b_schemas.ipynb #78ecbfcb
 from typing import Annotated, Any, Literal, Optional, Union
@@ -79,6 +79,14 @@ class ScoreAnswer(BaseModel):
     rewards: list[float] = Field(description="One for each response, in the order of the request.")
 
 
+class AttributesAnswer(ScoreAnswer):
+    "Rewards in the order of the responses, and their attributes."
+
+    attributes: list[dict[str, float]] = Field(
+        description="The outputs that each reward is the weighted sum of, by name.",
+    )
+
+
 class RankRequest(RequestModel):
     "One prompt and its responses."
 
@@ -105,6 +113,10 @@ class RankedResponse(BaseModel):
     response: Text = Field(description="As in the request.")
     reward: float = Field(description="The reward of the model, normalized if the request asks for it.")
     probability: float = Field(description="Of being the best response: the softmax of the rewards.")
+    attributes: Optional[dict[str, float]] = Field(
+        None,
+        description="The outputs that the reward is the weighted sum of, by name, if the model has several.",
+    )
 
 
 class RankAnswer(BaseModel):

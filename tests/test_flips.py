@@ -12,7 +12,7 @@ from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, Scorer, load_r
 from rlhf_reward.cli.audit_command import audit
 from rlhf_reward.comparison import Comparison
 from rlhf_reward.flip_features import find_flips_in_rows, judge, text_features
-from rlhf_reward.flips import comparison_row, cross_fitted_margins, find_flips, flip_rate, flips_table
+from rlhf_reward.flips import comparison_row, cross_fitted_margins, find_flips, flip_rates, flips_table
 from rlhf_reward.flips import wrong_probability
 from rlhf_reward.rows import to_comparison
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
@@ -39,13 +39,27 @@ def test_flips_rate_is_found_where_margins_show_it():
     draw = np.random.default_rng(0)
     for rate in (0.0, 0.1, 0.3):
         margins = np.abs(5 * draw.normal(size=2000)) * np.where(draw.random(2000) < rate, -1, 1)
-        found = flip_rate(margins)
-        assert found["low"] <= found["rate"] <= found["high"]
+        found = flip_rates(margins).summary()
+        assert found["low"] - 1e-6 <= found["rate"] <= found["high"] + 1e-6
         assert found["rate"] == pytest.approx(rate, abs=0.04) and found["high"] - found["low"] < 0.08
-    chance = flip_rate(draw.normal(size=2000))
-    assert chance["low"] == 0 and chance["high"] > 0.4
-    assert flip_rate(np.zeros(3))["low"] == 0
-    assert not wrong_probability(np.array([-3.0]), chance["low"], chance["scale"]).any()
+    for margins in (draw.normal(size=2000), np.zeros(3)): # of a model by chance: what was assumed
+        chance = flip_rates(margins)
+        assert chance.summary()["rate"] == pytest.approx(0.1, abs=0.03) and chance.summary()["high"] > 0.25
+        assert chance.wrong(np.array([-1.0, 0.0, 1.0])) == pytest.approx([0.1, 0.1, 0.1], abs=0.05)
+
+
+def test_flips_are_the_mean_over_rates():
+    margins = 2 * np.random.default_rng(0).normal(size=300) + 1
+    rates = flip_rates(margins)
+    assert rates.weights.sum() == pytest.approx(1)
+    expected = sum(w * wrong_probability(margins, r, a) for r, a, w in zip(*rates))
+    np.testing.assert_allclose(rates.wrong(margins), expected)
+    costs = []
+    for rate, scale in zip(rates.rates, rates.scales): # likelihood times prior, by hand
+        better = 1 / (1 + np.exp(-scale * margins))
+        costs.append(-np.log((1 - rate) * better + rate * (1 - better)).sum() + rate / 0.1)
+    weights = np.exp(min(costs) - np.array(costs))
+    np.testing.assert_allclose(rates.weights, weights / weights.sum(), atol=1e-6)
 
 
 def test_flips_margins_have_not_seen_their_own_prompt(monkeypatch):
@@ -148,7 +162,7 @@ def test_flips_of_a_made_set_are_found_and_their_file_trains(made, base, tmp_pat
     pairs = flips.pairs[flips.pairs["row"] <= 1500].sort_values("row")
     wrong = pairs["wrong"].to_numpy()
     named = wrong > 0.5
-    assert is_flipped[named].mean() > 0.8 and is_flipped[named].sum() > 0.2 * is_flipped.sum()
+    assert is_flipped[named].mean() > 0.7 and is_flipped[named].sum() > 0.3 * is_flipped.sum()
     assert is_flipped[np.argsort(pairs["margin"].to_numpy())[:100]].mean() > 0.8
     assert flips.report["expected"] == pytest.approx(flips.pairs["wrong"].sum())
     assert flips.report["pairs"] == 1503 and not flips.report["notes"]
@@ -177,8 +191,8 @@ def test_flips_are_not_named_where_nothing_is_known():
     comparisons = [Comparison(f"p{index}", ("a", "b"), (1, 2)) for index in range(300)]
     flips = find_flips(comparisons, draw.normal(size=(600, 3)))
     assert "not predicted better than by chance" in flips.report["notes"][0]
-    assert flips.report["likely"] == 0 and flips.report["expected"] == 0
-    assert {row["confidence"] for row in flips.training_rows()} == {1.0} # the file changes no label
+    assert flips.report["likely"] == 0
+    assert min(row["confidence"] for row in flips.training_rows()) > 0.7
     with pytest.raises(ValueError, match="no pair of which one response is better"):
         find_flips([Comparison("p", ("a", "b"), (1, 1))], np.zeros((2, 1)))
     # a soft label is the prior of what rewards say

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['LLMBAR', 'BENCHMARKS']
 
-# %% ../nbs/07r_benchmark_list.ipynb #e92ef67a
+# %% ../nbs/07r_benchmark_list.ipynb #b6df3df4
 import itertools
 from functools import partial
 
 from .benchmark import Benchmark, key_unit, ties_unit
-from .benchmark_files import read_parts, read_tree
+from .benchmark_files import read_clone, read_parts, read_tree
 from rlhf_reward.benchmark_rows import (
     read_helpsteer2,
     read_hh_rlhf,
@@ -36,6 +36,7 @@ from .benchmark_sources import RULE_SOURCES
 from .if_rewardbench import IF_REWARDBENCH, read_if_rewardbench, score_if_rewardbench
 from rlhf_reward.ppe import (
     PPE_CORRECTNESS,
+    check_ppe_correctness,
     read_ppe_correctness,
     read_ppe_preference,
     score_ppe_correctness,
@@ -113,6 +114,7 @@ BENCHMARKS = {
             "score is the mean of the three (Liu et al. 2024)."
         ),
         source=RULE_SOURCES["rm-bench"],
+        rows=partial(read_clone, file="data/total_dataset.json"),
     ),
     "llmbar": Benchmark(
         hub="princeton-nlp/LLMBar",
@@ -145,6 +147,7 @@ BENCHMARKS = {
             "coding, is given too (Tan et al. 2024)."
         ),
         source=RULE_SOURCES["judgebench"],
+        rows=partial(read_clone, file="data/dataset=judgebench,response_model=gpt-4o-2024-05-13.jsonl"),
     ),
 }
 
@@ -173,6 +176,7 @@ BENCHMARKS.update({
         read=read_ppe_correctness,
         rule=score_ppe_correctness,
         parts=frozenset(PPE_CORRECTNESS),
+        check=check_ppe_correctness,
         source=RULE_SOURCES["ppe-correctness"],
         rows=partial(
             read_parts,
@@ -256,7 +260,7 @@ BENCHMARKS.update({
         rule=score_if_rewardbench,
         parts=frozenset(IF_REWARDBENCH),
         source=RULE_SOURCES["if-rewardbench"],
-        rows=partial(read_tree, parts=("data",), pattern="if_rewardbench.json"),
+        rows=partial(read_clone, file="data/if_rewardbench.json"),
         says=(
             "Share of a row's edges, from a graph of preferences, whose better response has the higher reward, ties "
             "wrong, and Kendall's tau over them; means over rows, then over three types of instructions (Wen et al. "

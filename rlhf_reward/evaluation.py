@@ -26,6 +26,7 @@ from .engine import NotFinite
 from .intervals import Interval, JackknifeInterval, interval, jackknife
 from .intervals import jackknife_p_value, sign_flip_p_value
 from .mixed_rows import dataset_of, own_row
+from .model_ranking import Ranking, rank_compared
 from .rows import to_comparison
 from .rule import Rule # defined here before
 from .scoring import BaseScorer
@@ -190,6 +191,7 @@ class ModelComparison(TypedDict):
     comparisons: int # number of those that all models have
     agreement: dict[str, dict[str, float]] # share of pairs that two models order alike, by name
     pairs: list[ModelPair] # one for each two models
+    ranking: Ranking # the best first, and which differences are within noise
 
 
 def compare(
@@ -214,7 +216,13 @@ def compare(
             p_value=sign_flip_p_value(difference, prompts, seed),
             score_difference=_score_difference(evaluations[first], evaluations[second]),
         ))
-    return ModelComparison(comparisons=len(common), agreement=_agreement(margins), pairs=model_pairs)
+    accuracies = {name: float(correctness(values).mean()) for name, values in margins.items()}
+    return ModelComparison(
+        comparisons=len(common),
+        agreement=_agreement(margins),
+        pairs=model_pairs,
+        ranking=rank_compared(accuracies, _benchmark_scores(evaluations), model_pairs),
+    )
 
 # %% ../nbs/07_evaluation.ipynb #a0205ef3
 def without_prompt(
@@ -374,3 +382,10 @@ def _score_difference(first, second):
     if difference is None:
         return None
     return ScoreDifference(**difference, p_value=jackknife_p_value(difference, len(first.replicates)))
+
+
+def _benchmark_scores(evaluations):
+    "Return the scores on a benchmark by model; None without one, or without an interval."
+    if any(evaluation.replicates is None for evaluation in evaluations.values()):
+        return None
+    return {name: evaluation.report["benchmark"]["score"] for name, evaluation in evaluations.items()}

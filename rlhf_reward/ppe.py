@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PPE_DOMAINS', 'PPE_CORRECTNESS', 'read_ppe_preference', 'score_ppe_preference', 'read_ppe_correctness',
-           'score_ppe_correctness']
+           'check_ppe_correctness', 'score_ppe_correctness']
 
-# %% ../nbs/07n_ppe.ipynb #15ab52f2
+# %% ../nbs/07n_ppe.ipynb #87cdd59e
 import json
 import re
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pandas as pd
 from scipy.special import comb
 from scipy.stats import rankdata
 
+from .benchmark import LoadedComparison
 from .benchmark_files import part_name
 from .benchmark_rows import Keyed, as_messages
 from .benchmark_rules import pair_rewards
@@ -90,7 +92,17 @@ def read_ppe_correctness(
     ranks = tuple(1 if score else 2 for score in scores)
     return [(Comparison(prompt, tuple(responses), ranks, tuple(scores), source=benchmark), json.dumps(pairs))]
 
-# %% ../nbs/07n_ppe.ipynb #6f34658f
+# %% ../nbs/07n_ppe.ipynb #7cbbcae2
+def check_ppe_correctness(
+    loaded: list[LoadedComparison], # all that were read
+) -> None:
+    "Raise `ValueError` unless each benchmark has a pair of a right and a wrong response."
+    with_pairs = {item.comparison.source for item in loaded if json.loads(item.key)}
+    missing = [name for name in PPE_CORRECTNESS if name not in with_pairs]
+    if missing:
+        raise ValueError(f"The rows for ppe-correctness have no sampled_conflict_pairs for {', '.join(missing)}.")
+
+
 def score_ppe_correctness(
     table: pd.DataFrame, # one line for each response; key: pairs of a right and a wrong response as JSON
 ) -> dict[str, Any]: # `score`, the mean and the lowest of each figure, and the figures of each benchmark
@@ -130,13 +142,17 @@ def _figures_of_benchmark(table):
 
 def _best_of_k(rewards, correct):
     "Return, for each K, the expected correctness of the highest reward of K responses; equal rewards share."
-    count = len(rewards)
-    shared = pd.Series(correct).groupby(-rewards).transform("mean").to_numpy()
-    by_reward = shared[np.argsort(-rewards, kind="stable")]
+    _, ties, counts = np.unique(-rewards, return_inverse=True, return_counts=True) # the highest first
+    means = np.bincount(ties, correct) / counts
+    return _weights_of_places(len(rewards)) @ np.repeat(means, counts)
+
+
+@cache
+def _weights_of_places(count):
+    "Return, for each K, the probability that the i-th best of all is the best of K."
     after = count - 1 - np.arange(count)
     sizes = np.arange(1, count + 1)[:, None]
-    # probability that the i-th best of all is the best of K
-    return comb(after, sizes - 1) / comb(count, sizes) @ by_reward
+    return comb(after, sizes - 1) / comb(count, sizes)
 
 
 def _mean_curve(curves):

@@ -19,6 +19,7 @@ from . import __version__
 from .comparison import Text
 from .evaluation import EvaluationReport, Mistake, ModelComparison, compare
 from .markdown import escape_markdown, fence_for, markdown_table
+from .model_ranking import RANKING_COLUMNS, ranking_lines, ranking_note
 from .report_plots import import_matplotlib, plots
 from rlhf_reward.report_summary import (
     ATTRIBUTE_COLUMNS,
@@ -29,6 +30,7 @@ from rlhf_reward.report_summary import (
     show_share,
     summarize,
 )
+from .suite import SuiteTable, suite_lines, suite_table
 
 INTERVALS = (
     "Shares are in percent, with 95 % intervals by bootstrap over prompts; where all prompts agree, by the exact "
@@ -41,10 +43,14 @@ COMPARED = (
     "Differences are of accuracies over all pairs; those of benchmark scores, by the jackknife over prompts, have a "
     "table of their own. The p-value flips the differences of whole prompts. Compared on the"
 )
+SUITE_NOTE = (
+    "Scores by the rule of each benchmark, in percent, with 95 % intervals by the jackknife over prompts; that of the "
+    "mean takes the benchmarks as independent."
+)
 
 # %% auto #0
-__all__ = ['INTERVALS', 'COMPARED', 'write_report', 'prepare_report', 'ModelReport', 'DataReport', 'JsonReport', 'report_json',
-           'report_html', 'readable', 'report_markdown']
+__all__ = ['INTERVALS', 'COMPARED', 'SUITE_NOTE', 'write_report', 'prepare_report', 'ModelReport', 'DataReport', 'JsonReport',
+           'report_json', 'report_html', 'readable', 'report_markdown']
 
 # %% ../nbs/07b_report.ipynb #942ed5ae
 def write_report(
@@ -96,6 +102,7 @@ class JsonReport(TypedDict):
     "The content of `report.json`."
     rlhf_reward: str # version
     data: dict[str, DataReport] # by name
+    suite: Optional[SuiteTable] # the scores of all benchmarks; None with fewer than two
 
 
 def report_json(
@@ -109,7 +116,7 @@ def report_json(
             model_reports[model] = {**evaluation.report, "mistakes": evaluation.mistakes()}
         compared = compare(models) if len(models) > 1 else None
         data_reports[data] = DataReport(models=model_reports, compared=compared)
-    return JsonReport(rlhf_reward=__version__, data=data_reports)
+    return JsonReport(rlhf_reward=__version__, data=data_reports, suite=suite_table(evaluations))
 
 # %% ../nbs/07b_report.ipynb #f9bbc6d2
 def report_html(
@@ -133,6 +140,8 @@ def report_html(
     template = environment.from_string(file.read_text(encoding="utf-8"))
     return template.render(
         summaries=summarize(evaluations),
+        suite=_suite_lines(evaluations),
+        suite_note=SUITE_NOTE,
         pictures=pictures,
         readable=readable,
         show_share=show_share,
@@ -142,6 +151,9 @@ def report_html(
         version=__version__,
         intervals=INTERVALS,
         compared=COMPARED,
+        ranking_columns=RANKING_COLUMNS,
+        ranking_lines=ranking_lines,
+        ranking_note=ranking_note,
     )
 
 
@@ -165,6 +177,9 @@ def report_markdown(
 ) -> str: # Markdown
     "Return the figures as tables, and the mistakes."
     parts = ["# Evaluation", INTERVALS]
+    suite = _suite_lines(evaluations)
+    if suite:
+        parts += ["## Benchmarks", SUITE_NOTE, _markdown_table(suite[0], suite[1:])]
     for summary in summarize(evaluations):
         parts += _data_parts(summary)
         if summary.compared:
@@ -230,6 +245,8 @@ def _comparison_parts(summary: DataSummary):
     header = ["models", "difference", "p by prompts", "only the first right", "only the second right"]
     parts = [
         f"{COMPARED} {compared['comparisons']} comparisons that all models have.",
+        ranking_note(compared["ranking"]),
+        _markdown_table(RANKING_COLUMNS, ranking_lines(compared["ranking"])),
         _markdown_table(header, differences),
     ]
     if scores:
@@ -268,3 +285,9 @@ def _markdown_table(header, rows):
     "Return a table in Markdown, with its cells as they are written."
     escaped = [list(map(escape_markdown, row)) for row in (header, *rows)]
     return markdown_table(escaped[0], escaped[1:])
+
+
+def _suite_lines(evaluations):
+    "Return the table of all benchmarks as text; empty with fewer than two."
+    table = suite_table(evaluations)
+    return suite_lines(table) if table else []

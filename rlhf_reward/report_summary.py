@@ -154,7 +154,7 @@ def _ranking_lines(ranking):
 class BenchmarkTables:
     "The figures of one model on a benchmark."
     name: str # of the benchmark
-    rule: str # in words
+    rule: str # in words, and where it is from
     figures: list[tuple[str, str]] # label and value, those of the parts too
     matrices: list[tuple[str, list[list[str]]]] # label and lines
 
@@ -178,7 +178,8 @@ def benchmark_tables(
             elif isinstance(figure, list):
                 lines = [list(map(show_number, line)) for line in figure]
                 matrices.append((label, lines))
-    return BenchmarkTables(report["name"], report["rule"], figures, matrices)
+    rule = " ".join(filter(None, [report["rule"], report.get("rule_source")]))
+    return BenchmarkTables(report["name"], rule, figures, matrices)
 
 # %% ../nbs/07h_report_summary.ipynb #9e4deb7f
 @dataclass

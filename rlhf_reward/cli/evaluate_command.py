@@ -6,9 +6,12 @@
 __all__ = ['evaluate']
 
 # %% ../../nbs/09d_cli_evaluate.ipynb #f33f3e9a
+import json
+import textwrap
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple, Optional
 
 from .arguments import FORM_HELP, VERDICTS_HELP, add_data_arguments, data_source, exit_on_error
 from .arguments import open_scorer, parse_columns, parse_verdicts, scoring_parser, shared_processes
@@ -22,8 +25,8 @@ def _evaluate_parser():
         "the work: accelerate launch -m rlhf_reward evaluate …",
         action="append",
         metavar="[NAME=]MODEL[,…]",
-        help="as in score, with an optional name for the report; several times, or separated by commas, to compare "
-        "models on the same data",
+        help="as in score, with an optional name for the report; several times, or separated by commas, to rank "
+        "models on the same data and find which differences are within noise",
     )
     parser.add_argument(
         "--data",
@@ -38,7 +41,15 @@ def _evaluate_parser():
         default=[],
         metavar="NAME[=PATH][,…]",
         help="a public benchmark by its own rule, from the hub or a local file: rewardbench, "
-        "rewardbench2=rows.jsonl, …",
+        "rewardbench2=rows.jsonl, …; suite for the seven that papers report (RewardBench, RewardBench 2, PPE "
+        "preference and correctness, RMB, RM-Bench, JudgeBench), of which one that is missing is named, and the rest "
+        "runs",
+    )
+    parser.add_argument(
+        "--benchmark_dir",
+        metavar="FOLDER",
+        help="folder with a local copy of each benchmark, a file or folder of its name or that of its data set: "
+        "rm-bench.jsonl, reward-bench/, …; the hub is then not asked",
     )
     parser.add_argument("--output", required=True, help="folder of the report")
     parser.add_argument("--columns", help="other names of columns in --data: prompt=instruction,chosen=output_1")
@@ -66,6 +77,35 @@ def _named_paths(values):
             has_name = separator and not Path(part).exists()
             named.append((name, path) if has_name else (part, part))
     return named
+
+
+class _Benchmark(NamedTuple):
+    "A benchmark that is asked for."
+    name: str
+    path: Optional[str]  # None for the local copy in `folder`, or for the hub
+    folder: Optional[str]  # with local copies; None for the hub
+    is_of_suite: bool  # if it cannot be read, the others still run
+
+
+def _asked_benchmarks(named, folder):
+    "Return the benchmarks of (name, path), the suite as its seven. Raise `ValueError` for a repeated name."
+    from rlhf_reward.benchmarks import BENCHMARKS
+    from rlhf_reward.suite import SUITE
+
+    if folder and not Path(folder).is_dir():
+        raise ValueError(f"--benchmark_dir {folder!r} is no folder; expected one with a local copy of each benchmark.")
+    asked = []
+    for name, path in named:
+        is_local = path != name or Path(path).exists()
+        if name == "suite" and is_local:
+            raise ValueError(f"--benchmark suite has the path {path!r}; expected its local copies in --benchmark_dir.")
+        for own in SUITE if name == "suite" else [name]:
+            of_folder = folder if own in BENCHMARKS else None
+            asked.append(_Benchmark(own, path if is_local else None, of_folder, name == "suite"))
+    names = [benchmark.name for benchmark in asked]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--benchmark has the same name more than once: {', '.join(names)}.")
+    return asked
 
 
 def _check_names(models, files, benchmarks):
@@ -97,19 +137,37 @@ def _naming(subject):
         raise ValueError(f"{subject}: {error}") from error
 
 
-def _evaluate_all(options, models, files, benchmarks, processes, device):
-    "Return the evaluations by data and model."
-    from rlhf_reward.benchmarks import evaluate_loaded, load_benchmark
+def _load_benchmarks(benchmarks, missing):
+    "Return the comparisons of benchmarks; those of the suite that cannot be read are added to `missing`."
+    from rlhf_reward.benchmarks import load_benchmark
+    from rlhf_reward.suite import local_copy
+
+    loaded = {}
+    for name, path, folder, is_of_suite in benchmarks:
+        try:
+            if folder and path is None:
+                path = local_copy(folder, name)
+            loaded[name] = load_benchmark(name, path)
+        except (ValueError, OSError, RuntimeError) as error:
+            if not is_of_suite:
+                raise
+            missing[name] = " ".join(str(error).split()) or type(error).__name__
+    return loaded
+
+
+def _evaluate_all(options, models, files, benchmarks, missing, processes, device):
+    "Return the evaluations by data and model, and add benchmarks of the suite that cannot be read to `missing`."
+    from rlhf_reward.benchmarks import evaluate_loaded
     from rlhf_reward.data import load_rows
     from rlhf_reward.evaluation import evaluate as evaluate_rows
 
     mappings = {"columns": parse_columns(options.columns), "verdicts": parse_verdicts(options.verdicts)}
     load = partial(load_rows, on_bad_row=options.on_bad_row, form=options.form, **mappings)
     rows = {name: load(path, **data_source(options, path, "test")) for name, path in files}
-    loaded = {}  # all data before the first model, so that errors in it come before the work
-    for name, path in benchmarks:
-        is_local = path != name or Path(path).exists()
-        loaded[name] = load_benchmark(name, path if is_local else None)
+    loaded = _load_benchmarks(benchmarks, missing)  # before the first model: errors in data come before the work
+    if not rows and not loaded:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        raise ValueError(f"no benchmark of the suite can be read ({reasons}).")
     evaluations = {}
     for model, path in models:
         scorer = None  # releases the memory of the previous model before the next is opened
@@ -153,7 +211,32 @@ def _print_summary(data, by_model):
             score = _with_interval(interval) if interval else format(benchmark["score"], ".4f")
             print(f"  {benchmark['name']} of {model}: {score}")
 
+
+def _print_ranking(ranking):
+    "Print which model is better, and which differences are within noise."
+    from rlhf_reward.model_ranking import RANKING_COLUMNS, ranking_lines, ranking_note
+
+    print(textwrap.fill(ranking_note(ranking), 100, initial_indent="  ", subsequent_indent="  "))
+    _print_table([RANKING_COLUMNS, *ranking_lines(ranking)])
+
+
+def _print_table(lines):
+    "Print lines of text in columns."
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        print(("  " + "  ".join(map(str.ljust, line, widths))).rstrip())
+
 # %% ../../nbs/09d_cli_evaluate.ipynb #387ce7ca
+def _print_suite(evaluations):
+    "Print the scores of all benchmarks as one table."
+    from rlhf_reward.suite import suite_lines, suite_table
+
+    table = suite_table(evaluations)
+    if table:
+        print("\nScores in percent, with 95 % intervals")
+        _print_table(suite_lines(table))
+
+
 def evaluate(
     argv: list[str],  # arguments of `rlhf_reward evaluate`
 ) -> None:
@@ -173,10 +256,20 @@ def evaluate(
 
         if processes.is_main_process:
             prepare_report(options.output)
-        evaluations = _evaluate_all(options, models, files, benchmarks, processes, device)
+        missing = {}
+        asked = _asked_benchmarks(benchmarks, options.benchmark_dir)
+        evaluations = _evaluate_all(options, models, files, asked, missing, processes, device)
         if processes.is_main_process:
             write_report(evaluations, options.output)
     if processes.is_main_process:
+        report = json.loads((Path(options.output) / "report.json").read_text(encoding="utf-8"))
         for data, by_model in evaluations.items():
             _print_summary(data, by_model)
+            if len(models) > 1:
+                _print_ranking(report["data"][data]["compared"]["ranking"])
+        _print_suite(evaluations)
         print(f"\nReport: {Path(options.output) / 'report.html'}")
+    if missing:
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in missing.items())
+        problem = f"{len(missing)} of {len(asked)} benchmarks did not run:\n{reasons}"
+        raise SystemExit(problem if processes.is_main_process else 1)

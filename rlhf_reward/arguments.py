@@ -217,7 +217,8 @@ def _weights(dataset):
 def _check_example(example, loss, name):
     "Raise `ValueError` for a comparison without what the loss learns from."
     row = f"Row {example['row']} of {example['dataset'] or name}"
-    if loss == "margin_scaled" and not all(margin > 0 for margin in example["margins"]):
+    margins = example["margins"] # none of a soft label of one half
+    if loss == "margin_scaled" and not (margins and all(margin > 0 for margin in margins)):
         raise ValueError(
             f"{row} has a pair without a margin above 0, by which the loss margin_scaled scales it; expected a "
             "`margin` in each row, or scores and margin_from_scores."

@@ -30,6 +30,7 @@ from .mixed_rows import dataset_of, own_row
 from .mixtures import audited_sets
 from .omissions import EARLIER_REASONING, render_checked, report_omissions
 from .rows import read_row, row_form, to_comparison
+from .soft_labels import shares
 from .unread import plain_rows, report_unread, unread_columns
 
 # %% ../nbs/03d_audit.ipynb #678f507d
@@ -59,7 +60,8 @@ class AuditReport(TypedDict, total=False):
     contradictions: int # another row has the opposite order
     inverted_scores: int # the chosen response has the lower score
     constant_scores: int # all scores are the same
-    all_tied: int # all responses tie
+    soft_labels: int # the label is a probability between 0 and 1
+    all_tied: int # all responses tie, and the label is not soft
     empty_prompts: int # there is no prompt
     unread_columns: int # it has columns that are not read, although they would change the meaning
     shared_prompts: int # the prompt is in `against`, if given
@@ -130,6 +132,7 @@ class _Record(TypedDict):
     constant: bool # whether all ratings are the same
     inverted: bool # whether a winner has a lower rating than its loser
     like_ranks: bool # whether the ratings are 1 to K
+    preference: Optional[float] # as in `Comparison`
     unread: tuple[str, ...] # columns that are not read, although they would change the meaning
     tokens: int # of the longest response, if there is a tokenizer
     omitted: tuple[str, ...] # what the chat template leaves out, if there is a tokenizer
@@ -155,8 +158,9 @@ def _read_one(row, number, name, tokenizer, verdicts):
         identical=len(different) < len(pairs),
         repeats_prompt=_repeats_prompt(prompt, responses),
         prompt_key=text_key(comparison.prompt),
-        key=exact_key(repr((prompt_key, sorted(zip(keys, comparison.ranks))))),
+        key=exact_key(repr((prompt_key, sorted(zip(keys, comparison.ranks, shares(comparison)))))),
         **_rating_numbers(comparison.ratings, pairs),
+        preference=comparison.preference,
         unread=unread_columns(row),
         **_template_fields(comparison, tokenizer),
     )
@@ -189,9 +193,8 @@ def _is_split(comparison):
 
 def _repeats_prompt(prompt, responses):
     "Return whether each response begins with the prompt."
-    if not prompt or not isinstance(prompt, str):
-        return False
-    return all(response.startswith(prompt) for response in responses)
+    is_string = isinstance(prompt, str) and prompt != ""
+    return is_string and all(response.startswith(prompt) for response in responses)
 
 
 def _template_fields(comparison, tokenizer):
@@ -299,7 +302,8 @@ class _Findings:
         self.notes = [*notes, *contents.ratings.notes()]
         if contents.bad_rows:
             self.problems.append(f"{len(contents.bad_rows)} row(s) cannot be used. {contents.bad_rows[0]}")
-        if not contents.ratings.by_name and not (len(self.table) and self.table["pairs"].any()):
+        has_label = len(self.table) and (self.table["pairs"].any() or self.table["preference"].notna().any())
+        if not contents.ratings.by_name and not has_label:
             self.problems.append("There is nothing to learn: no response ranks above another.")
 
     def add(self, name, is_faulty, text, tolerated=TOLERATED):
@@ -338,7 +342,9 @@ class _Findings:
         # Constant scores are a problem only if no comparison has different ones.
         tolerated = 1 - 1 / len(table) if num_rated == len(table) else (num_rated - 1) / len(table)
         self.add("constant_scores", table["constant"], "all scores are the same", tolerated=tolerated)
-        self.add("all_tied", table["pairs"] == 0, "all responses tie", tolerated=1)
+        is_soft = table["preference"].notna()
+        self.add("soft_labels", is_soft, "a soft label, a probability between 0 and 1", tolerated=1)
+        self.add("all_tied", (table["pairs"] == 0) & ~is_soft, "all responses tie", tolerated=1)
         self.add("empty_prompts", table["empty_prompt"], "an empty prompt", tolerated=1)
         if num_rated and table["like_ranks"].sum() == num_rated:
             self.notes.append("The scores of every row are 1 to K. If 1 is best they are ranks: --columns ranks=scores")

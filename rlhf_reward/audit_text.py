@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from .verdicts import PROBABILITY_OF_A
+
 # %% ../nbs/03h_audit_text.ipynb #4322f867
 def audit_table(
     report: dict[str, Any], # from `audit`
@@ -21,7 +23,7 @@ def audit_table(
     if report["comparisons"]:
         lines[0] += f", {report['pairs']} pairs of winner and loser"
         lines += [f"  {count} rows of the form {form}" for form, count in report["forms"].items()]
-        lines += [f"  the verdict {value} is read as {meaning}" for value, meaning in report["verdicts"].items()]
+        lines += [_verdict_line(value, meaning) for value, meaning in report["verdicts"].items()]
         lines += [f"  {count} rows with {number} responses" for number, count in sorted(report["responses"].items())]
         for name, of_name in report["attributes"].items():
             low, mean, high = (_short_number(of_name[key]) for key in ("min", "mean", "max"))
@@ -36,6 +38,13 @@ def audit_table(
     if not report["problems"] and not report["notes"]:
         lines.append("No problems found.")
     return "\n".join(lines)
+
+
+def _verdict_line(value, meaning):
+    "Return how a verdict is read, or a column of probabilities."
+    if {value: meaning} == PROBABILITY_OF_A:
+        return "  the numbers of preference are read as the probability that response_a is better"
+    return f"  the verdict {value} is read as {meaning}"
 
 
 def _source_table(report):

@@ -16,7 +16,9 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from .fields import TEXT_COLUMNS, parsed_cell
 from .rows import FORMS, row_form
-from .verdicts import UnclearVerdict, checked_verdicts, read_verdicts, spelled, unclear_column, verdicts_note
+from .soft_labels import soft_columns_note
+from .verdicts import PROBABILITY_OF_A, UnclearVerdict, as_number, checked_verdicts, is_fraction
+from .verdicts import read_verdicts, spelled, unclear_column, verdicts_note
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def column_verdicts(
         if isinstance(features.get(column), ClassLabel):
             found = _label_verdicts(f"{column} of {name}", features[column], values)
         else:
-            found = read_verdicts(values, f"{column} of {name}")
+            found = read_verdicts(values, f"{column} of {name}", may_be_probability=column == "preference")
         for value, meaning in found.items():
             if meanings.setdefault(value, meaning) != meaning:
                 raise UnclearVerdict(unclear_column(f"{' or '.join(VERDICT_COLUMNS)} of {name}", [value]))
@@ -62,8 +64,15 @@ def _values_by_column(rows):
     for row in _each(rows):
         column = column_of(row)
         if column is not None:
-            values.setdefault(column, {})[spelled(row[column])] = row[column]
+            _note(values.setdefault(column, {}), row[column])
     return {column: list(by_spelling.values()) for column, by_spelling in values.items()}
+
+
+def _note(values, value):
+    "Add a value to those of a column; of fractions a few are enough, which may be as many as there are rows."
+    word = spelled(value)
+    if len(values) < FIRST_ROWS or not is_fraction(as_number(word)):
+        values[word] = value
 
 
 def _each(rows):
@@ -139,6 +148,12 @@ def check_same_verdicts(
     "Raise `UnclearVerdict` if a verdict would mean one thing in some rows and another in the others."
     first = column_verdicts(rows, "the rows to train on")
     second = column_verdicts(others, "the rows to evaluate on")
+    if (first == PROBABILITY_OF_A) != (second == PROBABILITY_OF_A) and first and second:
+        raise UnclearVerdict(
+            "by the values of their columns, preference is a probability in one of the rows to train on and those to "
+            "evaluate on, and a verdict in the other; expected one meaning: name the probability probability_a, with "
+            "--columns probability_a=preference."
+        )
     for value in first.keys() & second.keys():
         if first[value] != second[value]:
             raise UnclearVerdict(
@@ -274,7 +289,7 @@ def read_columns(
 ) -> dict[str, str]: # from `column_verdicts`
     "Return what the verdicts of rows mean, and log that and `messages_as_strings` and `nulls_of_tables`."
     verdicts = column_verdicts(rows, name, features)
-    note = verdicts_note(verdicts)
-    for warning in filter(None, [note, *messages_as_strings(rows), *nulls_of_tables(rows, features)]):
+    notes = [verdicts_note(verdicts), soft_columns_note(itertools.islice(_each(rows), 100))]
+    for warning in filter(None, [*notes, *messages_as_strings(rows), *nulls_of_tables(rows, features)]):
         logger.warning("%s: %s", name, warning)
     return verdicts

@@ -31,6 +31,8 @@ class Comparison:
     # True if the row has whole texts and nothing marks the end of the prompt; `prompt` is then what the texts share
     whole: bool = field(default=False, compare=False)
     attributes: Optional[dict[str, tuple[Optional[float], ...]]] = None # ratings of each response by name, if any
+    # probability that the first of two responses is better than the second, where people are not sure: never 0 or 1
+    preference: Optional[float] = None
 
 # %% ../nbs/03_comparison.ipynb #79a24c92
 def is_ids(

@@ -68,12 +68,13 @@ READ = ( # columns of the rows that are read
     "subset",
     "weight",
     "margin",
+    "confidence",
     "tools",
     "chat_template_kwargs",
     KNOWN_FORM,
     UNREADABLE,
 )
-_KEPT = ("source", "subset", "weight", "margin", "tools", "chat_template_kwargs") # as in rows of this library
+_KEPT = READ[4:-2] # as in rows of this library
 
 
 def checked_form(

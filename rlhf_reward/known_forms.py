@@ -255,9 +255,6 @@ KNOWN_FORMS = {
         ("instruction", "chosen_response", "rejected_response"), _read_argilla, "chosen_response"
     ),
     "distilabel": Form(("instruction", "generations", "ratings"), _read_distilabel, "higher ratings"),
-    "helpsteer": Form(
-        ("prompt", "response", *_HELPSTEER), _read_helpsteer, "nothing: one response a row, rated by five attributes"
-    ),
     "helpsteer2_preference": Form(
         ("prompt", "response_1", "response_2", "preference_strength"),
         _read_helpsteer2,
@@ -267,6 +264,9 @@ KNOWN_FORMS = {
         ("context", "response1", "response2", "overall_preference"),
         _read_helpsteer3,
         "the sign of overall_preference: below 0 response1",
+    ),
+    "helpsteer_ratings": Form(
+        ("prompt", "response", *_HELPSTEER), _read_helpsteer, "none: one response a row, rated by five attributes"
     ),
     "nectar": Form(("prompt", "answers"), _read_nectar, "lower rank in answers"),
     "nemo": Form(("context", "completions"), _read_nemo, "lower rank in completions", ("tools",)),

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchtyping import TensorType
 
+from .soft_loss import with_soft_labels
+
 # %% ../nbs/02_losses.ipynb #032708b2
 class RewardLoss(nn.Module):
     """
@@ -40,6 +42,8 @@ class RewardLoss(nn.Module):
         ranks: TensorType["num_comparisons", "K", int], # 1 is best, equal ranks tie, below 1 there is no response
         margins: Optional[TensorType["num_comparisons", "K", "K"]] = None, # (winner, loser)
         ratings: Optional[TensorType["num_comparisons", "K"]] = None, # NaN where there is none
+        # soft labels: probability that the first of two responses is better, NaN where the ranks are the label
+        preferences: Optional[TensorType["num_comparisons"]] = None,
     ) -> TensorType["num_comparisons"]:
         "Raises `ValueError` for shapes that do not match, or where the loss requires an argument that is missing."
         shape = tuple(rewards.shape)
@@ -48,7 +52,11 @@ class RewardLoss(nn.Module):
         _check_shape(rewards, "ratings", ratings, shape, "the same")
         rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
         rewards = rewards.masked_fill(ranks < 1, 0)
-        return self.per_comparison(rewards, ranks, margins, ratings)
+        losses = self.per_comparison(rewards, ranks, margins, ratings)
+        if preferences is None:
+            return losses
+        _check_shape(rewards, "preferences", preferences, shape[:1], "(num_comparisons,)")
+        return with_soft_labels(self, losses, rewards, ranks, margins, ratings, preferences)
 
     def per_comparison(
         self,
@@ -71,6 +79,13 @@ class RewardLoss(nn.Module):
         if self.uses_ties:
             informative = informative | _ties(ranks)
         return informative.any(dim=(1, 2))
+
+    def both_margins(
+        self,
+        margins: TensorType["num_comparisons", 2, 2], # (winner, loser)
+    ) -> TensorType["num_comparisons", 2, 2]: # with the margin of the opposite order
+        "Return the margins of both orders, for soft labels: one that is subtracted from a difference changes its sign."
+        return margins - margins.mT
 
     says_something = is_informative # its earlier name
 
@@ -127,6 +142,9 @@ class MarginScaled(RewardLoss):
             raise ValueError("margins is None; expected the margin of each pair, by which its loss is scaled.")
         losses = -margins * F.logsigmoid(_differences(rewards))
         return _masked_mean(losses, wins(ranks))
+
+    def both_margins(self, margins):
+        return margins + margins.mT
 
     def is_informative(self, ranks, margins, ratings):
         has_margin = wins(ranks) & (margins > 0)

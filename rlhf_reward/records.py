@@ -63,7 +63,19 @@ class _NotFinite(str):
     "NaN or Infinity, which is not JSON, as it is written. A table would make it null, as if no number was given."
 
 
-NUMBERS = {"margin", "weight", "scores", "score_chosen", "score_rejected", "ranks", "ratings"} # where it is refused
+NUMBERS = { # where it is refused
+    "margin",
+    "weight",
+    "scores",
+    "score_chosen",
+    "score_rejected",
+    "ranks",
+    "ratings",
+    "confidence",
+    "probability_a",
+    "votes_a",
+    "votes_b",
+}
 
 
 def _null_if_not_finite(value):

@@ -12,8 +12,9 @@ from .attribute_rows import read_ratings
 from .comparison import BadResponse, Comparison, is_ids, shared_length
 from .fields import TEXT_FORMS, checked_text, finite_number, finite_numbers, from_json, without_nulls
 from .mixed_rows import dataset_of, own_row
+from .soft_labels import read_label
 from .unread import check_media
-from .verdicts import UnclearVerdict, checked_verdicts, verdict_ranks
+from .verdicts import UnclearVerdict
 
 # %% ../nbs/03a_rows.ipynb #2d76a6b3
 UNREADABLE = "unreadable" # the column in which `load_rows` reports why a line could not be read
@@ -23,6 +24,8 @@ FORMS = { # each form with the columns that identify it; the first form that fit
     "chosen, rejected": {"chosen", "rejected"},
     "response_a, response_b, winner": {"response_a", "response_b", "winner"},
     "response_a, response_b, preference": {"response_a", "response_b", "preference"},
+    "response_a, response_b, probability_a": {"response_a", "response_b", "probability_a"},
+    "response_a, response_b, votes_a, votes_b": {"response_a", "response_b", "votes_a", "votes_b"},
     "responses, ranks": {"responses", "ranks"},
     "responses, scores": {"responses", "scores"},
     "responses, ratings": {"responses", "ratings"},
@@ -64,18 +67,21 @@ def to_comparison(
     elif form == "chosen, rejected":
         parts = _read_chosen(row)
     elif "response_a" in form:
-        parts = _read_arena(row, "winner" if "winner" in form else "preference", verdicts)
+        parts = _read_arena(row)
     elif "ratings" in form:
         parts = _read_rated(row)
     else:
         parts = _read_ranked(row)
     prompt, responses, ranks, ratings = parts
+    label = read_label(row, ranks, form, verdicts)
+    margin = _margin(row, responses)
     return Comparison(
         prompt=prompt,
         responses=tuple(responses),
-        ranks=ranks,
+        ranks=label.ranks,
         ratings=ratings,
-        margin=_margin(row, responses),
+        margin=-margin if margin is not None and label.is_reversed else margin,
+        preference=label.preference,
         weight=_weight(row),
         source=_source(row),
         template=_template(row),
@@ -153,10 +159,9 @@ def _read_chosen(row):
     return prompt, responses, (1, 2), finite_numbers("score_chosen and score_rejected", ratings, len(responses))
 
 
-def _read_arena(row, column, verdicts):
-    "Return prompt, responses, ranks and ratings of two responses and a verdict in `column`."
-    prompt, responses = _prompt_and_responses(row, [row["response_a"], row["response_b"]])
-    return prompt, responses, verdict_ranks(row[column], column, checked_verdicts(verdicts)), None
+def _read_arena(row):
+    "Return prompt and responses of a row whose label is a verdict or a probability, without ranks and ratings."
+    return *_prompt_and_responses(row, [row["response_a"], row["response_b"]]), None, None
 
 
 def _read_ranked(row):

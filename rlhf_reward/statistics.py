@@ -34,7 +34,7 @@ class CalibrationBin(TypedDict):
 class Calibration(TypedDict):
     "How far the model can be believed when it is sure."
     ece: float # expected calibration error
-    log_loss: float # mean of −log σ(margin)
+    log_loss: float # mean of −log σ(margin); of soft labels the cross-entropy with them
     temperature: Optional[float] # that rewards should be divided by; None if all margins are 0
     at_bound: Optional[Literal["lower", "upper"]] # end of the search that the temperature is at
     log_loss_at_temperature: float # of margins divided by the temperature
@@ -43,29 +43,33 @@ class Calibration(TypedDict):
 
 def calibration(
     margins: np.ndarray, # (num_pairs,), r_w − r_l
+    sureness: Optional[np.ndarray] = None, # (num_pairs,), probability that the winner is better, by default 1
 ) -> Calibration:
-    "Return how well σ of the margins predicts how often the model is right."
+    "Return how well σ of the margins predicts how often the model is right, or agrees with a soft label."
+    sureness = np.ones(len(margins)) if sureness is None else sureness
     confidence = expit(np.abs(margins))
     bins = np.minimum(((confidence - 0.5) * 20).astype(int), 9) # ten from 0.5 to 1
-    groups = pd.DataFrame({"confidence": confidence, "accuracy": correctness(margins)}).groupby(bins)
+    accuracy = sureness * correctness(margins) + (1 - sureness) * correctness(-margins)
+    groups = pd.DataFrame({"confidence": confidence, "accuracy": accuracy}).groupby(bins)
     table = groups.mean().assign(pairs=groups.size())
     errors = (table["accuracy"] - table["confidence"]).abs()
-    temperature, at_bound = _best_temperature(margins)
+    temperature, at_bound = _best_temperature(margins, sureness)
     return Calibration(
         ece=float((table["pairs"] * errors).sum() / len(margins)),
-        log_loss=_log_loss(margins, 1.0),
+        log_loss=_log_loss(margins, sureness, 1.0),
         temperature=temperature,
         at_bound=at_bound,
-        log_loss_at_temperature=_log_loss(margins, temperature or 1.0),
+        log_loss_at_temperature=_log_loss(margins, sureness, temperature or 1.0),
         bins=table.to_dict("records"),
     )
 
 
-def _log_loss(margins, temperature):
-    return float(np.logaddexp(0, -margins / temperature).mean())
+def _log_loss(margins, sureness, temperature):
+    margins = margins / temperature
+    return float((np.logaddexp(0, -margins) + (1 - sureness) * margins).mean())
 
 
-def _best_temperature(margins):
+def _best_temperature(margins, sureness):
     "Return the temperature of least loss, and the bound it is at: there, more of the same would be better still."
     sizes = np.abs(margins[margins != 0])
     if not len(sizes):
@@ -75,7 +79,7 @@ def _best_temperature(margins):
     upper = math.log(sizes.max()) + math.log(1000)
 
     def loss(logarithm):
-        return _log_loss(margins, math.exp(logarithm))
+        return _log_loss(margins, sureness, math.exp(logarithm))
 
     best = minimize_scalar(loss, bounds=(lower, upper), method="bounded").x
     if best - lower < 0.01:
@@ -325,7 +329,7 @@ def statistics(
         **_metrics_of_training(responses),
         "accuracy_interval": interval(correctness(margins), pairs["prompt"], seed),
         "baselines": baselines(pairs, len(responses), seed),
-        "calibration": calibration(margins),
+        "calibration": calibration(margins, pairs["sureness"].to_numpy()),
         "length": length_bias(responses, pairs, seed),
         "ranking": ranking(responses, seed),
         "best_of_n": best_of_n(responses),

@@ -25,6 +25,7 @@ from .losses import Regression, RewardLoss
 from .metrics import PairMetrics, pair_metrics
 from .packing import by_comparison, model_inputs
 from .reward import RewardModel
+from .soft_loss import decided_ranks
 from .targets import names_from_bytes
 
 # %% ../nbs/05d_steps.ipynb #c85767b7
@@ -39,7 +40,8 @@ class StepLossMixin:
         rewards = by_comparison(self.model.attribute_sum(outputs), inputs["ranks"])
         losses = torch.zeros_like(inputs["weights"])
         if self._learns_reward():
-            losses = self.reward_loss(rewards, inputs["ranks"], inputs["margins"], inputs["ratings"])
+            labels = [inputs[name] for name in ("ranks", "margins", "ratings", "preferences")]
+            losses = self.reward_loss(rewards, *labels)
         if self.model.attributes:
             columns = [by_comparison(column[:, None], inputs["ranks"]) for column in outputs.unbind(dim=1)]
             losses = losses + attribute_losses(torch.stack(columns, dim=2), inputs["attributes"])
@@ -53,7 +55,8 @@ class StepLossMixin:
         "Return the weights (num_comparisons,), 0 where the loss cannot learn anything."
         informative = torch.zeros_like(batch["weights"], dtype=torch.bool)
         if self._learns_reward():
-            informative = self.reward_loss.is_informative(batch["ranks"], batch["margins"], batch["ratings"])
+            ranks = decided_ranks(batch["ranks"], batch["preferences"])
+            informative = self.reward_loss.is_informative(ranks, batch["margins"], batch["ratings"])
         is_rated = ~batch["attributes"].isnan()
         return batch["weights"] * (informative | is_rated.any(dim=(1, 2)))
 

@@ -26,7 +26,7 @@ def response_table(
     """
     Return a table with one line for each response.
 
-    Its columns: comparison, response, rank, rating, reward, blind_reward, tokens, prompt, source.
+    Its columns: comparison, response, rank, rating, reward, blind_reward, tokens, prompt, preference, source.
     """
     lines = []
     sources = []
@@ -39,10 +39,10 @@ def response_table(
         ratings = comparison.ratings or [math.nan] * len(own_rewards)
         values = zip(comparison.ranks, ratings, own_rewards, own_blind, lengths, strict=True)
         for response, (rank, rating, reward, blind_reward, length) in enumerate(values):
-            lines.append((index, response, rank, rating, reward, blind_reward, length, prompt))
+            lines.append((index, response, rank, rating, reward, blind_reward, length, prompt, comparison.preference))
             sources.append(comparison.source)
-    names = ["comparison", "response", "rank", "rating", "reward", "blind_reward", "tokens", "prompt"]
-    table = pd.DataFrame(lines, columns=names)
+    names = ["comparison", "response", "rank", "rating", "reward", "blind_reward", "tokens", "prompt", "preference"]
+    table = pd.DataFrame(lines, columns=names).astype({"preference": float}) # NaN where people are sure
     return table.assign(source=pd.Series(sources, dtype=object)) # as objects, so that None stays None
 
 # %% ../nbs/07d_tables.ipynb #76d07637
@@ -65,7 +65,8 @@ def pair_table(
     """
     Return a table with one line for each pair in which people prefer one response.
 
-    Its columns: comparison, prompt, source, winner, loser (lines of `responses`), margin, blind_margin, longer_by.
+    Its columns: comparison, prompt, source, winner, loser (lines of `responses`), margin, blind_margin, longer_by, and
+    sureness, the probability that the winner is better by people, 1 but for soft labels.
     """
     lines = []
     for first, ranks in each_comparison(responses, "rank"):
@@ -83,7 +84,14 @@ def pair_table(
         "margin": won["reward"] - lost["reward"],
         "blind_margin": won["blind_reward"] - lost["blind_reward"],
         "longer_by": won["tokens"] - lost["tokens"],
+        "sureness": _sureness(won),
     })
+
+
+def _sureness(won):
+    "Return the probability that the winner of each pair is better, by its soft label, or 1."
+    share = won.get("preference", np.full(len(won["rank"]), math.nan)) # a table of one's own may lack it
+    return np.where(np.isnan(share), 1.0, np.maximum(share, 1 - share))
 
 # %% ../nbs/07d_tables.ipynb #7ef0a4b8
 def correctness(

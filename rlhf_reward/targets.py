@@ -22,6 +22,7 @@ class Targets(TypedDict):
     ratings: torch.Tensor # (num_comparisons, K), NaN where there is none
     attributes: torch.Tensor # (num_comparisons, K, num_attributes) of the model, NaN where there is no rating
     weights: torch.Tensor # (num_comparisons,)
+    preferences: torch.Tensor # (num_comparisons,), that the first response is better, NaN where people are sure
     rows: torch.Tensor # (num_comparisons,), their numbers in the data
     datasets: torch.Tensor # (num_comparisons, longest), names of their sets in a mixture, as bytes of UTF-8
     tokens: torch.Tensor # (2,): tokens when each is counted once, and tokens of the padded layout
@@ -39,13 +40,14 @@ def make_targets(
         for (winner, loser), margin in zip(ranked_pairs(example["ranks"]), example["margins"]):
             margins[index, winner, loser] = margin
         for response, rating in enumerate(example["ratings"] or []):
-            ratings[index, response] = math.nan if rating is None else rating
+            ratings[index, response] = _or_nan(rating)
     return {
         "ranks": ranks,
         "margins": margins,
         "ratings": ratings,
         "attributes": _attributes(examples, most_responses),
         "weights": torch.tensor([example["weight"] for example in examples], dtype=torch.float32),
+        "preferences": torch.tensor([_or_nan(example.get("preference")) for example in examples]),
         "rows": torch.tensor([example["row"] for example in examples]),
         "datasets": pad_right([_as_bytes(example.get("dataset")) for example in examples]),
         "tokens": torch.tensor(_count_tokens(examples)),
@@ -78,13 +80,17 @@ def num_tokens(
     return len(example["shared_prefix"]) + sum(map(len, example["rests"]))
 
 # %% ../nbs/04c_targets.ipynb #9af3d266
+def _or_nan(number):
+    return math.nan if number is None else number
+
+
 def _attributes(examples, most_responses):
     "Return the ratings by attribute, (num_comparisons, most_responses, num_attributes), NaN where there is none."
     tables = [example.get("attributes") or [] for example in examples]
     ratings = torch.full((len(tables), most_responses, max(map(len, tables))), math.nan)
     for index, table in enumerate(tables):
         for attribute, numbers in enumerate(table):
-            known = [math.nan if number is None else number for number in numbers]
+            known = [_or_nan(number) for number in numbers]
             ratings[index, :len(known), attribute] = torch.tensor(known)
     return ratings
 

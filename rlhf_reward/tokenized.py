@@ -21,6 +21,7 @@ class TokenizedComparison(TypedDict):
     attributes: Optional[list[list[Optional[float]]]] # K ratings for each of `attribute_names`, `None` if unknown
     attribute_names: Optional[list[str]] # of the model that it is for
     weight: float # of all pairs together
+    preference: Optional[float] # as in `Comparison`
     length: int # of the longest sequence, to group by
     source: Optional[str] # the data set or subset of the row
     prompt_key: int # the same for the same prompt
@@ -37,6 +38,7 @@ FEATURES = Features({ # a `TokenizedComparison` in a table of `datasets`
     "attributes": List(List(Value("float64"))),
     "attribute_names": List(Value("string")),
     "weight": Value("float64"),
+    "preference": Value("float64"),
     "length": Value("int32"),
     "source": Value("string"),
     "prompt_key": Value("int64"),
@@ -58,6 +60,7 @@ def tokenized_comparison(
     dataset: Optional[str] = None, # the name of its set in a mixture
     attributes: Optional[list[list[Optional[float]]]] = None, # K ratings for each of `attribute_names`, if known
     attribute_names: Sequence[str] = (), # of the model that it is for
+    preference: Optional[float] = None, # as in `Comparison`
 ) -> TokenizedComparison: # with its length
     "Return a tokenized comparison with these fields."
     return TokenizedComparison(
@@ -69,6 +72,7 @@ def tokenized_comparison(
         attributes=attributes,
         attribute_names=list(attribute_names) if attributes else None,
         weight=weight,
+        preference=preference,
         length=len(shared_prefix) + max(map(len, rests), default=0),
         source=source,
         prompt_key=prompt_key,

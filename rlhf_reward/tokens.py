@@ -117,9 +117,12 @@ def reason_dropped(
     ranks: Sequence[int], # of the responses, 1 is best
     sequences: list[list[int]], # K lists of ids
     keep_ties: bool, # whether a comparison without pairs is used
+    preference: Optional[float] = None, # of a soft label, which is learned from where it is one half, too
 ) -> str: # empty if the comparison is kept
     "Return why nothing can be learned from a comparison that fits."
     pairs = ranked_pairs(ranks)
+    if preference is not None:
+        pairs = [(0, 1)]
     if not pairs and not keep_ties:
         return "all responses tie"
     if any(sequences[winner] == sequences[loser] for winner, loser in pairs):
@@ -238,6 +241,7 @@ def _tokenized_row(rendered, sequences, arguments):
         attributes=attributes,
         attribute_names=names,
         weight=comparison.weight,
+        preference=comparison.preference,
         source=comparison.source,
         prompt_key=text_key(comparison.prompt),
         row=rendered.number,
@@ -271,7 +275,8 @@ def _fitted(rendered, sequences, arguments, keep_ties):
         without_prompt = " without the prompt" if arguments["on_overlong"] == "truncate_prompt" else ""
         return [], {**report, "dropped": f"longer than {max_length} tokens{without_prompt}"}
     report["cut"] = length - max(map(len, kept))
-    report["dropped"] = reason_dropped(rendered.comparison.ranks, kept, keep_ties)
+    comparison = rendered.comparison
+    report["dropped"] = reason_dropped(comparison.ranks, kept, keep_ties, comparison.preference)
     return kept, report
 
 

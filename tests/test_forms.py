@@ -44,11 +44,10 @@ def node(role, text, rank=None, replies=()):
     }
 
 
-def rated(response, fine, overall):
-    annotation = {"Rating": "4", "Rationale": "words"}
+def rated(response, fine, overall, *ratings):
     names = ("instruction_following", "honesty", "truthfulness", "helpfulness")
     return {
-        "annotations": dict.fromkeys(names, annotation),
+        "annotations": {name: {"Rating": rating, "Rationale": "words"} for name, rating in zip(names, ratings)},
         "custom_system_prompt": "You are kind.",
         "model": "m",
         "principle": "helpfulness",
@@ -75,6 +74,15 @@ HELPSTEER2 = {
     "preference_elaboration": "words",
     "three_most_similar_preferences": [{"statement": "words", "elaboration": "words", "strength": -2}],
     "all_preferences_unprocessed": [{"statement": "words", "elaboration": "words", "strength": -2}],
+}
+HELPSTEER_RATINGS = {
+    "prompt": "q",
+    "response": "x",
+    "helpfulness": 3,
+    "correctness": 4,
+    "coherence": 4,
+    "complexity": 1,
+    "verbosity": 0,
 }
 HELPSTEER3 = {
     "domain": "code",
@@ -202,7 +210,7 @@ ULTRAFEEDBACK = {
     "source": "evol_instruct",
     "instruction": "q",
     "models": ["m", "n"],
-    "completions": [rated("x", 4.5, 3.0), rated("y", 2.0, 9.0)],
+    "completions": [rated("x", 4.5, 3.0, "5", "4", "5", "4"), rated("y", 2.0, 9.0, "2", "N/A", "1", "3")],
     "correct_answers": ["None"],
     "incorrect_answers": ["None"],
 }
@@ -249,11 +257,26 @@ def rows_of(row, comparison, **other):
     return Comparison(**{**vars(comparison), "source": row, **other})
 
 
+FOUR = { # of UltraFeedback; a string N/A is none
+    "helpfulness": (4.0, 3.0),
+    "honesty": (4.0, None),
+    "instruction_following": (5.0, 2.0),
+    "truthfulness": (5.0, 1.0),
+}
 ARENA = Comparison([user("q")], TWO, (1, 1))
 CASES = [
     ("helpsteer2_preference", HELPSTEER2, [FIRST]),
     ("helpsteer2_preference", {**HELPSTEER2, "preference_strength": 1}, [SECOND]),
     ("helpsteer2_preference", {**HELPSTEER2, "preference_strength": 0}, [TIE]),
+    ("helpsteer_ratings", HELPSTEER_RATINGS, [
+        Comparison(Q, TWO[:1], (1,), attributes={
+            "helpfulness": (3.0,),
+            "correctness": (4.0,),
+            "coherence": (4.0,),
+            "complexity": (1.0,),
+            "verbosity": (0.0,),
+        })
+    ]),
     ("helpsteer3", HELPSTEER3, [rows_of("code", FIRST)]),
     ("helpsteer3", {**HELPSTEER3, "overall_preference": 2}, [rows_of("code", SECOND)]),
     ("pku_better", PKU, [SECOND]),
@@ -275,8 +298,12 @@ CASES = [
         Comparison(Q, ([assistant("y")], [assistant("x")]), (2, 1)),
         Comparison([*Q, assistant("x"), user("r")], ([assistant("u")], [assistant("v")]), (2, 1)),
     ]),
-    ("ultrafeedback_fine_grained", ULTRAFEEDBACK, [rows_of("evol_instruct", FIRST, ratings=(4.5, 2.0))]),
-    ("ultrafeedback_overall", ULTRAFEEDBACK, [rows_of("evol_instruct", SECOND, ratings=(3.0, 9.0))]),
+    ("ultrafeedback_fine_grained", ULTRAFEEDBACK, [
+        rows_of("evol_instruct", FIRST, ratings=(4.5, 2.0), attributes=FOUR)
+    ]),
+    ("ultrafeedback_overall", ULTRAFEEDBACK, [
+        rows_of("evol_instruct", SECOND, ratings=(3.0, 9.0), attributes=FOUR)
+    ]),
     ("distilabel", DISTILABEL, [Comparison(Q, TWO, (2, 1), ratings=(4.0, 5.0))]),
     ("argilla", ARGILLA, [rows_of("evol_instruct", FIRST)]),
     ("sharegpt", SHAREGPT, [FIRST]),

@@ -11,6 +11,7 @@ from rlhf_reward.cli.evaluate_command import evaluate
 from rlhf_reward.cli.score_command import score
 from rlhf_reward.cli.serve_command import serve
 from rlhf_reward.cli.train_command import SYNTHETIC, TrainArguments, parse_train, train
+from rlhf_reward.cli.verify_command import verify
 
 __all__ = [
     "SYNTHETIC",
@@ -24,6 +25,7 @@ __all__ = [
     "score",
     "serve",
     "train",
+    "verify",
 ]
 
 COMMANDS = {
@@ -31,6 +33,7 @@ COMMANDS = {
     "score": (score, "write the rows of a file with their rewards"),
     "evaluate": (evaluate, "report how often models agree with people, with confidence intervals"),
     "serve": (serve, "serve rewards over HTTP, also in the formats of vLLM and OpenRLHF"),
+    "verify": (verify, "compare rewards with those of a server or another library, and name why they differ"),
     "audit": (audit, "report what a file of preferences contains and what would spoil a training run"),
     "convert": (convert, "write a reward model of another library as a checkpoint that every tool opens"),
 }

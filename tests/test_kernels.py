@@ -15,11 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import modeling_flash_attention_utils as flash_utils
 
 from one_at_a_time import alone, rewards_and_gradients
-from rlhf_reward import RewardModel, inputs, kernels, packing, varlen
+from rlhf_reward import RewardConfig, RewardModel, inputs, kernels, packing, varlen
 from rlhf_reward.attention import BY_SEGMENT
 from rlhf_reward.kernels import Kernel, add_sequences, packed_kernels
 from rlhf_reward.losses import LOSSES, make_loss
 from rlhf_reward.packing import by_comparison, choose_layout, model_inputs, pack_comparisons, packing_difference
+from rlhf_reward.placing import to_device
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.varlen import VARLEN
 from test_packing import trained
@@ -292,3 +293,19 @@ def test_collators_go_to_the_workers_of_a_loader(base):
         collator = pickle.loads(pickle.dumps(packing._collator(kernel, frozenset())))
         batch = collator(few_examples())
         assert ("packed_sequences" in batch) == ("flash" in kernel.name)
+
+
+def test_copies_to_a_gpu_are_pinned_and_not_waited_for(monkeypatch, tmp_path):
+    assert not RewardConfig(str(tmp_path), use_cpu=True, report_to="none").accelerator_config.non_blocking
+    monkeypatch.setattr(RewardConfig, "device", torch.device("cuda"))
+    on_gpu = RewardConfig(str(tmp_path), report_to="none")
+    assert on_gpu.dataloader_pin_memory and on_gpu.accelerator_config.non_blocking
+    not_pinned = RewardConfig(str(tmp_path), report_to="none", dataloader_pin_memory=False)
+    assert not not_pinned.accelerator_config.non_blocking
+
+    copies = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: copies.append("pinned") or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, non_blocking: copies.append(non_blocking) or tensor)
+    batch = {"input_ids": torch.ones(1, 2), "packed_sequences": {0: {"max_length_q": 2, "key_index": torch.ones(2)}}}
+    moved = to_device(batch, torch.device("cuda"))
+    assert copies == ["pinned", True] * 2 and moved["packed_sequences"][0]["max_length_q"] == 2

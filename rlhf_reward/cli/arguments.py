@@ -144,7 +144,7 @@ def scoring_parser(
         choices=["auto", "float32", "bfloat16", "float16"],
         help="dtype of the weights (default: the checkpoint's)",
     )
-    parser.add_argument("--attn_implementation", help="attention tried first: sdpa, flash_attention_2, …")
+    parser.add_argument("--attn_implementation", help="attention of transformers: sdpa, eager, flex_attention, …")
     parser.add_argument(
         "--max_length",
         type=int,

@@ -6,6 +6,7 @@
 __all__ = ['evaluate']
 
 # %% ../../nbs/09d_cli_evaluate.ipynb #f33f3e9a
+import json
 import textwrap
 from contextlib import contextmanager
 from functools import partial
@@ -209,16 +210,12 @@ def _print_summary(data, by_model):
             interval = benchmark["score_interval"]
             score = _with_interval(interval) if interval else format(benchmark["score"], ".4f")
             print(f"  {benchmark['name']} of {model}: {score}")
-    if len(by_model) > 1:
-        _print_ranking(by_model)
 
 
-def _print_ranking(by_model):
+def _print_ranking(ranking):
     "Print which model is better, and which differences are within noise."
-    from rlhf_reward.evaluation import compare
     from rlhf_reward.model_ranking import RANKING_COLUMNS, ranking_lines, ranking_note
 
-    ranking = compare(by_model)["ranking"]
     print(textwrap.fill(ranking_note(ranking), 100, initial_indent="  ", subsequent_indent="  "))
     _print_table([RANKING_COLUMNS, *ranking_lines(ranking)])
 
@@ -265,8 +262,11 @@ def evaluate(
         if processes.is_main_process:
             write_report(evaluations, options.output)
     if processes.is_main_process:
+        report = json.loads((Path(options.output) / "report.json").read_text(encoding="utf-8"))
         for data, by_model in evaluations.items():
             _print_summary(data, by_model)
+            if len(models) > 1:
+                _print_ranking(report["data"][data]["compared"]["ranking"])
         _print_suite(evaluations)
         print(f"\nReport: {Path(options.output) / 'report.html'}")
     if missing:

@@ -131,10 +131,7 @@ class TrainArguments(AttributeArguments):
     )
     attn_implementation: Optional[str] = field(
         default=None,
-        metadata={
-            "help": "Attention that is tried first: sdpa, flash_attention_2, flash_attention_3, flex_attention, eager. "
-            "Packed rows are computed by another one where it refuses them."
-        },
+        metadata={"help": "Attention of transformers: sdpa, eager, flash_attention_2, …"},
     )
 
 # %% ../../nbs/09g_cli_train_arguments.ipynb #acc8ef0b

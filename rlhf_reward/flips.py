@@ -41,7 +41,7 @@ class FlipRate(TypedDict):
     "How often labels are wrong."
     rate: float # mean of the rates, by their weights
     low: float # 95 % of the weights are between the two
-    high: float
+    high: float # the upper end
 
 
 class Rates(NamedTuple):
@@ -167,7 +167,7 @@ class Flips:
     comparisons: list[Comparison] # all of them
     rows: list[Union[int, str]] # the number of each in the data, in a mixture with the name of its set
     pairs: pd.DataFrame # comparison, row, winner, loser (responses), margin, sureness and wrong, most likely first
-    report: FlipReport
+    report: FlipReport # counts and rates, for a table
 
     def training_rows(self) -> list[dict[str, Any]]: # ready for JSON, most likely wrong first
         """

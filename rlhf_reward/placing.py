@@ -21,7 +21,7 @@ def input_device(
 
 def to_device(
     batch: Any, # a tensor, or a dictionary of tensors, dictionaries and other values
-    device: torch.device,
+    device: torch.device, # of the model
 ) -> Any: # the same; other values stay as they are
     "Return the batch on a device. A copy to a GPU starts at once, and the host does not wait for it."
     if isinstance(batch, dict):

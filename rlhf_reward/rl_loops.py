@@ -158,9 +158,9 @@ def _check_model(options, setting):
 
 # %% ../nbs/06f_rl_loops.ipynb #54e72fe2
 async def compute_score(
-    data_source: str, # ignored, as is the next but one
+    data_source: str, # ignored
     solution_str: str, # the completion
-    ground_truth: Any,
+    ground_truth: Any, # ignored: the reward is of the text alone
     extra_info: Optional[dict[str, Any]] = None, # with the prompt, a string or messages
     prompt_key: str = "prompt", # its name
     reward_router_address: Optional[str] = None, # of a reward model that verl serves, ignored

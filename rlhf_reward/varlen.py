@@ -31,7 +31,7 @@ class PackedSequences(TypedDict, total=False):
     cu_seq_lens_q: torch.Tensor # (num_sequences + 1,), int32: where the queries of each sequence begin, and the end
     cu_seq_lens_k: torch.Tensor # the same of the keys, after gathering
     max_length_q: int # of a sequence, in tokens
-    max_length_k: int
+    max_length_k: int # the same of the keys
     key_index: torch.Tensor # (num_keys,): the token of each key
     split_lengths: list[int] # in place of `key_index`: lengths to split the row by, …
     split_order: list[int] # … and which of these parts the keys consist of

@@ -23,6 +23,7 @@ from rlhf_reward.branching import branch_comparisons
 from rlhf_reward.encoders import EncoderClassifier
 from rlhf_reward.evaluation import Rule, evaluate
 from rlhf_reward.files import score_file
+from rlhf_reward.flips import comparison_row
 from rlhf_reward.packing import model_inputs, pack_comparisons, pad_comparisons
 from rlhf_reward.reward import is_reward_model
 from rlhf_reward.rows import to_comparison, to_responses
@@ -516,7 +517,8 @@ def test_weights_are_those_of_bradley_terry():
         pairs = np.repeat([[2.0], [-2.0]], [round(1000 * share), round(1000 * (1 - share))], axis=0)
         assert 1 / (1 + np.exp(-2 * bradley_terry_weights(pairs, np.ones(1000))[0])) == pytest.approx(share, abs=3e-3)
     separable = bradley_terry_weights(np.array([[1.0, 0.0], [2.0, 0.0]]), np.ones(2))
-    assert np.isfinite(separable).all() and separable[0] > 0 and separable[1] == 0
+    slope = 2.5 * separable[0] - 1 / (1 + np.exp(separable[0])) - 2 / (1 + np.exp(2 * separable[0]))
+    assert separable[1] == 0 < separable[0] and slope == pytest.approx(0, abs=1e-5) # of the loss and (v s)² / 2
 
 
 def test_weights_are_learned_on_a_model_that_stays(saved):
@@ -703,10 +705,9 @@ def test_train_gives_attributes_and_learns_their_weights(base, tmp_path, capsys)
 
 
 def test_rows_that_are_written_again_keep_their_ratings():
-    from rlhf_reward.flips import comparison_row
-
-    for row in (*rated_rows()[1:4:2], {**PAIR, "ratings": {"clarity": [1, None]}}):
-        for comparison in (to_comparison(row), to_comparison({**row, **({"ranks": [3, 1, 2]} if "ranks" in row else {})})):
-            assert to_comparison(comparison_row(comparison)) == comparison
-    swapped = to_comparison({"prompt": "w3", "response_a": "w4", "response_b": "w5", "winner": "b", "ratings": {"a": [1, 2]}})
-    assert to_comparison(comparison_row(swapped)).attributes == {"a": (2.0, 1.0)}
+    ranked = rated_rows()[1]
+    for row in (ranked, {**ranked, "ranks": [3, 1, 2]}, {**PAIR, "ratings": {"clarity": [1, None]}}):
+        comparison = to_comparison(row)
+        assert to_comparison(comparison_row(comparison)) == comparison
+    swapped = {"prompt": "w3", "response_a": "w4", "response_b": "w5", "winner": "b", "ratings": {"a": [1, 2]}}
+    assert to_comparison(comparison_row(to_comparison(swapped))).attributes == {"a": (2.0, 1.0)}

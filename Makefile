@@ -8,6 +8,9 @@ PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --n
 # What starts programs, executes notebooks, builds the site, opens a browser, or takes long by itself.
 SLOW := process or notebook or site or browser or fuzz or wheel
 
+# pytest keeps the tests as it has rewritten them, also where Python writes no bytecode otherwise.
+quick test test-all: export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo quick test test-all export notebooks readme docs clean
 
 # Train and evaluate a reward model on the embedded default: synthetic preferences, a tiny decoder.

@@ -2,13 +2,14 @@
 How many flipped labels are found, and what training gains from it.
 
     python benchmarks/find_flips.py pairs.jsonl [--judges text MODEL …] [--most 4000] [--share 0.2] [--seeds 5]
-    python benchmarks/find_flips.py synthetic --train
+    python benchmarks/find_flips.py synthetic --train --judges text folds
 
-A share of the labels of FILE is flipped at random, once for each seed. Each judge names the labels that are wrong with
-a probability above one half. A linear Bradley–Terry head on the judge's features is then trained on the labels as they
-were flipped, without the named ones, with these reversed, with the soft labels of the file that `--find_flips` writes,
-and on the true labels; its accuracy is that on a third of the prompts, which is held out with its true labels. With
-`--train` the tiny decoder is trained in place of the head, by `RewardTrainer`. Prints a table in Markdown.
+A third of the prompts of FILE is held out, with its labels. Of the other labels a share is flipped at random, once for
+each seed, and each judge names those that are wrong with a probability above one half. A linear Bradley–Terry head on
+the judge's features is then trained on the labels as they were flipped, without the named ones, with these reversed,
+with the soft labels of the file that `--find_flips` writes, and on the labels before; its accuracy is that on the
+held-out pairs. With `--train` the tiny decoder is trained in place of the head, by `RewardTrainer`. The judge `folds`
+is that decoder, trained on two of three folds and asked about the third. Prints a table in Markdown.
 """
 import argparse
 import logging
@@ -18,18 +19,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from datasets import Dataset
 from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold
+from transformers import AutoTokenizer
 
-from rlhf_reward import load_rows
+from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, Scorer, load_rows
 from rlhf_reward.comparison import text_key
 from rlhf_reward.flip_features import judge, text_features
 from rlhf_reward.flips import find_flips
 from rlhf_reward.rows import to_comparison
 from rlhf_reward.synthetic import RECIPE, synthetic_comparisons, synthetic_texts, tiny_decoder
 
-CLEANINGS = ("flipped", "left out", "reversed", "soft labels", "true labels")
+CLEANINGS = ("flipped", "left out", "reversed", "soft labels", "labels before")
 
 
 def read(name, most):
@@ -51,7 +56,7 @@ def read(name, most):
 
 def features_of(name, comparisons, max_length, dtype):
     "Return the comparisons that a judge can read, and its features."
-    if name == "text":
+    if name in ("text", "folds"):
         return comparisons, text_features(comparisons)
     judged = judge(name, comparisons, max_length, dtype=dtype)
     if judged.features is None:
@@ -76,7 +81,7 @@ def targets(is_flipped, wrong):
         "left out": (label, 1.0 * ~named),
         "reversed": (np.where(named, 1 - label, label), ones),
         "soft labels": (np.where(is_flipped, wrong, 1 - wrong), ones),
-        "true labels": (ones, ones),
+        "labels before": (ones, ones),
     }
 
 
@@ -102,31 +107,45 @@ def head_accuracy(features, is_held, probability, weight):
     return float((margins > 0).mean())
 
 
-def trained_accuracy(base, comparisons, is_held, probability, weight, seed):
-    "Return the accuracy on held-out pairs of the tiny decoder, trained by `RewardTrainer` on the others."
-    import torch
-    from datasets import Dataset
-    from transformers import AutoTokenizer
-
-    from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
-
+def train_decoder(base, comparisons, probability, weight, seed):
+    "Return the tiny decoder, trained by `RewardTrainer`, and its tokenizer."
     rows = []
     for item, share, own_weight in zip(comparisons, probability, weight):
-        chosen, rejected = item.responses
-        row = {"prompt": item.prompt, "response_a": chosen, "response_b": rejected}
-        rows.append({**row, "probability_a": float(share), "weight": float(own_weight)})
-    train = [rows[index] for index in np.flatnonzero(~is_held) if weight[index] > 0]
-    held = [{**rows[index], "probability_a": 1.0, "weight": 1.0} for index in np.flatnonzero(is_held)]
+        row = {"prompt": item.prompt, "response_a": item.responses[0], "response_b": item.responses[1]}
+        if own_weight > 0:
+            rows.append({**row, "probability_a": float(share), "weight": float(own_weight)})
     torch.manual_seed(seed)
     options = {**RECIPE, "eval_strategy": "no", "logging_strategy": "no", "seed": seed}
     dropout = options.pop("dropout")
+    model = RewardModel(base, dropout=dropout, device="cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(base)
     with tempfile.TemporaryDirectory() as folder:
         args = RewardConfig(output_dir=folder, report_to="none", disable_tqdm=True, **options)
-        model = RewardModel(base, dropout=dropout, device="cuda" if torch.cuda.is_available() else "cpu")
-        tokenizer = AutoTokenizer.from_pretrained(base)
-        trainer = RewardTrainer(model, args, Dataset.from_list(train), Dataset.from_list(held), tokenizer)
-        trainer.train()
-        return trainer.evaluate()["eval_accuracy"]
+        RewardTrainer(model, args, Dataset.from_list(rows), processing_class=tokenizer).train()
+    return model, tokenizer
+
+
+def trained_accuracy(base, comparisons, is_held, probability, weight, seed):
+    "Return the accuracy on held-out pairs of the tiny decoder that is trained on the others."
+    train = np.flatnonzero(~is_held)
+    model, tokenizer = train_decoder(
+        base, [comparisons[index] for index in train], probability[train], weight[train], seed
+    )
+    rewards = Scorer(model, tokenizer).score_comparisons([comparisons[index] for index in np.flatnonzero(is_held)])
+    return float(np.mean([chosen > rejected for chosen, rejected in rewards]))
+
+
+def fold_rewards(base, comparisons, prompts, seed):
+    "Return the rewards of all responses, each by a tiny decoder that was trained on two other folds of the prompts."
+    rewards = np.zeros(2 * len(comparisons))
+    label = np.array([float(item.ranks == (1, 2)) for item in comparisons])
+    for others, own in GroupKFold(3).split(prompts, groups=prompts):
+        model, tokenizer = train_decoder(
+            base, [comparisons[index] for index in others], label[others], np.ones(len(others)), seed
+        )
+        scored = Scorer(model, tokenizer).score_comparisons([comparisons[index] for index in own])
+        rewards[2 * own], rewards[2 * own + 1] = np.array(scored).T
+    return rewards
 
 
 def interval(values):
@@ -162,29 +181,32 @@ def main():
             generator = np.random.default_rng(seed)
             labeled, is_flipped = flipped_labels(comparisons, options.share, generator)
             is_held = (generator.random(prompts.max() + 1) < 1 / 3)[prompts]
-            flips = find_flips(labeled, features)
-            pairs = flips.pairs.sort_values("comparison")
-            wrong = pairs["wrong"].to_numpy()
-            named = wrong > 0.5
-            top = np.argsort(pairs["margin"].to_numpy())[:int(is_flipped.sum())]
-            rate = flips.report["flips"]
-            own = {
-                "labels predicted": flips.report["accuracy"]["value"],
-                "rate": rate["rate"],
-                "rate, low": rate["low"],
-                "named": named.mean(),
-                "precision": is_flipped[named].mean() if named.any() else np.nan,
-                "recall": is_flipped[named].sum() / is_flipped.sum(),
-                "precision of as many as are flipped": is_flipped[top].mean(),
-                "AUC": roc_auc_score(is_flipped, -pairs["margin"]),
-            }
-            # the labels that are named in training are found without the held-out prompts
             train = np.flatnonzero(~is_held)
-            responses = np.stack([2 * train, 2 * train + 1], axis=1).ravel()
-            of_train = find_flips([labeled[index] for index in train], features[responses])
+            of_train = [labeled[index] for index in train]
+            if name == "folds":
+                rewards = fold_rewards(base, of_train, prompts[train], seed)
+                flips = find_flips(of_train, rewards=rewards)
+            else:
+                responses = np.stack([2 * train, 2 * train + 1], axis=1).ravel()
+                flips = find_flips(of_train, features[responses])
+            pairs = flips.pairs.sort_values("comparison")
+            named = pairs["wrong"].to_numpy() > 0.5
             wrong = np.zeros(len(comparisons))
-            wrong[train] = of_train.pairs.sort_values("comparison")["wrong"]
+            wrong[train] = pairs["wrong"]
+            flipped = is_flipped[train]
+            top = np.argsort(pairs["margin"].to_numpy())[:int(flipped.sum())]
+            own = {
+                "labels that the margins agree with": flips.report["accuracy"]["value"],
+                "estimated rate of wrong labels": flips.report["flips"]["rate"],
+                "named": named.mean(),
+                "precision": flipped[named].mean() if named.any() else np.nan,
+                "recall": flipped[named].sum() / flipped.sum(),
+                "precision of the first, as many as are flipped": flipped[top].mean(),
+                "AUC": roc_auc_score(flipped, -pairs["margin"]),
+            }
             for cleaning, (probability, weight) in targets(is_flipped, wrong).items():
+                if options.train and cleaning == "reversed":
+                    continue # to save time
                 if options.train:
                     accuracy = trained_accuracy(base, comparisons, is_held, probability, weight, seed)
                 else:
@@ -194,6 +216,8 @@ def main():
             print(f"{name}, seed {seed}: " + ", ".join(f"{key} {value:.3f}" for key, value in own.items()), flush=True)
         table = pd.DataFrame(figures)
         for cleaning in CLEANINGS[1:]:
+            if f"accuracy, {cleaning}" not in table:
+                continue
             gain = table[f"accuracy, {cleaning}"] - table["accuracy, flipped"]
             table[f"gain, {cleaning}"] = gain
         lines.append((name, len(comparisons), {column: interval(table[column]) for column in table}))

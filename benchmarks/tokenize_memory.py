@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 
-def write_pairs(path, number, seed=0):
-    "Write as many pairs of random words as JSON lines."
+def write_pairs(path, number, seed=0, of_prompt=30, longest=40):
+    "Write as many pairs of random words as JSON lines, with so many words in a prompt and in the longest response."
     draw = random.Random(seed)
     words = [f"word{n}" for n in range(1000)]
 
@@ -30,9 +30,9 @@ def write_pairs(path, number, seed=0):
     with path.open("w") as file:
         for _ in range(number):
             row = {
-                "prompt": text(30),
-                "chosen": text(draw.randint(5, 40)),
-                "rejected": text(draw.randint(5, 40)),
+                "prompt": text(of_prompt),
+                "chosen": text(draw.randint(5, longest)),
+                "rejected": text(draw.randint(5, longest)),
             }
             file.write(json.dumps(row) + "\n")
 

@@ -61,7 +61,8 @@ def is_unordered(
     comparison: Comparison, # of any form
 ) -> bool:
     "Return whether responses are rated by attribute and not ordered: that they tie was judged by nobody."
-    return comparison.attributes is not None and comparison.ratings is None and len(set(comparison.ranks)) == 1
+    is_judged = comparison.ratings is not None or comparison.preference is not None
+    return comparison.attributes is not None and not is_judged and len(set(comparison.ranks)) == 1
 
 # %% ../nbs/03o_attribute_rows.ipynb #6dbf9ac2
 def check_ratings(
@@ -83,7 +84,8 @@ def check_ratings(
             f"{row} has no rating of {', '.join(attributes)}, which the loss regression learns; expected ratings by "
             "attribute, such as ratings={'helpfulness': [4, 2]}, or another loss."
         )
-    is_tied = len(set(example["ranks"])) == 1 and example["ratings"] is None
+    is_judged = example["ratings"] is not None or example.get("preference") is not None
+    is_tied = len(set(example["ranks"])) == 1 and not is_judged
     if loss in ("rao_kupper", "davidson") and names is not None and is_tied:
         raise ValueError(
             f"{row} has ratings by attribute and no order of its responses, which the loss {loss} would learn as a "

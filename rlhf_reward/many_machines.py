@@ -12,7 +12,7 @@ from typing import Any, Literal, Union
 
 import pyarrow as pa
 
-from .files import WRITTEN, score_rows
+from .files import score_rows
 from .scoring import Scorer
 
 # %% ../nbs/06g_many_machines.ipynb #629a266b
@@ -37,23 +37,24 @@ class BatchScorer:
     def __call__(
         self,
         batch: Any, # a table of pyarrow or pandas, or a dict with an array for each column
-    ) -> pa.Table: # with `reward`, or `rewards` for rows of several responses; and `error`, if rows are skipped
+    ) -> pa.Table: # with `reward`, or `rewards` without a column of single responses; `attributes` and `error`, if any
         "Return the batch with its rewards. Raise `ValueError` for a row that cannot be scored."
         table = _to_table(batch)
-        rows = table.to_pylist()
-        scored = list(score_rows(rows, 1, self.scorer, "the batch", self.normalize, self.on_bad_row))
-        names = self._columns(table, scored)
-        for name, kind in zip(WRITTEN, (pa.float64(), pa.list_(pa.float64()), pa.string())):
-            if name in names:
-                table = table.append_column(name, pa.array([row.get(name) for row in scored], kind))
+        is_single = not {"response", "text"}.isdisjoint(table.column_names)
+        rows = list(score_rows(table.to_pylist(), 1, self.scorer, "the batch", self.normalize, self.on_bad_row))
+        for name, kind in self._added_columns(is_single).items():
+            table = table.append_column(name, pa.array([row.get(name) for row in rows], kind))
         return table
 
-    def _columns(self, table, scored):
-        "Return the names of the added columns, the same for all batches of a data set."
-        names = {"reward" if {"response", "text"} & set(table.column_names) else "rewards"}
-        for row in scored:
-            names |= {name for name in WRITTEN if row.get(name) is not None}
-        return names | {"error"} if self.on_bad_row == "skip" else names
+    def _added_columns(self, is_single):
+        "Return the columns that are added, with their types: the same for all batches of a data set."
+        number = pa.float64() if is_single else pa.list_(pa.float64())
+        columns = {"reward" if is_single else "rewards": number}
+        if self.scorer.attributes:
+            columns["attributes"] = pa.struct([(name, number) for name in self.scorer.attributes])
+        if self.on_bad_row == "skip":
+            columns["error"] = pa.string()
+        return columns
 
     def __reduce__(self):
         return self.make, ()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Iterable, Optional, Union
 
 import numpy as np
-from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from .columns import audited_columns, nulls_of_tables, read_columns
 from .comparison import CACHE_VERSION
@@ -81,13 +81,13 @@ def mix_rows(
     sets: dict[str, Union[Dataset, IterableDataset]],
     # The part of each set in the rows that are drawn, by its name, together 1. By default each set is used whole.
     shares: Optional[dict[str, float]] = None,
-    seed: int = 0, # of the draw
+    seed: int = 0, # of the draw from tables
 ) -> Union[Dataset, IterableDataset]: # with the columns `MIXED`, for all that reads rows
     """
     Return several sets as one. With shares, it ends where the first set is used up, and no row occurs twice.
 
-    From streams the next row is drawn from a set at random, by the shares; without shares from each in turn, until all
-    are used up. Raise `ValueError` for shares that do not sum to 1, and `UnclearVerdict` as `column_verdicts` does.
+    Streams are read from their beginnings, by the shares; without shares in turn, until all are used up. Raise
+    `ValueError` for shares that do not sum to 1, and `UnclearVerdict` as `column_verdicts` does.
     """
     are_streams = {isinstance(rows, IterableDataset) for rows in sets.values()}
     kinds = {type(rows).__name__ for rows in sets.values()}
@@ -95,7 +95,7 @@ def mix_rows(
         found = ", ".join(sorted(kinds)) or "nothing"
         raise ValueError(f"found {found} to mix; expected sets by name, all a Dataset or all an IterableDataset.")
     if are_streams == {True}:
-        return _mixed_streams(sets, shares, seed)
+        return _mixed_streams(sets, shares)
     return _mixed_tables(sets, shares, seed)
 
 # %% ../nbs/03p_mixtures.ipynb #d5c92fa9
@@ -161,21 +161,30 @@ def _mixed_batch(batch, indices, name, verdicts, drawn, version):
     return columns
 
 # %% ../nbs/03p_mixtures.ipynb #80e78761
-def _mixed_streams(sets, shares, seed):
-    "Return streams as one, which draws from the next stream at random, by the shares, or from each in turn."
-    parts = []
-    for name, rows in sets.items():
-        arguments = {"name": name, "verdicts": read_columns(rows, name)}
-        mixed = plain_rows(rows).map(_mixed_example, with_indices=True, fn_kwargs=arguments)
-        parts.append(mixed.select_columns(list(MIXED)).cast(MIXED))
-    if shares is None:
-        return interleave_datasets(parts, stopping_strategy="all_exhausted_without_replacement")
-    probabilities = [float(share) for share in checked_shares(shares, sets).values()]
-    return interleave_datasets(parts, probabilities, seed, stopping_strategy="first_exhausted")
+def _mixed_streams(sets, shares):
+    "Return streams as one."
+    verdicts = {name: read_columns(rows, name) for name, rows in sets.items()}
+    weights = {name: 1 for name in sets}
+    if shares is not None:
+        weights = {name: float(share) for name, share in checked_shares(shares, sets).items()}
+    arguments = {"sets": sets, "verdicts": verdicts, "weights": weights, "has_shares": shares is not None}
+    return IterableDataset.from_generator(_rows_in_turn, MIXED, gen_kwargs=arguments)
 
 
-def _mixed_example(row, index, name, verdicts):
-    return mixed_row(row, index + 1, name, verdicts)
+def _rows_in_turn(sets, verdicts, weights, has_shares):
+    "Yield rows of streams, the next one of the set that is furthest below its weight."
+    left = {name: iter(plain_rows(rows)) for name, rows in sets.items()}
+    taken = dict.fromkeys(sets, 0)
+    while left:
+        name = min(left, key=lambda name: (taken[name] + 0.5) / weights[name])
+        row = next(left[name], None)
+        if row is not None:
+            taken[name] += 1
+            yield mixed_row(row, taken[name], name, verdicts[name])
+        elif has_shares:
+            return
+        else:
+            del left[name]
 
 # %% ../nbs/03p_mixtures.ipynb #6fe14f3a
 def short_names(

@@ -107,7 +107,7 @@ def _difference(differences, first, second):
     interval = _either(differences, first, second).interval
     if interval is None or (first, second) in differences:
         return interval and Interval(value=interval["value"], low=interval["low"], high=interval["high"])
-    return Interval(value=-interval["value"], low=-interval["high"], high=-interval["low"])
+    return Interval(value=0 - interval["value"], low=0 - interval["high"], high=0 - interval["low"]) # no −0
 
 # %% ../nbs/07t_model_ranking.ipynb #947b2401
 RANKING_COLUMNS = ["place", "model", "figure", "difference to the first", "p, adjusted", "within noise of"]

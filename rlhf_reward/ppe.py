@@ -6,9 +6,10 @@
 __all__ = ['PPE_DOMAINS', 'PPE_CORRECTNESS', 'read_ppe_preference', 'score_ppe_preference', 'read_ppe_correctness',
            'check_ppe_correctness', 'score_ppe_correctness']
 
-# %% ../nbs/07n_ppe.ipynb #3506994a
+# %% ../nbs/07n_ppe.ipynb #87cdd59e
 import json
 import re
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -141,13 +142,17 @@ def _figures_of_benchmark(table):
 
 def _best_of_k(rewards, correct):
     "Return, for each K, the expected correctness of the highest reward of K responses; equal rewards share."
-    count = len(rewards)
-    shared = pd.Series(correct).groupby(-rewards).transform("mean").to_numpy()
-    by_reward = shared[np.argsort(-rewards, kind="stable")]
+    _, ties, counts = np.unique(-rewards, return_inverse=True, return_counts=True) # the highest first
+    means = np.bincount(ties, correct) / counts
+    return _weights_of_places(len(rewards)) @ np.repeat(means, counts)
+
+
+@cache
+def _weights_of_places(count):
+    "Return, for each K, the probability that the i-th best of all is the best of K."
     after = count - 1 - np.arange(count)
     sizes = np.arange(1, count + 1)[:, None]
-    # probability that the i-th best of all is the best of K
-    return comb(after, sizes - 1) / comb(count, sizes) @ by_reward
+    return comb(after, sizes - 1) / comb(count, sizes)
 
 
 def _mean_curve(curves):

@@ -7,11 +7,14 @@ __all__ = ['filler_comparison', 'padded_to_steps', 'PaddedStream', 'AppendedSamp
            'SameStepsMixin']
 
 # %% ../nbs/05c_sampling.ipynb #b2b4c474
+from pathlib import Path
 from typing import Callable, Iterator, Optional, Sequence
 
 import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch.utils.data import DataLoader, Sampler
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .tokens import TokenizedComparison, tokenized_comparison
@@ -134,6 +137,18 @@ class SameStepsMixin:
             batches = loader.batch_sampler.batch_sampler # of all processes, which take them in turn
             batches.sampler = AppendedSampler(batches.sampler, range(len(full), num_padded))
         return loader
+
+    def _init_training_state(self, max_steps, steps_per_epoch, num_epochs, checkpoint, trial) -> tuple[int, int]:
+        "Return the passes and the batches of the last pass that a checkpoint has, of a stream too."
+        done = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, checkpoint, trial)
+        file = Path(checkpoint or "", TRAINER_STATE_NAME)
+        if not isinstance(self.train_dataset, IterableDataset) or checkpoint is None or not file.is_file():
+            return done
+        begun = TrainerState.load_from_json(file)
+        # the Trainer takes a pass of a stream for as long as the whole run, and `epoch` counts by that
+        passes, part = divmod(begun.epoch, 1)
+        batches = round(part * begun.max_steps * self.args.gradient_accumulation_steps)
+        return int(passes), 0 if self.args.ignore_data_skip else batches
 
     def _get_train_sampler(self, train_dataset=None) -> Optional[Sampler]:
         "Return the sampler of the Trainer, over the data without the fillers."

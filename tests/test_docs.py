@@ -394,6 +394,12 @@ def test_a_reader_has_all_that_the_examples_use(docs, notebook):
 
 # ----- code in Markdown
 
+def rated_by_attribute(row):
+    "A row with ratings of two attributes."
+    rows = {"prompt": row["prompt"], "responses": row["responses"]}
+    return {**rows, "ratings": {"helpfulness": row["scores"], "correctness": [1, None, 2, 3]}}
+
+
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
     "The folder that commands on the pages expect: data, a trained model, a model and a benchmark by hub names."
@@ -437,6 +443,7 @@ def desk(tmp_path_factory):
         "ranked": ranked,
         "pairs": pairs,
         "heldout": pairs,
+        "rated": [rated_by_attribute(row) for row in ranked],
         "rows": [{"prompt": row["prompt"], "response": row["chosen"]} for row in pairs],
         "allenai/reward-bench/data/filtered-00000-of-00001": benchmark,
     }

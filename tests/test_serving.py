@@ -130,6 +130,22 @@ def test_rank(client, scorer):
     assert answer.json()["ranked"][0]["response"][0]["role"] == "assistant"
 
 
+def test_ranked_responses_have_the_attributes_of_their_rewards(folder, scorer):
+    weights = {"helpfulness": 0.75, "verbosity": -0.5}
+    model = RewardModel(str(Path(folder).parent / "base"), 0.0, "cpu", attributes=list(weights))
+    model.set_attribute_weights(weights)
+    body = {"prompt": "w3", "responses": [text(3, seed) for seed in range(4)]}
+    with serving(Scorer(model, scorer.tokenizer)) as client:
+        ranked = client.post("/rank", json=body).json()["ranked"]
+        scored = client.post("/score", json={"prompts": ["w3"] * 4, "responses": body["responses"]}).json()
+    assert [result["reward"] for result in ranked] == sorted(scored["rewards"], reverse=True)
+    for result in ranked:
+        close(list(result["attributes"].values()), list(scored["attributes"][result["index"]].values()))
+        close(sum(weights[name] * value for name, value in result["attributes"].items()), result["reward"])
+    with serving(scorer) as client:
+        assert "attributes" not in client.post("/rank", json=body).json()["ranked"][0]
+
+
 def test_normalized(client, scorer):
     ranking = {"prompt": "w3", "responses": ["w4", "w5"]}
     for path, body in (("/score", {"prompts": ["w3"], "responses": ["w4"]}), ("/rank", ranking)):
@@ -1321,29 +1337,67 @@ def test_the_page_in_a_browser(server, scorer, tmp_path, chromium):
     prompt = "w5 w6"
     responses = ["w7 <b>w8</b>", "w9 w10 w11", "w12"]
     expected = scorer.rank([user(prompt)], responses)
-    page = chromium.new_page()
+    blind = {result.index: result for result in scorer.rank([user("")], responses)}
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
     urls = []
     errors = []
     page.on("request", lambda request: urls.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(server.url)
-    page.get_by_label("Prompt").fill(prompt)
-    page.get_by_role("button", name="Add a response").click()
+
+    def shown():
+        page.wait_for_selector("#ranked:not([hidden])")
+        return [row.locator("td").all_inner_texts() for row in page.locator("#ranked tbody tr").all()]
+
+    page.get_by_role("button", name="Fill in an example").click()
     areas = page.get_by_label("Response", exact=True).all()
+    assert "egg" in page.get_by_label("Prompt", exact=True).input_value() and all(area.input_value() for area in areas)
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    page.get_by_role("button", name="Add a response").click()  # it stays empty, and is left out
     for area, response in zip(areas, responses, strict=True):
         area.fill(response)
     page.get_by_role("button", name="Rank", exact=True).click()
-    page.wait_for_selector("#ranked:not([hidden])")
-    rows = []
-    for row in page.locator("#ranked tbody tr").all():
-        rows.append([cell.inner_text() for cell in row.locator("td").all()])
+    rows = shown()
     assert [row[1] for row in rows] == [result.response for result in expected]  # the tags as text
     assert [row[2] for row in rows] == [f"{result.reward:.4f}" for result in expected]
     assert [row[3] for row in rows] == [f"{100 * result.probability:.1f} %" for result in expected]
-    page.screenshot(path=os.environ.get("SCREENSHOT") or tmp_path / "page.png", full_page=True)
-    page.get_by_label("Response", exact=True).first.fill("w3 " * 99)
-    page.get_by_role("button", name="Rank", exact=True).click()
-    page.get_by_text("expected at most 64").wait_for()
+    assert {len(row) for row in rows} == {4} and not page.get_by_text("Without the prompt", exact=True).is_visible()
+
+    page.get_by_label("Compare with the prompt left out").check()
+    areas[1].press("Control+Enter")
+    page.get_by_text("Without the prompt", exact=True).wait_for()
+    for row, result in zip(shown(), expected, strict=True):
+        alone = blind[result.index]
+        assert row[2] == f"{result.reward:.4f}"
+        assert row[4].split("\n") == [f"{alone.reward:.4f}", f"{100 * alone.probability:.1f} %"]
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.screenshot(path=Path(os.environ.get("SCREENSHOTS") or tmp_path) / f"page{width}.png", full_page=True)
+
+    areas[0].fill("")
+    areas[2].fill("w3 " * 99)  # the second that is sent
+    areas[2].press("Control+Enter")
+    page.get_by_text("Response 3: ", exact=False).wait_for()
+    assert "expected at most 64" in page.get_by_role("alert").inner_text()
+    assert not page.locator("#ranked").is_visible()  # no old ranking under the error
+    assert areas[2].get_attribute("aria-invalid") == "true"
+    page.route("**/rank", lambda route: route.fulfill(status=502, body="<html>Bad gateway</html>"))
+    areas[2].press("Control+Enter")
+    page.get_by_text("The server answers with status 502.").wait_for()
+    answer = {"index": 0, "response": "w12", "reward": 1.5, "probability": 1.0, "spread": 0.25}
+    answer["attributes"] = {"helpfulness": 2.0, "<i>verbosity</i>": -1.234}
+    page.unroute("**/rank")
+    page.route("**/rank", lambda route: route.fulfill(json={"ranked": [answer]}))
+    page.get_by_label("Compare with the prompt left out").uncheck()
+    areas[2].press("Control+Enter")
+    row, = shown()
+    assert row[1].split() == ["w12", "helpfulness", "2.00", "<i>verbosity</i>", "-1.23"]
+    assert row[2].split("\n") == ["1.5000", "± 0.2500"] and row[3] == "100.0 %"
+    page.unroute("**/rank")
+    page.route("**/rank", lambda route: route.abort())
+    areas[2].press("Control+Enter")
+    page.get_by_text("The server does not answer.").wait_for()
     assert not errors
     assert all(url.startswith((server.url, "data:")) for url in urls)  # nothing from elsewhere
     page.close()

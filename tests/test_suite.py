@@ -58,7 +58,7 @@ def test_the_suite(tmp_path, monkeypatch, capsys):
     "A copy that does not exist and one that is damaged are named; the rest is one table."
     pytest.importorskip("matplotlib", reason="the extra plots is not installed")
     monkeypatch.setattr("rlhf_reward.cli.evaluate_command.open_scorer", lambda *arguments: Rule(stated_reward))
-    monkeypatch.setattr("rlhf_reward.evaluation._statistics_by_source", lambda *arguments: {})  # slow, and no part
+    monkeypatch.setattr("rlhf_reward.evaluation._statistics_by", lambda *arguments: {})  # slow, and no part
     monkeypatch.setattr("rlhf_reward.report.plots", lambda evaluation: {})  # the same
     made_copies(tmp_path / "copies")
     write(tmp_path / "copies/rm-bench.jsonl", [{"prompt": "q"}])

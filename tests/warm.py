@@ -34,6 +34,7 @@ MODULES = (
     "accelerate.commands.launch",
     "datasets",
     "httpx",
+    "hypothesis.strategies",
     "matplotlib.pyplot",
     "nbdev.test",
     "pandas",

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from functools import partial
+from pathlib import Path
 
 from .arguments import FILES_HELP, FORM_HELP, VERDICTS_HELP, add_data_arguments, data_source
 from .arguments import exit_on_error, parse_columns, parse_verdicts
@@ -51,6 +52,23 @@ def _audit_parser():
         default=2048,
         help="maximum tokens of a comparison (default: 2048)",
     )
+    parser.add_argument(
+        "--find_flips",
+        action="store_true",
+        help="find labels that are likely to be wrong, by models of the other prompts",
+    )
+    parser.add_argument(
+        "--model",
+        help="for --find_flips: a language model or encoder, whose states judge the labels, or a reward model that has "
+        "not seen the file (default: words and lengths of the responses)",
+    )
+    parser.add_argument("--device", help="of --model: cpu, cuda, cuda:1, … (default: a GPU if there is one)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="for --find_flips: a .jsonl file that does not exist yet, for all rows, most likely wrong first, with the "
+        "confidence that train reads as a soft label",
+    )
     return parser
 
 # %% ../../nbs/09f_cli_audit.ipynb #c181805d
@@ -61,6 +79,26 @@ def _load_all(names, load):
         raise ValueError(f"{repeated[0]} is given more than once; expected each file once.")
     sets = {name: load(name) for name in names}
     return sets if len(sets) > 1 else next(iter(sets.values()), None)
+
+
+def _check_flip_options(options):
+    "Raise `ValueError` for options without --find_flips, and for an output that exists."
+    given = [name for name in ("model", "device", "output") if getattr(options, name)]
+    if given and not options.find_flips:
+        raise ValueError(f"--{given[0]} is given without --find_flips; expected both, or neither.")
+    if options.output and Path(options.output).exists():
+        raise ValueError(f"--output {options.output} exists; expected a file that does not exist yet.")
+
+
+def _find_flips(rows, options):
+    "Return the labels with the probability that each is wrong, written to the output."
+    from rlhf_reward.flip_features import find_flips_in_rows
+
+    name = " and ".join(options.file)
+    flips = find_flips_in_rows(rows, options.model, options.max_length, options.device, name=name)
+    if options.output:
+        flips.write(options.output)
+    return flips
 
 
 def audit(
@@ -75,7 +113,9 @@ def audit(
     from rlhf_reward.data import load_rows
 
     disable_progress_bars()  # only the table is printed
+    flips = None
     with exit_on_error("audit"):
+        _check_flip_options(options)
         mappings = {"verdicts": parse_verdicts(options.verdicts), "form": options.form}
         load = partial(load_rows, on_bad_row="skip", **mappings)
         columns = options.columns if options.against_columns is None else options.against_columns
@@ -85,5 +125,14 @@ def audit(
         against = _load_all(options.against, load_against)
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else None
         report = audits.audit(rows, against, tokenizer, options.max_length, " and ".join(options.file))
+        if options.find_flips:
+            flips = _find_flips(rows, options)
+            report["flips"] = flips.report
     print(json.dumps(report, indent=2) if options.json else audits.audit_table(report))
+    if flips and not options.json:
+        from rlhf_reward.flips import flips_table
+
+        print(f"\n{flips_table(flips)}")
+        if options.output:
+            print(f"\nWritten, most likely wrong first: {options.output}")
     sys.exit(bool(report["problems"]))

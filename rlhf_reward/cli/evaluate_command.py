@@ -6,6 +6,7 @@
 __all__ = ['evaluate']
 
 # %% ../../nbs/09d_cli_evaluate.ipynb #f33f3e9a
+import json
 import textwrap
 from contextlib import contextmanager
 from functools import partial
@@ -20,8 +21,8 @@ def _evaluate_parser():
     parser = scoring_parser(
         "evaluate",
         "How often models agree with people: accuracy with intervals, baselines, calibration, length bias, and the "
-        "mistakes to read, as report.json, report.md and report.html. Needs the extra plots. Several processes share "
-        "the work: accelerate launch -m rlhf_reward evaluate …",
+        "mistakes to read; correlation with ratings, and AUROC of labels; as report.json, report.md and report.html. "
+        "Needs the extra plots. Several processes share the work: accelerate launch -m rlhf_reward evaluate …",
         action="append",
         metavar="[NAME=]MODEL[,…]",
         help="as in score, with an optional name for the report; several times, or separated by commas, to rank "
@@ -189,36 +190,35 @@ def _with_interval(share):
 
 def _print_summary(data, by_model):
     "Print the accuracies of all models on one set of data, and the baselines."
+    from rlhf_reward.report_summary import agreement_lines
+
     reports = {model: found.report for model, found in by_model.items()}
     first = next(iter(reports.values()))
-    print(f"\n{data}: {first['pairs']} pairs")
-    lines = []
+    has_pairs = all(report["pairs"] for report in reports.values())
+    print(f"\n{data}: {first['pairs']} pairs" if has_pairs else f"\n{data}: {first['responses']} responses")
+    shares = []
+    if has_pairs:
+        shares += [(model, report["accuracy_interval"]) for model, report in reports.items()]
+        shares += [(f"{model} without the prompt", own["baselines"]["prompt-blind"]) for model, own in reports.items()]
+        shares += [(name, share) for name, share in first["baselines"].items() if name != "prompt-blind"]
+    lines = [(name, _with_interval(share)) for name, share in shares]
     for model, report in reports.items():
-        lines.append((model, report["accuracy_interval"]))
-    for model, report in reports.items():
-        lines.append((f"{model} without the prompt", report["baselines"]["prompt-blind"]))
-    for name, share in first["baselines"].items():
-        if name != "prompt-blind":
-            lines.append((name, share))
+        lines += [(f"{model}, {label}", value) for label, value in agreement_lines(report)]
     width = max(len(name) for name, _ in lines)
-    for name, share in lines:
-        print(f"  {name:<{width}}  {_with_interval(share)}")
+    for name, figure in lines:
+        print(f"  {name:<{width}}  {figure}")
     for model, report in reports.items():
         if "benchmark" in report:
             benchmark = report["benchmark"]
             interval = benchmark["score_interval"]
             score = _with_interval(interval) if interval else format(benchmark["score"], ".4f")
             print(f"  {benchmark['name']} of {model}: {score}")
-    if len(by_model) > 1:
-        _print_ranking(by_model)
 
 
-def _print_ranking(by_model):
+def _print_ranking(ranking):
     "Print which model is better, and which differences are within noise."
-    from rlhf_reward.evaluation import compare
     from rlhf_reward.model_ranking import RANKING_COLUMNS, ranking_lines, ranking_note
 
-    ranking = compare(by_model)["ranking"]
     print(textwrap.fill(ranking_note(ranking), 100, initial_indent="  ", subsequent_indent="  "))
     _print_table([RANKING_COLUMNS, *ranking_lines(ranking)])
 
@@ -265,8 +265,11 @@ def evaluate(
         if processes.is_main_process:
             write_report(evaluations, options.output)
     if processes.is_main_process:
+        report = json.loads((Path(options.output) / "report.json").read_text(encoding="utf-8"))
         for data, by_model in evaluations.items():
             _print_summary(data, by_model)
+            if len(models) > 1:
+                _print_ranking(report["data"][data]["compared"]["ranking"])
         _print_suite(evaluations)
         print(f"\nReport: {Path(options.output) / 'report.html'}")
     if missing:

@@ -161,7 +161,8 @@ def _reward_routes(
         scored = await service.score(partial(read_rank, request))
         rewards = scored.rewards[0]
         shown = service.normalized(rewards) if request.normalize else rewards
-        return rank_answer(request.responses, rewards, shown)
+        attributes = scored.attributes[0] if scored.attributes else None
+        return rank_answer(request.responses, rewards, shown, attributes)
 
     @api.post("/classify")
     async def classify(request: AnyClassifyRequest) -> Union[ClassifyAnswer, SGLangResult, list[SGLangResult]]:
@@ -190,18 +191,20 @@ def rank_answer(
     responses: list[Any], # as in the request
     rewards: list[float], # by which they are ranked
     shown: list[float], # the same, or normalized
+    attributes: Optional[list[dict[str, float]]] = None, # of each response, if the model has any
 ) -> RankAnswer:
     "Return the answer of `/rank`."
     answer = []
     for response in ranked(responses, rewards):
-        answer.append(
-            RankedResponse(
-                index=response.index,
-                response=response.response,
-                reward=shown[response.index],
-                probability=response.probability,
-            )
+        result = RankedResponse(
+            index=response.index,
+            response=response.response,
+            reward=shown[response.index],
+            probability=response.probability,
         )
+        if attributes:
+            result.attributes = attributes[response.index] # a field that is not set is left out
+        answer.append(result)
     return RankAnswer(ranked=answer)
 
 

@@ -113,6 +113,10 @@ class RankedResponse(BaseModel):
     response: Text = Field(description="As in the request.")
     reward: float = Field(description="The reward of the model, normalized if the request asks for it.")
     probability: float = Field(description="Of being the best response: the softmax of the rewards.")
+    attributes: Optional[dict[str, float]] = Field(
+        None,
+        description="The outputs that the reward is the weighted sum of, by name, if the model has several.",
+    )
 
 
 class RankAnswer(BaseModel):

@@ -1,0 +1,168 @@
+"""
+The sides that `gpu.py` compares: models from configs, comparisons of random tokens, and the ways to batch them.
+"""
+import inspect
+import math
+import random
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+
+from rlhf_reward import RewardModel, varlen
+from rlhf_reward.attention import BY_SEGMENT
+from rlhf_reward.kernels import add_sequences, pad_rows
+from rlhf_reward.packing import pack_comparisons, pad_comparisons
+from rlhf_reward.tokens import tokenized_comparison, whole_sequences
+from rlhf_reward.varlen import VARLEN, varlen_attn
+
+SIZES = {
+    "0.6B": dict(hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16),
+    "4B": dict(hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32),
+}
+TOY = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
+VARLEN_SIDE = "packed, varlen"
+ONE_SPLIT = "packed, varlen, num_splits=1"
+
+
+class Bench:
+    "The device, the sizes, the time, and where the table goes."
+
+    def __init__(self, options):
+        self.smoke = options.smoke
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.deadline = time.monotonic() + 60 * options.minutes
+        self.output = options.output
+        self.steps, self.warmup = (1, 0) if self.smoke else (4, 2)
+        self.lines = []
+
+    def print(self, *lines):
+        "Print lines, and write all so far to the file: what was measured is kept if the time is over."
+        for line in lines:
+            print(line, flush=True)
+            self.lines.append(line)
+        if self.output:
+            Path(self.output).write_text("\n".join(self.lines) + "\n")
+
+    def time_left(self):
+        return self.deadline - time.monotonic()
+
+    def scaled(self, length):
+        "Return a length in tokens, smaller in a smoke test."
+        return max(2, length // 64) if self.smoke else length
+
+    def wait(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def config(self, size, **options):
+        vocabulary = 96 if self.smoke else 151936
+        head = dict(num_key_value_heads=2, head_dim=8) if self.smoke else dict(num_key_value_heads=8, head_dim=128)
+        return transformers.Qwen3Config(
+            vocab_size=vocabulary,
+            max_position_embeddings=16384,
+            rope_theta=1e6,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            **{**(TOY if self.smoke else SIZES[size]), **head, **options},
+        )
+
+    def model(self, config, attention="sdpa", seed=0):
+        "Return a reward model of random weights: the parts of a tiny one are replaced, so that no file is read."
+        tiny = transformers.Qwen3Config(vocab_size=8, **TOY, num_key_value_heads=2, head_dim=8)
+        with tempfile.TemporaryDirectory() as folder:
+            transformers.Qwen3Model(tiny).save_pretrained(folder)
+            model = RewardModel(folder, 0.0, "cpu", dtype=torch.bfloat16)
+        with self.device:
+            torch.manual_seed(seed)
+            model.backbone = transformers.AutoModel.from_config(config, dtype=torch.bfloat16)
+            model.score = nn.Linear(config.hidden_size, 1, bias=False)
+        model.num_base_embeddings = config.vocab_size
+        if attention != model.config._attn_implementation:
+            model.backbone.set_attn_implementation(attention)
+        return model
+
+    def comparisons(self, lengths, seed=0):
+        "Return comparisons of random tokens: a prompt and responses of these lengths."
+        draw = random.Random(seed)
+        last = 95 if self.smoke else 151000
+        made = []
+        for prompt, *responses in lengths:
+            prefix = [draw.randrange(10, last) for _ in range(self.scaled(prompt))]
+            rests = []
+            for number, length in enumerate(responses):  # they differ from the first token
+                rests.append([number % 8 + 1, *(draw.randrange(10, last) for _ in range(self.scaled(length) - 1))])
+            count = len(rests)
+            ranks = list(range(1, count + 1))
+            made.append(tokenized_comparison(prefix, rests, ranks=ranks, margins=[0.0] * (count * (count - 1) // 2)))
+        return made
+
+
+def scoring_sides(device):
+    "Return the sides, and varlen without splits of the keys too, where torch has that."
+    sides = all_sides(device)
+    if "num_splits" in inspect.signature(varlen_attn or len).parameters:
+        sides[ONE_SPLIT] = sides[VARLEN_SIDE]
+    return sides
+
+
+def set_splits(side):
+    "Let varlen split the keys of a sequence as it likes, or not at all."
+    varlen.KERNEL_OPTIONS.pop("num_splits", None)
+    if side == ONE_SPLIT:
+        varlen.KERNEL_OPTIONS["num_splits"] = 1
+
+
+def packed_with(examples, finish, **options):
+    "Pack comparisons into one row, with what a kernel needs."
+    return finish(pack_comparisons(examples, math.inf, **options))
+
+
+def unpadded(examples):
+    "All responses one after another, each with its prompt."
+    whole = [{**example, "shared_prefix": [], "rests": whole_sequences(example)} for example in examples]
+    return packed_with(whole, add_sequences)
+
+
+def all_sides(device):
+    "Return the attention and the collator of each side, or why there is none."
+    on_gpu = device.type == "cuda"
+    no_varlen = "needs a GPU" if varlen_attn is not None else "needs torch 2.10"
+    can_varlen = on_gpu and varlen_attn is not None
+    flash = next((name for name in ("flash_attention_3", "flash_attention_2") if is_installed(name)), None)
+    sequences = partial(packed_with, finish=add_sequences)
+    sides = {
+        VARLEN_SIDE: (VARLEN, sequences) if can_varlen else no_varlen,
+        "packed, FlexAttention": ("flex_attention", partial(packed_with, finish=pad_rows)) if on_gpu else "needs a GPU",
+        "packed, flash of transformers": (flash, sequences) if flash else "flash-attn is not installed",
+        "packed, segments": (BY_SEGMENT, partial(pack_comparisons, row_length=math.inf)),
+        "packed, dense mask": ("sdpa", pack_comparisons),
+        "unpadded, varlen": (VARLEN, unpadded) if can_varlen else no_varlen,
+        "padded, SDPA": ("sdpa", pad_comparisons),
+        "padded, flash": (flash, pad_comparisons) if flash else "flash-attn is not installed",
+    }
+    if on_gpu:
+        del sides["packed, segments"] # for CPUs
+    return sides
+
+
+def is_installed(attention):
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
+    return available[attention]()
+
+
+def short(error):
+    "Return an error as a cell of a table."
+    text = "out of memory" if isinstance(error, torch.OutOfMemoryError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split()).replace("|", "/")[:120]
+
+
+def free(bench):
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()

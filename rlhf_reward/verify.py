@@ -102,10 +102,67 @@ def _table(probes):
         lines.append(line + (f"  {probe.together:14.4f}" if probe.together is not None else ""))
     return lines
 
-# %% ../nbs/10_verify.ipynb #91443f44
+# %% ../nbs/10_verify.ipynb #08dd5e43
 MAX_DIAGNOSES = 4 # that are reported
 
 
+def _templates(own, saved, other):
+    "Return the chat templates that the other program may use, by name."
+    found = {"that of the checkpoint": saved, "that of the other tokenizer": other}
+    return {name: template for name, template in found.items() if template and template != own}
+
+
+def _scale(scorer):
+    "Return mean and standard deviation of the checkpoint; None if it has none."
+    facts = getattr(scorer.model.config, "rlhf_reward", None) or {}
+    mean, std = facts.get("reward_mean"), facts.get("reward_std")
+    return (mean, std) if mean is not None and std else None
+
+
+def _causes(search, other, kept):
+    "Return the groups of causes that explain the probes alone equally, and the first explanation of the search."
+    if other.again is not None and not is_close(other.again, search.there[0], search.tolerance):
+        return [[RANDOM]], None
+    if other.ids is None:
+        found = explain(search)
+        return [list(explanation.causes) for explanation in found] or [[UNKNOWN]], found[0] if found else None
+    known = [list(search.here.typed(other.ids[index])) for index in kept]
+    tokens = list(name_tokens(search.variants, known))
+    variants = search.variants.reading(known)
+    found = explain(CauseSearch(search.here, variants, search.there, search.tolerance, search.scale))
+    if not found:
+        return [[*tokens, OTHER_WEIGHTS]], None
+    return [tokens + list(explanation.causes) for explanation in found], found[0]
+
+
+def _diagnosis(causes, kind):
+    names = [cause.name for cause in causes]
+    return Diagnosis(names, [c.sentence for c in causes], [remedy_for(cause, kind) for cause in causes])
+
+
+def _equal_probes(results, tolerance):
+    "Return a note on the probes that are equal, if the rewards have no other explanation."
+    equal = [result.name for result in results if result.there is not None and _is_equal(result, tolerance)]
+    return [f"Equal are: {', '.join(equal)}."] if equal else []
+
+
+def _is_equal(result, tolerance):
+    return is_close(result.here, result.there, tolerance)
+
+
+def _notes(other, dtype, num_refused, num_groups):
+    "Return what a reader should know about the comparison."
+    notes = []
+    if num_refused:
+        notes.append(f"{num_refused} of the probes have no reward in {other.name}, so they are not compared.")
+    if dtype != torch.float32:
+        short = str(dtype).removeprefix("torch.")
+        notes.append(f"The model is in {short} here, which hides small differences; --dtype float32 shows them.")
+    if num_groups > MAX_DIAGNOSES:
+        notes.append(f"{num_groups - MAX_DIAGNOSES} more explanations fit equally.")
+    return notes
+
+# %% ../nbs/10_verify.ipynb #fc75e644
 class Verifier:
     "Compares other programs with a model. What the hypotheses predict is computed once for all of them."
 
@@ -176,60 +233,3 @@ class Verifier:
             )
             results.append(result)
         return results
-
-
-def _templates(own, saved, other):
-    "Return the chat templates that the other program may use, by name."
-    found = {"that of the checkpoint": saved, "that of the other tokenizer": other}
-    return {name: template for name, template in found.items() if template and template != own}
-
-
-def _scale(scorer):
-    "Return mean and standard deviation of the checkpoint; None if it has none."
-    facts = getattr(scorer.model.config, "rlhf_reward", None) or {}
-    mean, std = facts.get("reward_mean"), facts.get("reward_std")
-    return (mean, std) if mean is not None and std else None
-
-
-def _causes(search, other, kept):
-    "Return the groups of causes that explain the probes alone equally, and the first explanation of the search."
-    if other.again is not None and not is_close(other.again, search.there[0], search.tolerance):
-        return [[RANDOM]], None
-    if other.ids is None:
-        found = explain(search)
-        return [list(explanation.causes) for explanation in found] or [[UNKNOWN]], found[0] if found else None
-    known = [list(search.here.typed(other.ids[index])) for index in kept]
-    tokens = list(name_tokens(search.variants, known))
-    variants = search.variants.reading(known)
-    found = explain(CauseSearch(search.here, variants, search.there, search.tolerance, search.scale))
-    if not found:
-        return [[*tokens, OTHER_WEIGHTS]], None
-    return [tokens + list(explanation.causes) for explanation in found], found[0]
-
-
-def _diagnosis(causes, kind):
-    names = [cause.name for cause in causes]
-    return Diagnosis(names, [c.sentence for c in causes], [remedy_for(cause, kind) for cause in causes])
-
-
-def _equal_probes(results, tolerance):
-    "Return a note on the probes that are equal, if the rewards have no other explanation."
-    equal = [result.name for result in results if result.there is not None and _is_equal(result, tolerance)]
-    return [f"Equal are: {', '.join(equal)}."] if equal else []
-
-
-def _is_equal(result, tolerance):
-    return is_close(result.here, result.there, tolerance)
-
-
-def _notes(other, dtype, num_refused, num_groups):
-    "Return what a reader should know about the comparison."
-    notes = []
-    if num_refused:
-        notes.append(f"{num_refused} of the probes have no reward in {other.name}, so they are not compared.")
-    if dtype != torch.float32:
-        short = str(dtype).removeprefix("torch.")
-        notes.append(f"The model is in {short} here, which hides small differences; --dtype float32 shows them.")
-    if num_groups > MAX_DIAGNOSES:
-        notes.append(f"{num_groups - MAX_DIAGNOSES} more explanations fit equally.")
-    return notes

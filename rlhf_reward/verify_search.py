@@ -226,7 +226,54 @@ def _limits(search, ids, lowest, cut, expected):
             return close
     return []
 
-# %% ../nbs/10f_verify_search.ipynb #9058ca90
+# %% ../nbs/10f_verify_search.ipynb #974aaa5b
+def _fitted(search, share):
+    "Return the cause of a factor and a constant, fitted to the shortest probes, in a list; none if there is none."
+    indices = search.by_length[:max(4, math.ceil(share * len(search.all)))]
+    rewards = search.own_rewards()
+    cause = fitted_scale([rewards[index] for index in indices], [search.there[index] for index in indices])
+    return [(cause,)] if cause else []
+
+
+def _or_scaled(search, found, groups):
+    "Return what was found, or if no value that is known is in it, the explanations by a factor and a constant as well."
+    for explanation in found:
+        if explanation.causes and explanation.causes[-1].stage == "value":
+            return found
+    return [*found, *chain.from_iterable(_scaled(search, group) for group in groups)]
+
+
+def _scaled(search, group):
+    "Return the explanation by token causes and a factor and a constant that fit all probes, if there is one."
+    for indices in (search.by_length[:5], search.all): # the long probes only if the short ones fit
+        sequences = search.sequences(group, indices)
+        if sequences is None or len(sequences) < 4:
+            return []
+        cause = fitted_scale(search.here.rewards(sequences), [search.there[index] for index in indices])
+        error = search.error(sequences, (cause,), indices, search.tolerance) if cause else None
+        if error is None:
+            return []
+    if group and sequences == search.variants.own:
+        return []
+    return [Explanation((*group, cause), sequences, cause.apply, error)]
+
+
+def _means(search, values):
+    "Return the explanations by the mean over all tokens."
+    if not search.here.is_decoder or not any(cause.stage == "reading" for cause in search.variants.causes):
+        return []
+    rewards = []
+    for ids in search.variants.own:
+        at_positions = search.here.at_positions(ids)
+        rewards.append(sum(at_positions) / len(at_positions))
+    found = []
+    for causes in values:
+        error = root_mean_square(value_of(causes)(rewards), search.there, search.tolerance)
+        if error is not None:
+            found.append(Explanation((MEAN, *causes), search.variants.own, value_of(causes), error))
+    return found
+
+# %% ../nbs/10f_verify_search.ipynb #1ef92598
 def explain(
     search: CauseSearch, # with the rewards of the other program
 ) -> list[Explanation]: # several if they explain the probes equally; none if nothing does
@@ -273,53 +320,6 @@ def _likeliness(explanation):
     "Return the rank of an explanation among those that are equally good: special tokens are the most common cause."
     ranks = {"messages": 1, "template": 1, "reading": 2}
     return sum(ranks.get(cause.stage, cause.name == "scale") for cause in explanation.causes)
-
-
-def _fitted(search, share):
-    "Return the cause of a factor and a constant, fitted to the shortest probes, in a list; none if there is none."
-    indices = search.by_length[:max(4, math.ceil(share * len(search.all)))]
-    rewards = search.own_rewards()
-    cause = fitted_scale([rewards[index] for index in indices], [search.there[index] for index in indices])
-    return [(cause,)] if cause else []
-
-
-def _or_scaled(search, found, groups):
-    "Return what was found, or if no value that is known is in it, the explanations by a factor and a constant as well."
-    for explanation in found:
-        if explanation.causes and explanation.causes[-1].stage == "value":
-            return found
-    return [*found, *chain.from_iterable(_scaled(search, group) for group in groups)]
-
-
-def _scaled(search, group):
-    "Return the explanation by token causes and a factor and a constant that fit all probes, if there is one."
-    for indices in (search.by_length[:5], search.all): # the long probes only if the short ones fit
-        sequences = search.sequences(group, indices)
-        if sequences is None or len(sequences) < 4:
-            return []
-        cause = fitted_scale(search.here.rewards(sequences), [search.there[index] for index in indices])
-        error = search.error(sequences, (cause,), indices, search.tolerance) if cause else None
-        if error is None:
-            return []
-    if group and sequences == search.variants.own:
-        return []
-    return [Explanation((*group, cause), sequences, cause.apply, error)]
-
-
-def _means(search, values):
-    "Return the explanations by the mean over all tokens."
-    if not search.here.is_decoder or not any(cause.stage == "reading" for cause in search.variants.causes):
-        return []
-    rewards = []
-    for ids in search.variants.own:
-        at_positions = search.here.at_positions(ids)
-        rewards.append(sum(at_positions) / len(at_positions))
-    found = []
-    for causes in values:
-        error = root_mean_square(value_of(causes)(rewards), search.there, search.tolerance)
-        if error is not None:
-            found.append(Explanation((MEAN, *causes), search.variants.own, value_of(causes), error))
-    return found
 
 
 def _looks_rounded(search, explanation, noises):

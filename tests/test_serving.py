@@ -675,6 +675,33 @@ def test_requests_are_computed_together_and_keep_their_answers(scorer, monkeypat
     assert len(held.batches) < 10 and sum(held.batches) == 60
 
 
+def test_complete_texts_to_one_prompt_are_computed_together(scorer, monkeypatch):
+    "A text does not tell where its prompt ends, so its beginning does: as ids, strings and in any route."
+    prompts = [text(52, seed) for seed in range(2)]
+    texts = [f"{prompts[number % 2]} w{number}" for number in range(3, 13)]
+    expected = scorer.score([None] * 10, texts)
+    computed = []
+    rewards = scorer.rewards
+
+    def noted(sequences, prompts, *args, **kwargs):
+        computed.append(len(set(prompts)))
+        return rewards(sequences, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(scorer, "rewards", noted)
+    ids = [own[0] for own in scorer.tokenize([to_responses({"text": one}) for one in texts])]
+    with serving(scorer) as client:
+        for path, value, name in (
+            ("/classify", texts, "probs"),
+            ("/pooling", ids, "data"),
+            ("/v1/embeddings", texts, "embedding"),
+        ):
+            data = client.post(path, json={"model": "tiny", "input": value}).json()["data"]
+            close([item[name][0] for item in data], expected)
+        shorts = client.post("/classify", json={"input": [f"w{number}" for number in range(3, 9)]}).json()["data"]
+    close([item["probs"][0] for item in shorts], scorer.score([None] * 6, [f"w{number}" for number in range(3, 9)]))
+    assert computed[:3] == [2, 2, 2] and computed[3] == 6
+
+
 def test_a_full_queue_is_refused_and_tried_again(scorer, monkeypatch):
     held = Held(scorer, monkeypatch)
     with serving(scorer, max_waiting=30) as client, concurrent.futures.ThreadPoolExecutor(20) as pool:

@@ -283,7 +283,7 @@ def test_the_host_waits_for_nothing_but_logs(base, tmp_path, monkeypatch, waits)
     """
     import rlhf_reward.inputs
 
-    monkeypatch.setattr(rlhf_reward.training, "choose_layout", lambda *_: Layout(pack_comparisons, "sdpa"))
+    monkeypatch.setattr(rlhf_reward.training, "choose_layout", lambda *_, **__: Layout(pack_comparisons, "sdpa"))
     monkeypatch.setattr(rlhf_reward.inputs, "require", lambda *args: None)  # on a GPU it asserts by itself
     trainer = make(base, tmp_path, max_steps=4, logging_steps=100)
     compute_loss = trainer.compute_loss

@@ -3,19 +3,21 @@ Load on `rlhf_reward serve` over loopback, compared with scoring the same rows o
 
     pip install 'rlhf_reward[serve]'
     python benchmarks/serve_load.py --data ROWS.jsonl [--data MORE.jsonl] [--requests 10000] [--connections 64]
-        [--apart]
+        [--apart] [--forms]
 
 Each request is one prompt with one response, sent to `/score` as soon as a connection is free; the responses to one
 prompt follow each other, as from best-of-n sampling. With `--apart` each prompt begins with its own number, so that
-there is nothing to share. Offline is `Scorer.score` of all rows in one call, in this process while the server is idle,
-before and after. Client and server share the machine. Every answer is compared with the offline reward; statuses other
-than 200 are counted.
+there is nothing to share. With `--forms` each connection is another client: they send the forms of `FORMS` in turn,
+six of which are complete texts that do not tell where the prompt ends. Offline is `Scorer.score` of all rows in one
+call, in this process while the server is idle, before and after. Client and server share the machine. Every answer is
+compared with the offline reward; statuses other than 200 are counted.
 """
 import argparse
 import asyncio
 import contextlib
 import itertools
 import json
+import os
 import random
 import socket
 import statistics
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import httpx
@@ -35,13 +38,72 @@ from rlhf_reward.scoring import Scorer
 from rlhf_reward.synthetic import tiny_decoder
 
 REQUEST = (
-    b"POST /score HTTP/1.1\r\n"
+    b"POST %s HTTP/1.1\r\n"
     b"Host: localhost\r\n"
     b"Content-Type: application/json\r\n"
     b"Content-Length: %d\r\n"
     b"\r\n"
     b"%s"
 )
+
+
+@dataclass(frozen=True)
+class Form:
+    "How a client sends one prompt with one response, and where the reward is in the answer."
+
+    path: str
+    body: Callable # of the prompt and the response
+    reward: Callable # of the answer
+
+
+def pair_in(first, second):
+    return lambda prompt, response: {"model": "a-model", first: prompt, second: [response]}
+
+
+def text_in(name):
+    return lambda prompt, response: {"model": "a-model", name: prompt + response}
+
+
+def in_data(name):
+    return lambda answer: answer["data"][0][name]
+
+
+def first_in_data(name):
+    return lambda answer: answer["data"][0][name][0]
+
+
+def relevance_score(answer):
+    return answer["results"][0]["relevance_score"]
+
+
+OWN_FORM = Form(
+    "/score",
+    lambda prompt, response: {"prompts": [prompt], "responses": [response]},
+    lambda answer: answer["rewards"][0],
+)
+FORMS = {
+    "score": OWN_FORM,
+    "rank": Form(
+        "/rank",
+        lambda prompt, response: {"prompt": prompt, "responses": [response]},
+        lambda answer: answer["ranked"][0]["reward"],
+    ),
+    "Cohere": Form("/v2/rerank", pair_in("query", "documents"), relevance_score),
+    "Jina": Form("/v1/rerank", pair_in("query", "documents"), relevance_score),
+    "TEI rerank": Form("/rerank", pair_in("query", "texts"), lambda answer: answer[0]["score"]),
+    "vLLM score": Form("/v1/score", pair_in("text_1", "text_2"), in_data("score")),
+    "OpenRLHF": Form(
+        "/get_reward",
+        lambda prompt, response: {"query": [prompt + response], "prompts": [prompt]},
+        lambda answer: answer["rewards"][0],
+    ),
+    "TEI predict": Form("/predict", text_in("inputs"), lambda answer: answer[0]["score"]),
+    "vLLM classify": Form("/classify", text_in("input"), first_in_data("probs")),
+    "vLLM classify v1": Form("/v1/classify", text_in("input"), first_in_data("probs")),
+    "vLLM pooling": Form("/pooling", text_in("input"), first_in_data("data")),
+    "SGLang": Form("/classify", text_in("text"), lambda answer: answer["embedding"][0]),
+    "verl": Form("/v1/embeddings", text_in("input"), first_in_data("embedding")),
+}
 
 
 def distinct_rows(paths, max_characters):
@@ -110,41 +172,61 @@ class Served:
     total_seconds: float = 0.0
 
 
-async def load(port, rows, connections):
-    "Send every row. The client does as little as possible, since it shares the cores with the server."
+class Connection:
+    "A connection to the server. It does as little as possible, since client and server share the cores."
+
+    def __init__(self, reader, writer):
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def open(cls, port):
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    async def post(self, path, body):
+        "Return the status and the answer."
+        body = json.dumps(body).encode()
+        self.writer.write(REQUEST % (path.encode(), len(body), body))
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.split("content-length: ")[1].split("\r\n")[0])
+        answer = json.loads(await self.reader.readexactly(length))
+        return int(head.split()[1]), answer
+
+    def close(self):
+        self.writer.close()
+
+
+async def load(port, rows, connections, forms=(OWN_FORM,)):
+    "Send every row, each connection in a form of its own."
     served = Served([None] * len(rows), [None] * len(rows))
     remaining = iter(enumerate(rows)) # of all connections
 
-    async def send_rows():
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async def send_rows(form):
+        connection = await Connection.open(port)
         for index, (prompt, response) in remaining:
-            body = json.dumps({"prompts": [prompt], "responses": [response]}).encode()
             started = time.perf_counter()
-            writer.write(REQUEST % (len(body), body))
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-            length = int(head.split("content-length: ")[1].split("\r\n")[0])
-            answer = json.loads(await reader.readexactly(length))
+            status, answer = await connection.post(form.path, form.body(prompt, response))
             served.seconds[index] = time.perf_counter() - started
-            status = int(head.split()[1])
             served.statuses.append(status)
             if status == 200:
-                (served.rewards[index],) = answer["rewards"]
-        writer.close()
+                served.rewards[index] = form.reward(answer)
+        connection.close()
 
     started = time.perf_counter()
-    await asyncio.gather(*(send_rows() for _ in range(connections)))
+    await asyncio.gather(*(send_rows(forms[number % len(forms)]) for number in range(connections)))
     served.total_seconds = time.perf_counter() - started
     return served
 
 
 @contextlib.contextmanager
-def running_server(folder):
-    "Start the server, and yield its port at once."
+def running_server(folder, library=None, timeout=300):
+    "Start the server, of the library in another folder if there is one, and yield its port at once."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "rlhf_reward", "serve", "--model", folder, "--device", "cpu"]
-    server = subprocess.Popen([*command, "--port", str(port), "--timeout", "300"])
+    environment = {**os.environ, **({"PYTHONPATH": library} if library else {})}
+    server = subprocess.Popen([*command, "--port", str(port), "--timeout", str(timeout)], env=environment)
     try:
         yield port
     finally:
@@ -223,6 +305,7 @@ def parse_arguments():
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--apart", action="store_true", help="no two requests share a beginning")
+    parser.add_argument("--forms", action="store_true", help="in the forms of all clients")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--max_characters", type=int, default=4000, help="longer rows are left out")
@@ -234,6 +317,7 @@ def main():
     rows = read(options.data, options.requests, options.max_characters, options.apart)
     prompts = [prompt for prompt, _ in rows]
     responses = [response for _, response in rows]
+    forms = list(FORMS.values()) if options.forms else [OWN_FORM]
     with tempfile.TemporaryDirectory() as folder:
         make_model(folder, rows[:4000], options.width, options.layers)
         with running_server(folder) as port:
@@ -242,10 +326,10 @@ def main():
             print_lengths(scorer, rows, options)
             wait_until_ready(url)
             scorer.score(prompts[:100], responses[:100]) # warm up both sides
-            asyncio.run(load(port, rows[:200], options.connections))
+            asyncio.run(load(port, rows[:200], options.connections, forms))
             warm_seconds = metric(httpx.get(f"{url}/metrics").text, "rlhf_reward_batch_seconds_sum")
             expected, before = timed_score(scorer, prompts, responses)
-            served = asyncio.run(load(port, rows, options.connections))
+            served = asyncio.run(load(port, rows, options.connections, forms))
             _, after = timed_score(scorer, prompts, responses)
             metrics = httpx.get(f"{url}/metrics").text
     print_results(served, expected, (before, after), metrics, warm_seconds, options.connections)

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .comparison import exact_key, is_ids, ranked_pairs, text_key, whole_texts
 from .attribute_rows import RatingCounts
+from .audit_single import constant_values, contradicts_label, judgments, single_numbers, single_statistics
 from .audit_statistics import comparison_statistics
 from .audit_text import audit_table # importable from here too
 from .encoding import encode
@@ -53,6 +54,8 @@ class AuditReport(TypedDict, total=False):
     by_source: dict[str, dict[str, Any]] # the same for each source
     by_dataset: dict[str, dict[str, Any]] # the same for each set, if there are several
     lengths: dict[str, dict[str, float]] # quantiles for prompt, chosen and rejected
+    single: Optional[dict[str, Any]] # of single responses: their number, prompts, quantiles of scores; None for none
+    labels: Optional[dict[str, int]] # good and bad responses; None without labels
     empty_responses: int # comparisons with this fault, as with all counts that follow
     identical: int # winner and loser are the same text
     repeated_prompts: int # each response begins with the prompt
@@ -96,6 +99,7 @@ def audit(
     findings = _Findings(contents, column_problems, column_notes)
     if len(table):
         report.update(comparison_statistics(table))
+        report.update(single_statistics(table))
         findings.check_rows()
         if against is not None:
             findings.check_prompts(against)
@@ -120,8 +124,8 @@ class _Record(TypedDict):
     pairs: int
     longer_wins: float # pairs whose winner is longer; equal lengths count half
     prompt: int # its length, as of chosen and rejected
-    chosen: int # of the first response with rank 1
-    rejected: int # of the first response with the last rank
+    chosen: float # of the first response with rank 1; NaN for a single bad one
+    rejected: float # of the first response with the last rank; NaN for a single one, unless it is bad
     empty_prompt: bool
     empty_response: bool
     identical: bool # whether a winner and its loser are the same text
@@ -132,6 +136,10 @@ class _Record(TypedDict):
     constant: bool # whether all ratings are the same
     inverted: bool # whether a winner has a lower rating than its loser
     like_ranks: bool # whether the ratings are 1 to K
+    single_key: int # of prompt and response, 0 for several responses
+    score: Optional[float] # of a single response
+    good: int # responses with this label
+    bad: int # responses with this label
     preference: Optional[float] # as in `Comparison`
     unread: tuple[str, ...] # columns that are not read, although they would change the meaning
     tokens: int # of the longest response, if there is a tokenizer
@@ -158,8 +166,9 @@ def _read_one(row, number, name, tokenizer, verdicts):
         identical=len(different) < len(pairs),
         repeats_prompt=_repeats_prompt(prompt, responses),
         prompt_key=text_key(comparison.prompt),
-        key=exact_key(repr((prompt_key, sorted(zip(keys, comparison.ranks, shares(comparison)))))),
+        key=exact_key(repr((prompt_key, sorted(zip(keys, judgments(comparison), shares(comparison)))))),
         **_rating_numbers(comparison.ratings, pairs),
+        **single_numbers(comparison, prompt_key, keys),
         preference=comparison.preference,
         unread=unread_columns(row),
         **_template_fields(comparison, tokenizer),
@@ -208,6 +217,7 @@ def _template_fields(comparison, tokenizer):
 def _length_numbers(comparison, prompt, responses):
     "Return the fields of `_Record` about pairs and lengths."
     ranks = comparison.ranks
+    is_single = len(ranks) == 1
     lengths = [len(response) for response in responses]
     pairs = ranked_pairs(ranks)
     longer_wins = 0.0
@@ -218,8 +228,8 @@ def _length_numbers(comparison, prompt, responses):
         "pairs": len(pairs),
         "longer_wins": longer_wins,
         "prompt": len(prompt),
-        "chosen": lengths[ranks.index(1)],
-        "rejected": lengths[ranks.index(max(ranks))],
+        "chosen": math.nan if comparison.labels == (False,) else lengths[ranks.index(1)],
+        "rejected": math.nan if is_single and comparison.labels != (False,) else lengths[ranks.index(max(ranks))],
     }
 
 
@@ -230,7 +240,7 @@ def _rating_numbers(ratings, pairs):
     one_to_k = list(range(1, len(ratings) + 1))
     return {
         "rated": True,
-        "constant": len(set(ratings)) == 1,
+        "constant": len(ratings) > 1 and len(set(ratings)) == 1,
         "inverted": any(ratings[winner] < ratings[loser] for winner, loser in pairs),
         "like_ranks": len(ratings) > 2 and sorted(ratings) == one_to_k,
     }
@@ -302,7 +312,10 @@ class _Findings:
         self.notes = [*notes, *contents.ratings.notes()]
         if contents.bad_rows:
             self.problems.append(f"{len(contents.bad_rows)} row(s) cannot be used. {contents.bad_rows[0]}")
-        has_label = len(self.table) and (self.table["pairs"].any() or self.table["preference"].notna().any())
+        columns = ["pairs", "rated", "good", "bad"]
+        single = self.table[self.table["responses"] == 1] if len(self.table) else self.table
+        has_pairs = len(self.table) and (self.table["pairs"].any() or self.table["preference"].notna().any())
+        has_label = has_pairs or len(self.table) and single[columns].any(axis=None)
         if not contents.ratings.by_name and not has_label:
             self.problems.append("There is nothing to learn: no response ranks above another.")
 
@@ -332,8 +345,9 @@ class _Findings:
         self.add("duplicates", table.duplicated("key"), "the same as an earlier row")
         self.add(
             "contradictions",
-            table["row"].isin(self._contradicted_rows()),
-            "A above B, and elsewhere B above A, for one prompt",
+            table["row"].isin(self._contradicted_rows()) | contradicts_label(table),
+            ("a response good, and elsewhere bad, or " if contradicts_label(table).any() else "")
+            + "A above B, and elsewhere B above A, for one prompt",
         )
         self.add("inverted_scores", table["inverted"], "the chosen response has the lower score", tolerated=0.5)
         unread = Counter(itertools.chain.from_iterable(table["unread"]))
@@ -344,7 +358,11 @@ class _Findings:
         self.add("constant_scores", table["constant"], "all scores are the same", tolerated=tolerated)
         is_soft = table["preference"].notna()
         self.add("soft_labels", is_soft, "a soft label, a probability between 0 and 1", tolerated=1)
-        self.add("all_tied", (table["pairs"] == 0) & ~is_soft, "all responses tie", tolerated=1)
+        is_tied = (table["pairs"] == 0) & (table["responses"] > 1) & ~is_soft
+        self.add("all_tied", is_tied, "all responses tie", tolerated=1)
+        constant = constant_values(table)
+        if constant:
+            self.problems.append(f"There is nothing to learn from single responses: {constant}.")
         self.add("empty_prompts", table["empty_prompt"], "an empty prompt", tolerated=1)
         if num_rated and table["like_ranks"].sum() == num_rated:
             self.notes.append("The scores of every row are 1 to K. If 1 is best they are ranks: --columns ranks=scores")

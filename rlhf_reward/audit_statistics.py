@@ -6,6 +6,7 @@
 __all__ = ['part_statistics', 'comparison_statistics']
 
 # %% ../nbs/03q_audit_statistics.ipynb #c199a174
+import math
 from collections import Counter
 from typing import Any
 
@@ -21,10 +22,15 @@ def part_statistics(
         "comparisons": len(part),
         "pairs": num_pairs,
         "longer_wins": float(part["longer_wins"].sum()) / num_pairs if num_pairs else None,
-        "median_prompt": float(part["prompt"].median()),
-        "median_chosen": float(part["chosen"].median()),
-        "median_rejected": float(part["rejected"].median()),
+        "median_prompt": _number(part["prompt"].median()),
+        "median_chosen": _number(part["chosen"].median()),
+        "median_rejected": _number(part["rejected"].median()),
     }
+
+
+def _number(value):
+    "Return a number for JSON, `None` for NaN: where no row has a chosen or a rejected response."
+    return None if math.isnan(value) else float(value)
 
 
 def comparison_statistics(
@@ -37,7 +43,7 @@ def comparison_statistics(
     lengths = {}
     for column in ("prompt", "chosen", "rejected"):
         values = table[column]
-        lengths[column] = {label: float(values.quantile(share)) for label, share in quantiles.items()}
+        lengths[column] = {label: _number(values.quantile(share)) for label, share in quantiles.items()}
     return {
         "pairs": int(table["pairs"].sum()),
         "responses": dict(Counter(map(int, table["responses"]))),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from .audit_single import single_lines
 from .verdicts import PROBABILITY_OF_A
 
 # %% ../nbs/03h_audit_text.ipynb #4322f867
@@ -25,12 +26,13 @@ def audit_table(
         lines += [f"  {count} rows of the form {form}" for form, count in report["forms"].items()]
         lines += [_verdict_line(value, meaning) for value, meaning in report["verdicts"].items()]
         lines += [f"  {count} rows with {number} responses" for number, count in sorted(report["responses"].items())]
+        lines += single_lines(report)
         for name, of_name in report["attributes"].items():
             low, mean, high = (_short_number(of_name[key]) for key in ("min", "mean", "max"))
             lines.append(
                 f"  {name}: {of_name['rated']} responses rated, {of_name['missing']} not; {low} to {high}, mean {mean}"
             )
-        lengths = pd.DataFrame(report["lengths"]).T
+        lengths = pd.DataFrame(report["lengths"]).T.astype(float)
         lines += ["", _as_text(_source_table(report)), "", "Length in characters", _as_text(lengths)]
     lines.append("")
     lines += [f"PROBLEM  {text}" for text in report["problems"]]

@@ -104,6 +104,15 @@ def is_adapter(model_name, kwargs):
         return False
 
 
+def read_offset(model_name, kwargs):
+    "Return the offset that the loss binary has learned with a model, from `loss.json`; `None` for other models."
+    try:
+        path = find_file(model_name, "loss.json", kwargs)
+        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8")).get("offset")
+    except (OSError, ValueError, AttributeError): # of another tool
+        return None
+
+
 def adapter_weights(folder, kwargs):
     "Return the path of the weights of an adapter. Raises `ValueError` if they are not in safetensors."
     path = find_file(folder, ADAPTER_FILE, kwargs)

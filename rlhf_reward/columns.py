@@ -10,12 +10,15 @@ __all__ = ['logger', 'VERDICT_COLUMNS', 'FIRST_ROWS', 'column_verdicts', 'with_v
 import itertools
 import logging
 import re
+from contextlib import suppress
 from typing import Any, Iterable, Optional, Union
 
-from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Json, Value
 
-from .fields import TEXT_COLUMNS, parsed_cell
+from .fields import TEXT_COLUMNS, from_json, parsed_cell
+from .labels import LABEL_COLUMNS, labels_note, optional_labels, read_labels
 from .rows import FORMS, row_form
+from .single import VALUE_COLUMNS, single_forms
 from .soft_labels import soft_columns_note
 from .verdicts import PROBABILITY_OF_A, UnclearVerdict, as_number, checked_verdicts, is_fraction
 from .verdicts import read_verdicts, spelled, unclear_column, verdicts_note
@@ -32,18 +35,25 @@ def column_verdicts(
     rows: Iterable[dict[str, Any]], # a table, a stream or a list of rows of any form
     name: str = "the data", # what messages call the rows
     features: Optional[Features] = None, # of the columns; by default those of `rows`, if it has some
-) -> dict[str, str]: # a, b or tie, by the spelling of each value, for `to_comparison`
-    "Return what the verdicts of rows mean. Raise `UnclearVerdict` if their column does not show it."
+) -> dict[str, str]: # a, b or tie, of labels good or bad, by the spelling of each value, for `to_comparison`
+    "Return what the verdicts and labels of rows mean. Raise `UnclearVerdict` if their column does not show it."
     features = features or getattr(rows, "features", None) or {}
     meanings = {}
     for column, values in _values_by_column(rows).items():
-        if isinstance(features.get(column), ClassLabel):
-            found = _label_verdicts(f"{column} of {name}", features[column], values)
+        feature = features.get(column.removesuffix(_OPTIONAL))
+        feature = getattr(feature, "feature", feature) # of a list
+        read = read_labels if column in LABEL_COLUMNS else read_verdicts
+        if column.endswith(_OPTIONAL):
+            found = optional_labels(values)
+        elif isinstance(feature, ClassLabel):
+            found = _label_verdicts(f"{column} of {name}", feature, values, read)
         else:
-            found = read_verdicts(values, f"{column} of {name}", may_be_probability=column == "preference")
+            may_be = {"may_be_probability": True} if column == "preference" else {}
+            found = read(values, f"{column} of {name}", **may_be)
         for value, meaning in found.items():
             if meanings.setdefault(value, meaning) != meaning:
-                raise UnclearVerdict(unclear_column(f"{' or '.join(VERDICT_COLUMNS)} of {name}", [value]))
+                columns = " or ".join((*VERDICT_COLUMNS, *LABEL_COLUMNS))
+                raise UnclearVerdict(unclear_column(f"{columns} of {name}", [value]))
     return meanings
 
 
@@ -51,23 +61,43 @@ def _values_by_column(rows):
     "Return the different verdicts of the rows that have them, by column."
     column_of = _verdict_column
     columns = set(getattr(rows, "column_names", None) or ()) # a stream may not know them
-    if columns and not {"response_a", "response_b"} <= columns:
+    if columns and not {"response_a", "response_b"} <= columns and not columns & set(LABEL_COLUMNS):
         return {}
     if isinstance(rows, Dataset):
-        others = set().union(*FORMS.values()) - {"response_a", "response_b", *VERDICT_COLUMNS}
-        if not others & columns: # each row is of this form, so that its texts need not be read
+        forms = [form for form, needed in FORMS.items() if needed <= columns]
+        if forms and all("chosen" in form for form in forms):
+            return {}
+        if forms and all("response_a" in form for form in forms): # so that the texts need not be read
             rows = rows.select_columns([name for name in VERDICT_COLUMNS if name in columns])
             column_of = _filled_column
+        elif forms and all(form in single_forms() for form in forms):
+            rows = rows.select_columns([name for name in VALUE_COLUMNS if name in columns])
+            column_of = _label_column
     elif isinstance(rows, IterableDataset):
         rows = rows.take(FIRST_ROWS)
     values = {}
     for row in _each(rows):
         column = column_of(row)
-        if column is not None:
-            _note(values.setdefault(column, {}), row[column])
+        for value in _values(row, column):
+            _note(values.setdefault(column, {}), value)
     return {column: list(by_spelling.values()) for column, by_spelling in values.items()}
 
 
+_OPTIONAL = " (optional)" # of labels next to scores or ranks
+
+
+def _values(row, column):
+    "Return the verdict in a column, or the labels that are filled."
+    if column is None:
+        return []
+    value = row[column.removesuffix(_OPTIONAL)]
+    if column.removesuffix(_OPTIONAL) == "labels":
+        with suppress(ValueError): # reported where the row is read
+            return [label for label in from_json("labels", value, list) if label is not None]
+        return []
+    return [] if value == "" else [value]
+
+# %% ../nbs/03h_columns.ipynb #2f090bc6
 def _note(values, value):
     "Add a value to those of a column; of fractions a few are enough, which may be as many as there are rows."
     word = spelled(value)
@@ -99,12 +129,23 @@ def _verdict_column(row):
         form = row_form(row)
     except ValueError: # reported where the row is read
         return None
+    if form in single_forms() or form.startswith("responses"):
+        return _label_column(row)
     return _filled_column(row) if "response_a" in form else None
 
 
-def _label_verdicts(column, label, values):
+def _label_column(row):
+    "Return the column of the label or labels of a row, marked where it has scores or ranks as well; or `None`."
+    for column in LABEL_COLUMNS:
+        if row.get(column) is not None:
+            is_ordered = any(row.get(name) is not None for name in ("score", "rating", "scores", "ranks"))
+            return column + _OPTIONAL if is_ordered else column
+    return None
+
+
+def _label_verdicts(column, label, values, read):
     "Return what the numbers of a `ClassLabel` mean. Raise `UnclearVerdict` if a name in use is no verdict."
-    meanings = read_verdicts(label.names, column)
+    meanings = read(label.names, column)
     found = {}
     unclear = []
     for number, name in enumerate(label.names):
@@ -121,22 +162,25 @@ def _label_verdicts(column, label, values):
 # %% ../nbs/03h_columns.ipynb #4196bfc5
 def with_verdicts(
     rows: Union[Dataset, IterableDataset], # of any form
-    # What each value of `winner` or `preference` means, a, b or tie, such as {0: 'a', 1: 'b'}; of a `ClassLabel`, what
-    # each name means.
+    # What each value of `winner` or `preference` means, a, b or tie, such as {0: 'a', 1: 'b'}, or of `label` or
+    # `labels`, good, bad or unread; of a `ClassLabel`, what each name means.
     verdicts: dict[Any, str],
 ) -> Union[Dataset, IterableDataset]: # with words in these columns, if it has them; other values stay as they are
     "Return rows with verdicts as words. Raise `ValueError` for a map of something else."
     meanings = checked_verdicts(verdicts)
-    names = rows.column_names or VERDICT_COLUMNS # a stream may not know them
-    columns = [column for column in VERDICT_COLUMNS if column in names]
+    of_labels = LABEL_COLUMNS if {"good", "bad", "unread"} & set(meanings.values()) else ()
+    of_verdicts = VERDICT_COLUMNS if {"a", "b", "tie"} & set(meanings.values()) else ()
+    names = rows.column_names or (*of_verdicts, *of_labels) # a stream may not know them
+    columns = [column for column in (*of_verdicts, *of_labels) if column in names]
     if not columns or not meanings:
         return rows
     features = rows.features and rows.features.copy()
     labels = {}
     for column in columns if features else ():
-        if isinstance(features[column], ClassLabel):
-            labels[column] = features[column].names
-        features[column] = Value("string")
+        feature = getattr(features[column], "feature", features[column]) # of a list
+        if isinstance(feature, ClassLabel):
+            labels[column] = feature.names
+        features[column] = Json() if column == "labels" else Value("string")
     arguments = {"columns": columns, "labels": labels, "meanings": meanings}
     return rows.map(_with_words, fn_kwargs=arguments, features=features)
 
@@ -167,11 +211,19 @@ def _with_words(row, columns, labels, meanings):
     "Return the verdicts of a row as words."
     words = {}
     for column in row.keys() & set(columns):
-        value = row[column]
-        if value is not None and column in labels and value != _NO_LABEL:
-            value = labels[column][value]
-        words[column] = None if value is None else meanings.get(spelled(value), str(value))
+        value = from_json("labels", row[column], list) if column == "labels" else row[column]
+        if isinstance(value, list):
+            words[column] = [_word(element, labels.get(column), meanings) for element in value]
+        else:
+            words[column] = _word(value, labels.get(column), meanings)
     return words
+
+
+def _word(value, names, meanings):
+    "Return what a verdict or label means, or the value as a word; `names` are those of a `ClassLabel`."
+    if value is not None and names and value != _NO_LABEL:
+        value = names[value]
+    return None if value is None else meanings.get(spelled(value), str(value))
 
 # %% ../nbs/03h_columns.ipynb #b58adcf7
 def messages_as_strings(
@@ -289,7 +341,8 @@ def read_columns(
 ) -> dict[str, str]: # from `column_verdicts`
     "Return what the verdicts of rows mean, and log that and `messages_as_strings` and `nulls_of_tables`."
     verdicts = column_verdicts(rows, name, features)
-    notes = [verdicts_note(verdicts), soft_columns_note(itertools.islice(_each(rows), 100))]
+    notes = [verdicts_note(verdicts), labels_note(verdicts)]
+    notes.append(soft_columns_note(itertools.islice(_each(rows), 100)))
     for warning in filter(None, [*notes, *messages_as_strings(rows), *nulls_of_tables(rows, features)]):
         logger.warning("%s: %s", name, warning)
     return verdicts

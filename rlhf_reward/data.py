@@ -7,9 +7,11 @@ from .comparison import (
     is_ids,
     normalized,
     ranked_pairs,
+    ranks_of,
     shared_length,
     text_key,
     whole_texts,
+    without_prompt,
 )
 from .loading import KINDS, hold_out, load_rows
 from .rows import FORMS, UNREADABLE, read_row, row_form, to_comparison, to_responses
@@ -29,6 +31,7 @@ __all__ = [
     "load_rows",
     "normalized",
     "ranked_pairs",
+    "ranks_of",
     "read_row",
     "row_form",
     "shared_length",
@@ -36,4 +39,5 @@ __all__ = [
     "to_comparison",
     "to_responses",
     "whole_texts",
+    "without_prompt",
 ]

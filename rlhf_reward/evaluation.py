@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Iterable, Literal, Optional, TypedDict, Union
 
@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 from .attribute_statistics import AttributeStatistics, attribute_statistics
 from .attributes import reward_alone
 from .columns import read_columns
-from .comparison import Comparison, Text, is_ids, shared_length, whole_texts
+from .comparison import Comparison, Text, shared_length, without_prompt
 from .engine import NotFinite
+from .grouping import group_sequences
 from .intervals import Interval, JackknifeInterval, interval, jackknife
 from .intervals import jackknife_p_value, sign_flip_p_value
 from .mixed_rows import dataset_of, own_row
@@ -37,7 +38,7 @@ from .unread import plain_rows
 
 # %% auto #0
 __all__ = ['evaluate', 'LeftOut', 'EvaluationReport', 'MistakenResponse', 'Mistake', 'Evaluation', 'ScoreDifference', 'ModelPair',
-           'ModelComparison', 'compare', 'without_prompt']
+           'ModelComparison', 'compare']
 
 # %% ../nbs/07_evaluation.ipynb #8bdee116
 def evaluate(
@@ -63,7 +64,8 @@ def evaluate(
     data = list(plain_rows(data))
     read = partial(_read, verdicts=read_columns(data, name, features))
     omitted_before = Counter(scorer.omitted)
-    usable = _usable_rows(scorer, data, on_bad_row, name, numbers or range(1, len(data) + 1), read)
+    numbers = numbers or range(1, len(data) + 1)
+    usable = _grouped_rows(_usable_rows(scorer, data, on_bad_row, name, numbers, read))
     omitted = Counter(scorer.omitted) - omitted_before
     comparisons = usable.comparisons
     prompts = [str(comparison.prompt) for comparison in comparisons]
@@ -77,16 +79,16 @@ def evaluate(
         _blind_rewards(scorer, without_prompts, processes, usable, name),
         _response_lengths(without_prompts, usable.sequences),
     )
-    report = {**statistics(responses, seed), "left_out": usable.left_out, "omitted": dict(omitted)}
+    report = {**statistics(responses, seed, scorer.offset), "left_out": usable.left_out, "omitted": dict(omitted)}
     if scorer.attributes:
         weights = scorer.model.attribute_weights
         report["attributes"] = attribute_statistics(responses, comparisons, scored, weights, seed)
     show_progress = processes is None or processes.is_main_process
-    report["sources"] = _statistics_by("source", responses, seed, show_progress)
+    report["sources"] = _statistics_by("source", responses, seed, scorer.offset, show_progress)
     datasets = [dataset for _, dataset in usable.in_sets]
     if any(datasets):
         by_response = responses.assign(dataset=[datasets[index] for index in responses["comparison"]])
-        report["datasets"] = _statistics_by("dataset", by_response, seed, show_progress)
+        report["datasets"] = _statistics_by("dataset", by_response, seed, scorer.offset, show_progress)
     return Evaluation(usable.rows, comparisons, responses, report, in_sets=usable.in_sets)
 
 # %% ../nbs/07_evaluation.ipynb #20a44bb0
@@ -198,8 +200,8 @@ def compare(
     evaluations: dict[str, Evaluation], # by name, of the same data
     seed: int = 0, # of intervals and tests
 ) -> ModelComparison: # ready for JSON
-    "Compare models on the same pairs. Raise `ValueError` if they were evaluated on different data."
-    common = set.intersection(*(set(evaluation.rows) for evaluation in evaluations.values()))
+    "Compare models on the same pairs. Raise `ValueError` if they were evaluated on different data, or without pairs."
+    common = _common_rows(evaluations.values())
     _check_same_data(evaluations, common)
     tables = {name: _pairs_of_rows(evaluation, common) for name, evaluation in evaluations.items()}
     margins = {name: table["margin"].to_numpy() for name, table in tables.items()}
@@ -223,19 +225,6 @@ def compare(
         pairs=model_pairs,
         ranking=rank_compared(accuracies, _benchmark_scores(evaluations), model_pairs),
     )
-
-# %% ../nbs/07_evaluation.ipynb #a0205ef3
-def without_prompt(
-    comparison: Comparison, # of any form
-) -> Comparison: # its responses to an empty prompt
-    "Return the comparison for a model that must not read the prompt."
-    if is_ids(whole_texts(comparison)[0]):
-        # a response that is the beginning of another one has no ids of its own: it keeps the last id of the prompt
-        responses = tuple(response or comparison.prompt[-1:] for response in comparison.responses)
-        return replace(comparison, prompt=[], responses=responses)
-    empty = "" if isinstance(comparison.prompt, str) else [{"role": "user", "content": ""}]
-    template = {name: value for name, value in comparison.template.items() if name != "tools"}
-    return replace(comparison, prompt=empty, template=template)
 
 # %% ../nbs/07_evaluation.ipynb #c83ad1f5
 @dataclass
@@ -266,7 +255,8 @@ def _usable_rows(scorer, data, on_bad_row, name, numbers, read):
         comparison, own_sequences = result
         reason = None
         if not isinstance(row, Comparison):
-            reason = reason_dropped(comparison.ranks, own_sequences, keep_ties=False)
+            is_rated = comparison.ratings is not None or comparison.labels is not None
+            reason = reason_dropped(comparison.ranks, own_sequences, keep_ties=is_rated)
         if reason:
             problems.append(f"Row {number} of {own_name} carries no signal: {reason}.")
             continue
@@ -278,6 +268,18 @@ def _usable_rows(scorer, data, on_bad_row, name, numbers, read):
         raise ValueError(f"No comparison of {name} is left: {problems[0] if problems else 'it has no rows'}")
     left_out = LeftOut(rows=len(problems), first=problems[0]) if problems else None
     return _UsableRows(rows, in_sets, comparisons, sequences, left_out)
+
+
+def _grouped_rows(usable):
+    "Return the rows with single responses to the same prompt as one comparison, which has the number of the first."
+    datasets = [dataset for _, dataset in usable.in_sets]
+    grouped = _UsableRows([], [], [], [], usable.left_out)
+    for first, comparison, sequences in group_sequences(usable.comparisons, usable.sequences, datasets):
+        grouped.rows.append(usable.rows[first])
+        grouped.in_sets.append(usable.in_sets[first])
+        grouped.comparisons.append(comparison)
+        grouped.sequences.append(sequences)
+    return grouped
 
 
 def _read(row, verdicts):
@@ -326,7 +328,7 @@ def _response_lengths(without_prompts, sequences):
     return lengths
 
 
-def _statistics_by(column, responses, seed, show_progress):
+def _statistics_by(column, responses, seed, offset, show_progress):
     "Return the statistics of each source or set by its name; empty if no comparison has one."
     if not responses[column].notna().any():
         return {}
@@ -334,13 +336,20 @@ def _statistics_by(column, responses, seed, show_progress):
     by_source = {}
     for source in tqdm(sorted(set(names)), desc="Sources", delay=3, disable=not show_progress):
         own = responses[names == source].reset_index(drop=True)
-        if own.groupby("comparison")["rank"].nunique().max() > 1:
-            by_source[source] = statistics(own, seed)
-        else: # no pair
+        has_pairs = own.groupby("comparison")["rank"].nunique().max() > 1
+        if has_pairs or own[["rating", "label"]].notna().any(axis=None):
+            by_source[source] = statistics(own, seed, offset)
+        else: # no pair, rating or label
             by_source[source] = {"comparisons": int(own["comparison"].nunique()), "pairs": 0}
     return by_source
 
 # %% ../nbs/07_evaluation.ipynb #0ab599a7
+def _common_rows(evaluations):
+    "Return the rows that all have; of groups of single responses, those of which none has left out a response."
+    sized = [set(zip(own.rows, own.responses.groupby("comparison").size())) for own in evaluations]
+    return {row for row, _ in set.intersection(*sized)}
+
+
 def _check_same_data(evaluations, common):
     "Raise `ValueError` unless the comparisons of the common rows are equal in all evaluations."
     expected = None

@@ -37,7 +37,17 @@ def from_json(
 
 # %% ../nbs/03f_fields.ipynb #77a44b47
 TEXT_FORMS = "a string, or a list of messages with role and content" # in error messages
-TEXT_COLUMNS = ("prompt", "chosen", "rejected", "response_a", "response_b", "response", "text") # of one text each
+TEXT_COLUMNS = ( # of one text each
+    "prompt",
+    "chosen",
+    "rejected",
+    "response_a",
+    "response_b",
+    "response",
+    "completion",
+    "text",
+    "messages",
+)
 
 
 def checked_text(

@@ -25,10 +25,10 @@ from tqdm.auto import tqdm
 
 from .attributes import AttributeRewards, reward_alone
 from .engine import NotFinite
-from .forms import AS_IS
+from .forms import AS_IS, checked_form, responses_of_form
 from .loading import load_rows
-from .rows import to_responses
 from .scoring import Scorer
+from .single import RESPONSE_COLUMNS
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ def score_file(
     # 'skip' writes a row that cannot be scored with `reward: null`, and the reason as `error`
     on_bad_row: Literal["error", "skip"] = "error",
     processes: Optional[PartialState] = None, # those that share the work, each started with the same arguments
+    form: Optional[str] = None, # the known set whose rows these are, as in `load_rows`; never by their columns alone
     **source: Optional[str], # config, revision and data_dir, as in `load_rows`
 ) -> dict[str, int]: # all `rows`, those scored `before`, and since then `responses` and rows `without_reward`
     """
@@ -67,9 +68,10 @@ def score_file(
     """
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"on_bad_row is {on_bad_row!r}; expected 'error' or 'skip'.")
+    checked_form(form)
     # The rows are written as they are, so those of a known set are not turned into rows of this library.
     read = partial(load_rows, data, split, columns, on_bad_row, streaming=True, form=AS_IS, **source)
-    score = partial(score_rows, scorer=scorer, name=data, normalize=normalize, on_bad_row=on_bad_row)
+    score = partial(score_rows, scorer=scorer, name=data, normalize=normalize, on_bad_row=on_bad_row, form=form)
     rows = iter(read())
     if processes is not None and not processes.is_main_process:
         done, = broadcast_object_list([None])
@@ -78,7 +80,7 @@ def score_file(
     part = Path(f"{output}.part")
     lock = Path(f"{part}.lock")
     part.parent.mkdir(parents=True, exist_ok=True)
-    options = _run_options(scorer, normalize)
+    options = {**_run_options(scorer, normalize), "form": form}
     written = _written_columns(scorer)
     try:
         with FileLock(lock, timeout=0):
@@ -112,10 +114,11 @@ def score_rows(
     normalize: bool = False, # as in `Scorer.score`
     on_bad_row: Literal["error", "skip"] = "error", # as in `score_file`
     processes: Optional[PartialState] = None, # as in `score_file`
+    form: Optional[str] = None, # as in `score_file`
 ) -> Iterator[dict]:
     "Yield each row as it is written: with `reward`, with `rewards` for several responses, or with the `error`."
     numbers = range(first, first + len(rows))
-    results = scorer.read_rows(rows, name, numbers, to_responses)
+    results = scorer.read_rows(rows, name, numbers, partial(responses_of_form, form=form))
     scored = [] # (number, comparison, sequences)
     for number, row, result in zip(numbers, rows, results):
         _check_columns(row, number, name, _written_columns(scorer))
@@ -161,7 +164,7 @@ def _check_columns(row, number, name, written):
 
 def _reward_columns(row, rewards):
     "Return `reward` for a row whose form has a single response, else `rewards`; and `attributes` alike, if any."
-    has_one_response = any(row.get(column) is not None for column in ("response", "text"))
+    has_one_response = any(row.get(column) is not None for column in RESPONSE_COLUMNS)
     is_single = len(rewards) == 1 and has_one_response
     numbers = list(map(reward_alone, rewards))
     columns = {"reward": numbers[0]} if is_single else {"rewards": numbers}

@@ -285,9 +285,13 @@ def comparison_row(
         row |= {"responses": texts, "ranks": list(comparison.ranks)}
         if ratings is not None:
             row["scores"] = list(ratings)
+    by_attribute = {}
+    for name, numbers in (comparison.attributes or {}).items():
+        by_attribute[name] = [numbers[index] for index in order] if is_pair else list(numbers)
     template = dict(comparison.template)
     optional = {
         "margin": comparison.margin,
+        "ratings": by_attribute or None,
         "weight": None if comparison.weight == 1 else comparison.weight,
         "source": comparison.source,
         "tools": template.pop("tools", None),

@@ -6,7 +6,7 @@
 __all__ = ['KNOWN_FORMS', 'Form']
 
 # %% ../nbs/03l_known_forms.ipynb #d38b8c4e
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional
 
 from .fields import finite_number, from_json
 from .verdicts import verdict_ranks
@@ -48,8 +48,10 @@ _HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosit
 
 
 def _read_helpsteer(row):
+    "Yield a single response. Its score is the overall helpfulness, by which the authors make pairs."
     ratings = {attribute: [row[attribute]] for attribute in _HELPSTEER}
-    yield {"prompt": _user(row["prompt"]), "responses": [row["response"]], "ratings": ratings}
+    scores = [_number(row, "helpfulness")]
+    yield {"prompt": _user(row["prompt"]), "responses": [row["response"]], "scores": scores, "ratings": ratings}
 
 
 def _read_helpsteer3(row):
@@ -177,11 +179,37 @@ def _read_arena_55k(row):
     yield {"responses": conversations, "ranks": ([1, 2], [2, 1], [1, 1])[labels.index(1)]}
 
 
+def _oasst_trees(rows):
+    "Yield trees of messages whose rows are one after another, each after its parent, as they are published."
+    tree = None
+    nodes = {} # of this tree, by id
+    for row in rows:
+        if tree is not None and row.get("message_tree_id") != tree["message_tree_id"]:
+            yield tree
+            tree, nodes = None, {}
+        node = {**row, "replies": []}
+        if row.get("parent_id") is None and "message_id" in row:
+            tree = {"message_tree_id": row["message_tree_id"], "prompt": node}
+        elif row.get("parent_id") in nodes:
+            nodes[row["parent_id"]]["replies"].append(node)
+        else:
+            yield row # which `_read_oasst` refuses
+            continue
+        nodes[row["message_id"]] = node
+    if tree is not None:
+        yield tree
+
+
 _OASST_ROLES = {"prompter": "user", "assistant": "assistant"}
 
 
 def _read_oasst(row):
     "Yield a comparison for each message of a user with at least two ranked answers."
+    if "prompt" not in row and "parent_id" in row:
+        raise ValueError(
+            f"the parent {row['parent_id']!r} of the message {row.get('message_id')!r} is not before it; expected the "
+            "messages of a tree one after another, each after its parent."
+        )
     waiting = [(row["prompt"], [])]
     while waiting:
         node, before = waiting.pop()
@@ -228,6 +256,11 @@ def _read_openai(row):
     yield {"prompt": asked["messages"], "responses": responses, "ranks": [1, 2], "tools": asked.get("tools")}
 
 
+def _read_swift_messages(row):
+    conversations = [from_json(name, row[name], list) for name in ("messages", "rejected_messages")]
+    yield {"responses": conversations, "ranks": [1, 2]}
+
+
 def _read_swift(row):
     messages = from_json("messages", row["messages"], list)
     if messages[-1]["role"] != "assistant":
@@ -242,6 +275,8 @@ class Form(NamedTuple):
     read: Callable[[dict[str, Any]], Iterator[dict[str, Any]]] # a row → rows of this library
     preferred: str # what decides which response is better
     optional: tuple[str, ...] = () # other columns that are read
+    # of rows that are parts of one, each a message: all rows → whole ones, for `read`
+    assemble: Optional[Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]] = None
 
 
 KNOWN_FORMS = {
@@ -266,10 +301,16 @@ KNOWN_FORMS = {
         "the sign of overall_preference: below 0 response1",
     ),
     "helpsteer_ratings": Form(
-        ("prompt", "response", *_HELPSTEER), _read_helpsteer, "none: one response a row, rated by five attributes"
+        ("prompt", "response", *_HELPSTEER), _read_helpsteer, "higher helpfulness"
     ),
     "nectar": Form(("prompt", "answers"), _read_nectar, "lower rank in answers"),
     "nemo": Form(("context", "completions"), _read_nemo, "lower rank in completions", ("tools",)),
+    "oasst_messages": Form(
+        ("message_tree_id", "message_id", "parent_id", "text", "role", "rank"),
+        _read_oasst,
+        "lower rank among the answers to one message",
+        assemble=_oasst_trees,
+    ),
     "oasst_trees": Form(
         ("message_tree_id", "prompt"), _read_oasst, "lower rank among the answers to one message"
     ),
@@ -297,6 +338,9 @@ KNOWN_FORMS = {
     ),
     "swift": Form(
         ("messages", "rejected_response"), _read_swift, "the last of messages", ("tools",)
+    ),
+    "swift_messages": Form(
+        ("messages", "rejected_messages"), _read_swift_messages, "messages", ("tools",)
     ),
     "ultrafeedback_fine_grained": Form(
         ("instruction", "completions"),

@@ -22,7 +22,7 @@ from .columns import column_verdicts, with_verdicts
 from .comparison import CACHE_VERSION, text_key
 from .data_files import KINDS, find_data_files # KINDS: importable from here too
 from .fields import TEXT_COLUMNS
-from .forms import AS_IS, checked_form, read_known_form, recognize_form, report_form, with_form
+from .forms import AS_IS, assembled, checked_form, read_known_form, recognize_form, report_form, with_form
 from .known_forms import KNOWN_FORMS
 from .records import NUMBERS, readable_records, with_messages_of_table
 from .rows import UNREADABLE, read_row, to_comparison
@@ -171,7 +171,8 @@ def _features(arguments):
 
 def _generate(files, columns, on_bad_row, features=None, form=None, **cache_key):
     "Yield the rows of the files in the form of this library; with `features` all with the same columns."
-    for record in _records(files, columns, on_bad_row, form):
+    records = _records(files, columns, on_bad_row, form)
+    for record in assembled(records, form) if form in KNOWN_FORMS else records:
         rows = read_known_form(record, form) if form in KNOWN_FORMS else [record]
         for row in rows:
             yield row if features is None else _as_cells(row, features)

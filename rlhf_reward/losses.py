@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'RewardLoss', 'bradley_terry', 'BradleyTerry', 'MarginScaled', 'PlackettLuce', 'RaoKupper', 'Davidson',
-           'Regression', 'make_loss']
+           'Regression', 'Binary', 'make_loss']
 
 # %% ../nbs/02_losses.ipynb #a6d18c51
 import functools
@@ -27,6 +27,8 @@ class RewardLoss(nn.Module):
     """
     uses_margins = False # whether the margin of a pair is part of the loss
     uses_ties = False # whether a tie is a label, so that comparisons in which all tie are useful
+    uses_single = False # whether a comparison of one response is useful
+    uses_labels = False # whether its `ratings` are labels: 1 for a good response, 0 for a bad one
 
     def __init_subclass__(cls, **kwargs):
         # `says_something` is the earlier name of `is_informative`: a subclass may define and call either
@@ -226,6 +228,7 @@ class Davidson(RewardLoss):
 class Regression(RewardLoss):
     "(r − rating)², the mean over the rated responses of a comparison (Wang et al. 2024, HelpSteer2)."
     uses_ties = True
+    uses_single = True
 
     def per_comparison(self, rewards, ranks, margins, ratings):
         if ratings is None:
@@ -238,6 +241,43 @@ class Regression(RewardLoss):
         is_rated = (ranks > 0) & ~ratings.isnan()
         return is_rated.any(dim=1)
 
+
+class Binary(RewardLoss):
+    "−log σ(r − b) of a good response, −log σ(b − r) of a bad one; the mean over the labeled responses, b is learned."
+    uses_ties = True
+    uses_single = True
+    uses_labels = True
+
+    def __init__(
+        self,
+        good_weight: float = 1.0, # by which the loss of a good response is multiplied
+    ):
+        super().__init__()
+        if not 0 < good_weight < math.inf:
+            raise ValueError(f"good_weight is {good_weight}; expected a number above 0, such as 2.")
+        self.good_weight = good_weight
+        self.offset = nn.Parameter(torch.tensor(0.0)) # b
+
+    def start(
+        self,
+        num_good: int, # responses of the training set with this label
+        num_bad: int, # likewise
+    ) -> None:
+        "Set the offset to the best one for rewards of 0, so that rewards need not learn the share of good responses."
+        self.offset.data.fill_(-math.log(self.good_weight * (num_good + 0.5) / (num_bad + 0.5)))
+
+    def per_comparison(self, rewards, ranks, margins, ratings):
+        if ratings is None:
+            raise ValueError("ratings is None; expected the label of each response, 1 for a good one and 0 for a bad.")
+        is_labeled = (ranks > 0) & ~ratings.isnan()
+        above = rewards - self.offset
+        losses = torch.where(ratings > 0.5, -self.good_weight * F.logsigmoid(above), -F.logsigmoid(-above))
+        return _masked_mean(losses, is_labeled)
+
+    def is_informative(self, ranks, margins, ratings):
+        is_labeled = (ranks > 0) & ~ratings.isnan()
+        return is_labeled.any(dim=1)
+
 # %% ../nbs/02_losses.ipynb #da23e483
 LOSSES = {
     "bradley_terry": BradleyTerry,
@@ -246,6 +286,7 @@ LOSSES = {
     "rao_kupper": RaoKupper,
     "davidson": Davidson,
     "regression": Regression,
+    "binary": Binary,
 }
 
 
@@ -253,10 +294,13 @@ def make_loss(
     name: str, # one of `LOSSES`
     label_smoothing: float = 0.0, # as in `BradleyTerry`
     center_rewards_coefficient: float = 0.0, # as in `BradleyTerry`
+    good_weight: float = 1.0, # as in `Binary`
 ) -> RewardLoss:
     "Return a loss by its name. Raises `ValueError` for another name, or for an option that the loss does not have."
     if name not in LOSSES:
         raise ValueError(f"loss is {name!r}; expected one of {', '.join(LOSSES)}.")
+    if good_weight != 1 and name != "binary":
+        raise ValueError(f"good_weight is {good_weight} with the loss {name}; expected 1, or loss='binary'.")
     if name == "bradley_terry":
         return BradleyTerry(label_smoothing, center_rewards_coefficient)
     if label_smoothing or center_rewards_coefficient:
@@ -264,7 +308,7 @@ def make_loss(
             f"label smoothing or centering is on with the loss {name}; expected neither, or loss='bradley_terry', "
             "which has them."
         )
-    return LOSSES[name]()
+    return Binary(good_weight) if name == "binary" else LOSSES[name]()
 
 # %% ../nbs/02_losses.ipynb #ec82d681
 def wins(ranks):

@@ -15,7 +15,8 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput
 
-from .losses import wins
+from .agreement import AgreementMetrics, agreement_metrics
+from .losses import RewardLoss, wins
 from .mixtures import short_names
 
 # %% ../nbs/05b_metrics.ipynb #3550543b
@@ -63,7 +64,7 @@ def pair_metrics(
     }
 
 # %% ../nbs/05b_metrics.ipynb #b35b76b0
-class EvaluationMetrics(PairMetrics, total=False):
+class EvaluationMetrics(PairMetrics, AgreementMetrics, total=False):
     "Metrics of an evaluation set. There is no `loss` where it cannot learn from any comparison."
     loss: float # weighted mean over the comparisons that it can learn from
     without_loss: int # comparisons that it cannot learn from, if there are any
@@ -73,12 +74,14 @@ class EvaluationMetrics(PairMetrics, total=False):
 
 
 def evaluation_metrics(
-    prediction: EvalPrediction, # `predictions` are (rewards, losses, weights), `label_ids` ranks
+    # `predictions` are (rewards, losses, weights), and ratings and labels if there are some; `label_ids` are ranks
+    prediction: EvalPrediction,
     # called with rewards and ranks alone, where rewards are 0 if there is no response
     compute_metrics: Optional[Callable[[EvalPrediction], dict[str, float]]] = pair_metrics,
+    loss: Optional[RewardLoss] = None, # that the model is trained with, whose offset divides good from bad
 ) -> EvaluationMetrics: # with the result of `compute_metrics` in place of `PairMetrics`
     "Return the metrics of an evaluation set. Raises `ValueError` for rewards that are not finite."
-    rewards, losses, weights = prediction.predictions
+    rewards, losses, weights, *targets = prediction.predictions # targets are ratings and labels
     ranks = prediction.label_ids
     metrics = {}
     if compute_metrics:
@@ -92,6 +95,9 @@ def evaluation_metrics(
         )
     used = weights > 0
     result = {}
+    if targets:
+        offset = loss.offset.item() if hasattr(loss, "offset") else None
+        metrics = {**agreement_metrics(rewards, ranks > 0, *targets, offset), **metrics}
     if used.any():
         result["loss"] = np.average(losses[used].astype(np.float64), weights=weights[used]).item()
     if not used.all():
@@ -180,8 +186,7 @@ class EvaluationMixin:
         "Return rewards (num_comparisons, K), ranks and metrics of rows."
         test_dataset = self._tokenized(test_dataset, "the test set")
         output = super().predict(test_dataset, ignore_keys, metric_key_prefix)
-        rewards, losses, weights = output.predictions
-        return output._replace(predictions=rewards)
+        return output._replace(predictions=output.predictions[0])
 
     def evaluation_loop(
         self,

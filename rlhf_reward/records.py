@@ -66,6 +66,8 @@ class _NotFinite(str):
 NUMBERS = { # where it is refused
     "margin",
     "weight",
+    "score",
+    "rating",
     "scores",
     "score_chosen",
     "score_rejected",

@@ -95,7 +95,7 @@ class ModelReport(EvaluationReport, total=False):
 class DataReport(TypedDict):
     "The models on one set of comparisons."
     models: dict[str, ModelReport] # by name
-    compared: Optional[ModelComparison] # None for a single model
+    compared: Optional[ModelComparison] # None for a single model, and without any pair
 
 
 class JsonReport(TypedDict):
@@ -114,7 +114,8 @@ def report_json(
         model_reports = {}
         for model, evaluation in models.items():
             model_reports[model] = {**evaluation.report, "mistakes": evaluation.mistakes()}
-        compared = compare(models) if len(models) > 1 else None
+        has_pairs = all(evaluation.report["pairs"] for evaluation in models.values())
+        compared = compare(models) if len(models) > 1 and has_pairs else None
         data_reports[data] = DataReport(models=model_reports, compared=compared)
     return JsonReport(rlhf_reward=__version__, data=data_reports, suite=suite_table(evaluations))
 
@@ -211,7 +212,8 @@ def _data_parts(summary: DataSummary):
         parts.append(f"Of these comparisons, for {escape_markdown(model)}, {html.escape(omitted, quote=False)}.")
     for model, benchmark in summary.benchmarks:
         parts += _benchmark_parts(model, benchmark)
-    parts.append(_markdown_table(["", "accuracy over all pairs"], summary.accuracy))
+    if summary.accuracy:
+        parts.append(_markdown_table(["", "accuracy over all pairs"], summary.accuracy))
     parts.append(_markdown_table(["", *summary.models], summary.figures))
     for model, lines in summary.attributes:
         parts += [f"Attributes of {escape_markdown(model)}", _markdown_table(ATTRIBUTE_COLUMNS, lines)]

@@ -18,13 +18,18 @@ def plots(
 ) -> dict[str, str]: # name → SVG
     "Draw the plots of an evaluation; best of n only where there are ratings. Raise `ImportError` without matplotlib."
     import_matplotlib()
-    drawings = {
-        "Calibration": _draw_calibration,
-        "Margin and length": _draw_length,
-        "Rewards": _draw_rewards,
-        "Margins": _draw_margins,
-    }
-    if evaluation.report["best_of_n"]:
+    report = evaluation.report
+    drawings = {}
+    if report["pairs"]:
+        drawings["Calibration"] = _draw_calibration
+        drawings["Margin and length"] = _draw_length
+        drawings["Rewards"] = _draw_rewards
+        drawings["Margins"] = _draw_margins
+    elif report["ratings"]:
+        drawings["Rewards and ratings"] = _draw_ratings
+    if report["labels"]:
+        drawings["Rewards by label"] = _draw_labels
+    if report.get("best_of_n"):
         drawings["Best of n"] = _draw_best_of_n
     return {name: _to_svg(draw, name, evaluation) for name, draw in drawings.items()}
 
@@ -87,6 +92,23 @@ def _draw_rewards(axes, evaluation):
         own = reward[evaluation.pairs[column]]
         axes.hist(own, bins=edges, alpha=0.5, color=color, label=label)
     axes.set(xlabel="reward", ylabel="pairs")
+    axes.legend(frameon=False)
+
+
+def _draw_ratings(axes, evaluation):
+    rated = evaluation.responses[evaluation.responses["rating"].notna()]
+    alpha = min(1.0, max(0.05, 300 / len(rated)))
+    options = {"s": 4, "alpha": alpha, "linewidths": 0, "rasterized": len(rated) > 2000}
+    axes.scatter(rated["rating"], rated["reward"], color="tab:blue", **options)
+    axes.set(xlabel="rating", ylabel="reward")
+
+
+def _draw_labels(axes, evaluation):
+    responses = evaluation.responses
+    edges = np.linspace(responses["reward"].min() - 1e-6, responses["reward"].max() + 1e-6, 31)
+    for label, name, color in ((1, "good", "tab:green"), (0, "bad", "tab:red")):
+        axes.hist(responses["reward"][responses["label"] == label], bins=edges, alpha=0.5, color=color, label=name)
+    axes.set(xlabel="reward", ylabel="responses")
     axes.legend(frameon=False)
 
 

@@ -17,6 +17,7 @@ from rlhf_reward.evaluation import (
     ScoreDifference,
     compare,
 )
+from .agreement import Estimate
 from .attribute_statistics import AttributeStatistics
 from .intervals import Interval
 from .omissions import report_omissions
@@ -25,8 +26,9 @@ from .statistics import BestOfN, Calibration
 Evaluations = dict[str, dict[str, Evaluation]] # by name of the data, then of the model
 
 # %% auto #0
-__all__ = ['Evaluations', 'ATTRIBUTE_COLUMNS', 'show_share', 'show_number', 'show_score_difference', 'figure_lines',
-           'attribute_lines', 'BenchmarkTables', 'benchmark_tables', 'DataSummary', 'summarize']
+__all__ = ['Evaluations', 'ATTRIBUTE_COLUMNS', 'show_share', 'show_number', 'show_estimate', 'show_score_difference',
+           'figure_lines', 'agreement_lines', 'attribute_lines', 'BenchmarkTables', 'benchmark_tables', 'DataSummary',
+           'summarize']
 
 # %% ../nbs/07h_report_summary.ipynb #07aac2da
 def show_share(
@@ -47,6 +49,18 @@ def show_number(
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def show_estimate(
+    estimate: Optional[Estimate], # from `agreement.estimate`
+) -> str: # '–' for None
+    "Return a figure with its interval, if it has one."
+    if estimate is None:
+        return "–"
+    if estimate["low"] is None:
+        return f"{show_number(estimate['value'])} (one prompt)"
+    low, high = (show_number(estimate[name]) for name in ("low", "high"))
+    return f"{show_number(estimate['value'])} ({low} to {high})"
+
+
 def show_score_difference(
     difference: ScoreDifference, # from `evaluation.compare`
 ) -> tuple[str, str]: # the difference with its interval, and the p-value
@@ -58,7 +72,39 @@ def show_score_difference(
 def figure_lines(
     report: EvaluationReport, # of one model on one set
 ) -> list[tuple[str, str]]: # label and value
-    "Return the lines of the table of figures."
+    "Return the lines of the table of figures: those of pairs, of ratings and of labels, as far as there are some."
+    lines = _pair_lines(report) if report["pairs"] else []
+    return lines + agreement_lines(report)
+
+
+def agreement_lines(
+    report: EvaluationReport, # of one model on one set
+) -> list[tuple[str, str]]: # label and value
+    "Return the lines about ratings and labels, as far as there are some."
+    lines = []
+    ratings = report.get("ratings")
+    if ratings:
+        prompts = f", {ratings['kendall_prompts']} prompts"
+        lines += [
+            ("Rated responses", f"{ratings['responses']}"),
+            ("Reward and rating: Pearson", show_estimate(ratings["pearson"])),
+            ("Reward and rating: Spearman", show_estimate(ratings["spearman"])),
+            ("Reward and rating: Kendall τ by prompt", show_estimate(ratings["kendall"]) + prompts),
+            ("Reward and rating: mean squared error", show_estimate(ratings["mse"])),
+        ]
+    labels = report.get("labels")
+    if labels:
+        offset = labels["offset"]
+        of_offset = "no offset in the model" if offset is None else f"good above {show_number(offset)}"
+        lines += [
+            ("Labeled responses, good ones", f"{labels['responses']}, {labels['good']}"),
+            ("AUROC of the labels", show_estimate(labels["auroc"])),
+            ("Labels right, %", f"{show_share(labels['accuracy'])}, {of_offset}"),
+        ]
+    return lines
+
+# %% ../nbs/07h_report_summary.ipynb #22ac6835
+def _pair_lines(report):
     calibration = report["calibration"]
     length = report["length"]
     quartiles = ", ".join(show_number(report[name]) for name in ("margin_q25", "margin_median", "margin_q75"))
@@ -211,17 +257,13 @@ def summarize(
 def _summary_of_data(data, models):
     reports = {model: evaluation.report for model, evaluation in models.items()}
     first = next(iter(reports.values()))
-    baselines = [name for name in first["baselines"] if name != "prompt-blind"]
-    accuracy = [(model, show_share(report["accuracy_interval"])) for model, report in reports.items()]
-    for model, report in reports.items():
-        accuracy.append((f"{model} without the prompt", show_share(report["baselines"]["prompt-blind"])))
-    for name in baselines:
-        accuracy.append((name, show_share(first["baselines"][name])))
+    has_pairs = all(report["pairs"] for report in reports.values())
+    baselines = [name for name in first["baselines"] if name != "prompt-blind"] if has_pairs else []
     figures = []
     for lines in zip(*(figure_lines(report) for report in reports.values())):
         label, _ = lines[0]
         figures.append([label, *(value for _, value in lines)])
-    without_prompt = [f"{model} without the prompt" for model in reports]
+    without_prompt = [f"{model} without the prompt" for model in reports] if has_pairs else []
     return DataSummary(
         data=data,
         counts={name: first[name] for name in ("comparisons", "prompts", "responses", "pairs")},
@@ -230,27 +272,39 @@ def _summary_of_data(data, models):
         omitted=[
             (model, report_omissions(report["omitted"])) for model, report in reports.items() if report["omitted"]
         ],
-        accuracy=accuracy,
+        accuracy=_accuracy_lines(reports, baselines) if has_pairs else [],
         figures=figures,
-        source_columns=["source", "pairs", *reports, *without_prompt, *baselines],
-        sources=_source_lines(list(reports.values()), baselines),
+        source_columns=["source", "pairs" if has_pairs else "responses", *reports, *without_prompt, *baselines],
+        sources=_source_lines(list(reports.values()), baselines, has_pairs),
         benchmarks=[
             (model, benchmark_tables(report["benchmark"])) for model, report in reports.items() if "benchmark" in report
         ],
         attributes=[
             (model, attribute_lines(found["attributes"])) for model, found in reports.items() if "attributes" in found
         ],
-        compared=compare(models) if len(models) > 1 else None,
-        curves=[(model, report["best_of_n"]) for model, report in reports.items() if report["best_of_n"]],
-        mistakes=[(model, evaluation.mistakes()) for model, evaluation in models.items()],
+        compared=compare(models) if len(models) > 1 and has_pairs else None,
+        curves=[(model, report["best_of_n"]) for model, report in reports.items() if report.get("best_of_n")],
+        mistakes=[(model, evaluation.mistakes()) for model, evaluation in models.items() if has_pairs],
     )
 
 
-def _source_lines(reports, baselines):
+def _accuracy_lines(reports, baselines):
+    "Return the accuracy of each model, with and without the prompt, and the baselines of the first."
+    first = next(iter(reports.values()))
+    lines = [(model, show_share(report["accuracy_interval"])) for model, report in reports.items()]
+    for model, report in reports.items():
+        lines.append((f"{model} without the prompt", show_share(report["baselines"]["prompt-blind"])))
+    for name in baselines:
+        lines.append((name, show_share(first["baselines"][name])))
+    return lines
+
+
+def _source_lines(reports, baselines, has_pairs):
     """
     Return a line for each set of a mixture and each source.
 
-    It has the pairs, the accuracy of each model, without the prompt too, and the baselines.
+    It has the pairs, the accuracy of each model, without the prompt too, and the baselines; without any pair the
+    responses, and of each model Spearman's correlation with the ratings, or AUROC of the labels.
     """
     parts = [{**report["sources"], **report.get("datasets", {})} for report in reports]
     sources = sorted(set().union(*parts))
@@ -259,6 +313,9 @@ def _source_lines(reports, baselines):
     lines = []
     for source in sources:
         own = [of_report.get(source, {}) for of_report in parts]
+        if not has_pairs:
+            lines.append([source, str(own[0].get("responses", 0)), *map(_show_agreement, own)])
+            continue
         pairs = [str(figures.get("pairs", 0)) for figures in own]
         lines.append([
             source,
@@ -268,6 +325,12 @@ def _source_lines(reports, baselines):
             *(_show_baseline(own[0], name) for name in baselines),
         ])
     return lines
+
+
+def _show_agreement(figures):
+    if figures.get("ratings"):
+        return f"Spearman {show_estimate(figures['ratings']['spearman'])}"
+    return f"AUROC {show_estimate(figures['labels']['auroc'])}" if figures.get("labels") else "–"
 
 
 def _show_baseline(figures, name):

@@ -9,9 +9,11 @@ __all__ = ['UNREADABLE', 'FORMS', 'row_form', 'to_comparison', 'to_responses', '
 from typing import Any, Callable, Optional
 
 from .attribute_rows import read_ratings
-from .comparison import BadResponse, Comparison, is_ids, shared_length
+from .comparison import BadResponse, Comparison, is_ids, ranks_of, shared_length
 from .fields import TEXT_FORMS, checked_text, finite_number, finite_numbers, from_json, without_nulls
+from .labels import row_labels
 from .mixed_rows import dataset_of, own_row
+from .single import as_list_row, single_forms
 from .soft_labels import read_label
 from .unread import check_media
 from .verdicts import UnclearVerdict
@@ -28,8 +30,9 @@ FORMS = { # each form with the columns that identify it; the first form that fit
     "response_a, response_b, votes_a, votes_b": {"response_a", "response_b", "votes_a", "votes_b"},
     "responses, ranks": {"responses", "ranks"},
     "responses, scores": {"responses", "scores"},
+    "responses, labels": {"responses", "labels"},
+    **single_forms(),
     "responses, ratings": {"responses", "ratings"},
-    "response, ratings": {"response", "ratings"},
 }
 
 
@@ -44,16 +47,18 @@ def row_form(
     for form, needed in FORMS.items():
         if needed <= row.keys() and needed & filled:
             return form
+    several = [form for form in FORMS if form not in single_forms()]
     raise ValueError(
-        f"it has the columns {sorted(filled)}; expected one of: {'; '.join(FORMS)} (all but the first with prompt, "
-        "or with whole texts). Other names can be mapped: --columns chosen=output_1."
+        f"it has the columns {sorted(filled)}; expected one of: {'; '.join(several)}; one of response, completion, "
+        "text, messages with one of score, rating, label (all but the first with prompt, or with whole texts). Other "
+        "names can be mapped: --columns chosen=output_1."
     )
 
 # %% ../nbs/03a_rows.ipynb #2a8a83f1
 def to_comparison(
     row: dict[str, Any], # with the columns of one of the forms above
-    # what `winner` or `preference` means by its value, a, b or tie, from `column_verdicts`; without it, words alone are
-    # read: a row does not show what its 1 means
+    # what `winner` or `preference` means by its value, a, b or tie, and `label`, good or bad, from `column_verdicts`;
+    # without it, words alone are read: a row does not show what its 1 means
     verdicts: Optional[dict[Any, str]] = None,
 ) -> Comparison:
     "Return one row as a `Comparison`. Raise `ValueError` that names what the row holds and what is expected."
@@ -68,11 +73,10 @@ def to_comparison(
         parts = _read_chosen(row)
     elif "response_a" in form:
         parts = _read_arena(row)
-    elif "ratings" in form:
-        parts = _read_rated(row)
     else:
-        parts = _read_ranked(row)
-    prompt, responses, ranks, ratings = parts
+        list_row = as_list_row(row, form) if form in single_forms() else row
+        parts = _read_rated(list_row) if form.endswith("ratings") else _read_ranked(list_row, verdicts)
+    prompt, responses, ranks, ratings, *labels = parts
     label = read_label(row, ranks, form, verdicts)
     margin = _margin(row, responses)
     return Comparison(
@@ -86,6 +90,7 @@ def to_comparison(
         source=_source(row),
         template=_template(row),
         whole=_is_guessed(row, prompt),
+        labels=labels[0] if labels else None,
         attributes=read_ratings(row.get("ratings"), len(responses)),
     )
 
@@ -164,43 +169,36 @@ def _read_arena(row):
     return *_prompt_and_responses(row, [row["response_a"], row["response_b"]]), None, None
 
 
-def _read_ranked(row):
-    "Return prompt, responses, ranks and ratings of K responses with scores or ranks."
-    prompt, responses = _prompt_and_responses(row, from_json("responses", row["responses"], list))
+def _read_ranked(row, verdicts):
+    "Return prompt, responses, ranks, ratings and labels of K responses. One is enough with a score or a label."
     scores = from_json("scores", row.get("scores"), list)
     ranks = from_json("ranks", row.get("ranks"), list)
-    if scores is None and ranks is None:
+    fewest = 2 if scores is None and row.get("labels") is None else 1
+    prompt, responses = _prompt_and_responses(row, from_json("responses", row["responses"], list), fewest)
+    labels = row_labels(row, len(responses), verdicts)
+    if scores is None and ranks is None and (labels is None or None in labels):
+        of_labels = "" if labels is None else f" and the labels {row['labels']!r:.60}"
         raise ValueError(
-            f"the scores are {row.get('scores')!r} and the ranks {row.get('ranks')!r} for {len(responses)} responses; "
-            "expected one number for each in one of the two."
+            f"the scores are {row.get('scores')!r} and the ranks {row.get('ranks')!r}{of_labels} for {len(responses)} "
+            "responses; expected one number for each in one of the two, or a label for each."
         )
     ratings = None if scores is None else finite_numbers("scores", scores, len(responses))
-    if ranks is None:
-        order = [-rating for rating in ratings]
+    if ranks is not None:
+        order = [-rank for rank in finite_numbers("ranks", ranks, len(responses))]
     else:
-        order = finite_numbers("ranks", ranks, len(responses))
-    return prompt, responses, tuple(_ranks_from(order)), ratings
+        order = labels if scores is None else ratings
+    return prompt, responses, ranks_of(order), ratings, labels
 
 
 def _read_rated(row):
     "Return prompt, responses, ranks and ratings of responses without an order, rated by attribute."
-    if row.get("response") is None:
-        responses = from_json("responses", row["responses"], list)
-    else:
-        responses = [row["response"]]
-    prompt, responses = _prompt_and_responses(row, responses, fewest=1)
+    prompt, responses = _prompt_and_responses(row, from_json("responses", row["responses"], list), fewest=1)
     if read_ratings(row["ratings"], len(responses)) is None:
         raise ValueError(
             f"the ratings are {row['ratings']!r:.80}, and nothing orders the responses; expected ratings by attribute, "
             "such as {'helpfulness': [4, 2]}, or ranks, or scores for a single number each."
         )
     return prompt, responses, (1,) * len(responses), None
-
-
-def _ranks_from(order):
-    "Yield the rank of each element, 1 for the smallest; equal elements share the better rank."
-    for element in order:
-        yield 1 + sum(other < element for other in order)
 
 # %% ../nbs/03a_rows.ipynb #0ce2f5df
 COLUMNS_TO_SCORE = ( # the columns that hold the responses of a row that is scored
@@ -211,17 +209,20 @@ COLUMNS_TO_SCORE = ( # the columns that hold the responses of a row that is scor
     ("texts",),
     ("text",),
 )
+OTHER_COLUMNS_TO_SCORE = (("completion",), ("messages",)) # of rows without those above
 
 
 def _columns_to_score(row):
     "Return the one element of `COLUMNS_TO_SCORE` that the row has. Raise `ValueError` for none or several."
     filled = {name for name, value in row.items() if value is not None}
     fitting = [columns for columns in COLUMNS_TO_SCORE if filled.issuperset(columns)]
+    if not fitting:
+        fitting = [columns for columns in OTHER_COLUMNS_TO_SCORE if filled.issuperset(columns)]
     if len(fitting) != 1:
         raise ValueError(
-            f"it has the columns {sorted(filled)}; expected one of: prompt with response, responses, chosen and "
-            "rejected, or response_a and response_b; or text, or texts. Other names can be mapped: "
-            "--columns response=output."
+            f"it has the columns {sorted(filled)}; expected one of: prompt with response, completion, responses, "
+            "chosen and rejected, or response_a and response_b; or text, texts or messages. Other names can be "
+            "mapped: --columns response=output."
         )
     return fitting[0]
 
@@ -324,7 +325,7 @@ def _is_guessed(row, prompt):
 def _margin(row, responses):
     "Return the margin of a row, or `None`."
     margin = finite_number("margin", row.get("margin"))
-    if margin is not None and len(responses) > 2:
+    if margin is not None and len(responses) != 2:
         raise ValueError(
             f"there is one margin for {len(responses)} responses; expected margins for pairs only (scores give "
             "one for each pair)."

@@ -25,7 +25,7 @@ from .reward import RewardModel
 
 # %% ../nbs/05g_run_record.ipynb #efa5cb0d
 LEARNED_COLUMNS = ("shared_prefix", "rests", "ranks", "margins", "ratings", "weight") # what a loss learns from
-_IF_GIVEN = ("attributes", "preference") # likewise, in data that has them
+_IF_GIVEN = ("attributes", "preference", "labels") # likewise, in data that has them
 
 
 def data_fingerprint(
@@ -57,7 +57,8 @@ def _bytes_of_array(array) -> Iterator[bytes]:
         yield from _bytes_of_array(array.flatten())
     else:
         yield array.is_null().to_numpy(zero_copy_only=False).tobytes()
-        yield pc.fill_null(array, 0).to_numpy(zero_copy_only=False).tobytes()
+        empty = pa.scalar(0).cast(array.type)
+        yield pc.fill_null(array, empty).to_numpy(zero_copy_only=False).tobytes()
 
 # %% ../nbs/05g_run_record.ipynb #ec4dd671
 def weights_fingerprint(
@@ -113,6 +114,7 @@ FACTS = ( # arguments that a resumed run has unchanged, unless `resume_changes` 
     "loss",
     "center_rewards_coefficient",
     "label_smoothing_factor",
+    "good_weight",
     "max_length",
     "seed",
     "data_seed",

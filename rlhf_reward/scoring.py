@@ -18,7 +18,7 @@ from typing import Any, Optional, Union
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .checkpoint_files import local_name, open_tokenizer
+from .checkpoint_files import local_name, open_tokenizer, read_offset
 from .comparison import Comparison, Text
 from .encoders import EncoderClassifier, open_model
 from .engine import Cancelled, ComparisonScorer, NotFinite, RewardEngine
@@ -61,6 +61,7 @@ def ranked(
 # %% ../nbs/06_scoring.ipynb #40f52206
 class BaseScorer(ComparisonScorer):
     "Scores, ranks and compares texts with the rewards that a subclass computes, as `Scorer` and `evaluation.Rule` do."
+    offset: Optional[float] = None # the reward from which a response is good, learned by the loss binary
 
     def score(
         self,
@@ -193,6 +194,7 @@ class Scorer(RewardEngine, BaseScorer):
         scorer = cls(model, open_tokenizer(name, **kwargs), max_length, on_overlong, tokens_per_batch)
         if ends_with_eos is not None:
             scorer.reader.set_end(ends_with_eos)
+        scorer.offset = read_offset(name, kwargs)
         return scorer
 
     @property

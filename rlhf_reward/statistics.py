@@ -16,6 +16,7 @@ from scipy.special import comb, expit
 from scipy.stats import kendalltau, pearsonr, spearmanr
 from sklearn.metrics import ndcg_score
 
+from .agreement import LabelFigures, RatingFigures, label_figures, rating_figures
 from .intervals import Interval, interval, jackknife
 from .tables import correctness, each_comparison, pair_table, response_table
 
@@ -281,11 +282,13 @@ def _random_baseline(pairs, num_responses, seed):
     return Interval(value=0.5, low=float(low), high=float(high))
 
 # %% ../nbs/07e_statistics.ipynb #57b104c1
-class Statistics(TypedDict):
-    "All figures of one model on one set of comparisons."
+class Statistics(TypedDict, total=False):
+    "All figures of one model on one set of comparisons. Without any pair, those of pairs are absent."
     comparisons: int # number of comparisons
-    prompts: int # number of different prompts that have a pair
+    prompts: int # number of different prompts that have a pair; without any pair, of all prompts
     responses: int # number of responses
+    ratings: Optional[RatingFigures] # from `agreement.rating_figures`
+    labels: Optional[LabelFigures] # from `agreement.label_figures`
     accuracy: float # share of pairs whose preferred response has the higher reward; a tie counts half
     pairs: int # number of pairs
     tied_rewards: int # pairs with a margin of 0
@@ -308,24 +311,33 @@ class Statistics(TypedDict):
 def statistics(
     responses: pd.DataFrame, # from `tables.response_table`
     seed: int = 0, # of the intervals and the random baseline
+    offset: Optional[float] = None, # of the loss binary, by which labels are told from rewards
 ) -> Statistics: # ready for JSON
-    "Return all figures. Raise `ValueError` if there is no pair, or a reward is not finite."
+    "Return all figures. Raise `ValueError` if there is no pair, rating or label, or a reward is not finite."
     num_comparisons = int(responses["comparison"].nunique())
     bad = ~np.isfinite(responses["reward"].to_numpy())
     if bad.any():
         first = responses["comparison"][bad].iloc[0] + 1
         raise ValueError(f"{bad.sum()} rewards are not finite, the first of comparison {first}; expected numbers.")
     pairs = pair_table(responses)
+    reward, rating, label, prompt = (responses[name].to_numpy() for name in ("reward", "rating", "label", "prompt"))
+    counts = {
+        "comparisons": num_comparisons,
+        "prompts": int((pairs if len(pairs) else responses)["prompt"].nunique()),
+        "responses": len(responses),
+        "ratings": rating_figures(reward, rating, prompt, seed),
+        "labels": label_figures(reward, label, prompt, seed, offset),
+    }
     if not len(pairs):
-        raise ValueError(
-            f"There are {num_comparisons} comparisons, and no pair in which people prefer one response; "
-            "expected at least one."
-        )
+        if counts["ratings"] is None and counts["labels"] is None:
+            raise ValueError(
+                f"There are {num_comparisons} comparisons, and no pair in which people prefer one response, no rating "
+                "and no label; expected at least one of them."
+            )
+        return {**counts, "pairs": 0}
     margins = pairs["margin"].to_numpy()
     return {
-        "comparisons": num_comparisons,
-        "prompts": int(pairs["prompt"].nunique()),
-        "responses": len(responses),
+        **counts,
         **_metrics_of_training(responses),
         "accuracy_interval": interval(correctness(margins), pairs["prompt"], seed),
         "baselines": baselines(pairs, len(responses), seed),

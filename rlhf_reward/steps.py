@@ -40,8 +40,7 @@ class StepLossMixin:
         rewards = by_comparison(self.model.attribute_sum(outputs), inputs["ranks"])
         losses = torch.zeros_like(inputs["weights"])
         if self._learns_reward():
-            labels = [inputs[name] for name in ("ranks", "margins", "ratings", "preferences")]
-            losses = self.reward_loss(rewards, *labels)
+            losses = self.reward_loss(rewards, *self._targets(inputs), inputs["preferences"])
         if self.model.attributes:
             columns = [by_comparison(column[:, None], inputs["ranks"]) for column in outputs.unbind(dim=1)]
             losses = losses + attribute_losses(torch.stack(columns, dim=2), inputs["attributes"])
@@ -56,9 +55,14 @@ class StepLossMixin:
         informative = torch.zeros_like(batch["weights"], dtype=torch.bool)
         if self._learns_reward():
             ranks = decided_ranks(batch["ranks"], batch["preferences"])
-            informative = self.reward_loss.is_informative(ranks, batch["margins"], batch["ratings"])
+            informative = self.reward_loss.is_informative(ranks, *self._targets(batch)[1:])
         is_rated = ~batch["attributes"].isnan()
         return batch["weights"] * (informative | is_rated.any(dim=(1, 2)))
+
+    def _targets(self, batch):
+        "Return ranks, margins and ratings for the loss, or labels in place of ratings if it learns from them."
+        ratings = batch["labels"] if self.reward_loss.uses_labels else batch["ratings"]
+        return batch["ranks"], batch["margins"], ratings
 
     def create_optimizer(
         self,
@@ -107,12 +111,12 @@ class StepLossMixin:
         inputs: dict[str, torch.Tensor], # a batch from the collator
         prediction_loss_only: bool, # ignored: the metrics need the rewards
         ignore_keys: Optional[list[str]] = None, # ignored
-    ) -> tuple: # no loss, (rewards, losses, weights), ranks
+    ) -> tuple: # no loss, (rewards, losses, weights, ratings, labels), ranks
         "Return what the metrics need, one row for each comparison; means are computed over all of them at the end."
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             rewards, losses, weights = self._losses(model, inputs)
-        return None, (rewards, losses, weights), inputs["ranks"]
+        return None, (rewards, losses, weights, inputs["ratings"], inputs["labels"]), inputs["ranks"]
 
 # %% ../nbs/05d_steps.ipynb #79db922e
 def _is_trained_by(optimizer, parameter):

@@ -26,7 +26,8 @@ def response_table(
     """
     Return a table with one line for each response.
 
-    Its columns: comparison, response, rank, rating, reward, blind_reward, tokens, prompt, preference, source.
+    Its columns: comparison, response, rank, rating, reward, blind_reward, tokens, prompt, label, preference,
+    source.
     """
     lines = []
     sources = []
@@ -37,12 +38,16 @@ def response_table(
         prompt_key = index if comparison.whole else normalized(comparison.prompt)
         prompt = prompt_numbers.setdefault(prompt_key, len(prompt_numbers))
         ratings = comparison.ratings or [math.nan] * len(own_rewards)
-        values = zip(comparison.ranks, ratings, own_rewards, own_blind, lengths, strict=True)
-        for response, (rank, rating, reward, blind_reward, length) in enumerate(values):
-            lines.append((index, response, rank, rating, reward, blind_reward, length, prompt, comparison.preference))
+        labels = comparison.labels or [None] * len(own_rewards)
+        values = zip(comparison.ranks, ratings, own_rewards, own_blind, lengths, labels, strict=True)
+        for response, (rank, rating, reward, blind_reward, length, label) in enumerate(values):
+            is_good = math.nan if label is None else float(label)
+            values_of_response = (rank, rating, reward, blind_reward, length, prompt, is_good)
+            lines.append((index, response, *values_of_response, comparison.preference))
             sources.append(comparison.source)
-    names = ["comparison", "response", "rank", "rating", "reward", "blind_reward", "tokens", "prompt", "preference"]
-    table = pd.DataFrame(lines, columns=names).astype({"preference": float}) # NaN where people are sure
+    names = ["comparison", "response", "rank", "rating", "reward", "blind_reward", "tokens", "prompt"]
+    columns = [*names, "label", "preference"]
+    table = pd.DataFrame(lines, columns=columns).astype({"preference": float}) # NaN where people are sure
     return table.assign(source=pd.Series(sources, dtype=object)) # as objects, so that None stays None
 
 # %% ../nbs/07d_tables.ipynb #76d07637

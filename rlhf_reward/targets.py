@@ -20,6 +20,7 @@ class Targets(TypedDict):
     ranks: torch.Tensor # (num_comparisons, K), 1 is best, 0 where there is no response
     margins: torch.Tensor # (num_comparisons, winner, loser)
     ratings: torch.Tensor # (num_comparisons, K), NaN where there is none
+    labels: torch.Tensor # (num_comparisons, K), 1 for a good response, 0 for a bad one, NaN where there is none
     attributes: torch.Tensor # (num_comparisons, K, num_attributes) of the model, NaN where there is no rating
     weights: torch.Tensor # (num_comparisons,)
     preferences: torch.Tensor # (num_comparisons,), that the first response is better, NaN where people are sure
@@ -36,15 +37,19 @@ def make_targets(
     num_comparisons, most_responses = ranks.shape
     margins = torch.zeros(num_comparisons, most_responses, most_responses)
     ratings = torch.full(ranks.shape, math.nan)
+    labels = torch.full(ranks.shape, math.nan)
     for index, example in enumerate(examples):
         for (winner, loser), margin in zip(ranked_pairs(example["ranks"]), example["margins"]):
             margins[index, winner, loser] = margin
         for response, rating in enumerate(example["ratings"] or []):
             ratings[index, response] = _or_nan(rating)
+        for response, label in enumerate(example.get("labels") or []):
+            labels[index, response] = _or_nan(label)
     return {
         "ranks": ranks,
         "margins": margins,
         "ratings": ratings,
+        "labels": labels,
         "attributes": _attributes(examples, most_responses),
         "weights": torch.tensor([example["weight"] for example in examples], dtype=torch.float32),
         "preferences": torch.tensor([_or_nan(example.get("preference")) for example in examples]),

@@ -27,6 +27,7 @@ class TokenizedComparison(TypedDict):
     prompt_key: int # the same for the same prompt
     row: int # its number in the data, from 1; in a mixture in its set
     dataset: Optional[str] # the name of its set in a mixture
+    labels: Optional[list[bool]] # K, whether each response is good, `None` if unknown
 
 
 FEATURES = Features({ # a `TokenizedComparison` in a table of `datasets`
@@ -44,6 +45,7 @@ FEATURES = Features({ # a `TokenizedComparison` in a table of `datasets`
     "prompt_key": Value("int64"),
     "row": Value("int64"),
     "dataset": Value("string"),
+    "labels": List(Value("bool")),
 })
 
 
@@ -60,6 +62,7 @@ def tokenized_comparison(
     dataset: Optional[str] = None, # the name of its set in a mixture
     attributes: Optional[list[list[Optional[float]]]] = None, # K ratings for each of `attribute_names`, if known
     attribute_names: Sequence[str] = (), # of the model that it is for
+    labels: Optional[Sequence[Optional[bool]]] = None, # K, if known
     preference: Optional[float] = None, # as in `Comparison`
 ) -> TokenizedComparison: # with its length
     "Return a tokenized comparison with these fields."
@@ -78,6 +81,7 @@ def tokenized_comparison(
         prompt_key=prompt_key,
         row=row,
         dataset=dataset,
+        labels=None if labels is None else list(labels),
     )
 
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from .attribute_rows import is_unordered, ratings_in_order
 from .columns import read_columns
 from .comparison import CACHE_VERSION, Comparison, is_ids, ranked_pairs, shared_length, text_key
+from .grouping import group_key, grouped
 from .encoding import TooLong, encode, end_token, fit_length
 from .encoding import render, render_comparison, truncate_prompt # re-exported: this module was their home
 from .mixed_rows import ReportsBySet, dataset_of, own_row
@@ -77,17 +78,19 @@ def tokenize_rows(
         "with_indices": True,
         "batched": True,
         "fn_kwargs": {"arguments": arguments, "version": CACHE_VERSION},
-        "features": Features({**FEATURES, **REPORTED}),
+        "features": Features({**FEATURES, **REPORTED, "group": Value("int64")}),
     }
     if isinstance(rows, IterableDataset):
         names = rows.column_names or list(next(iter(rows), {}))
         tokenized = rows.map(_tokenize_batch, remove_columns=names, **options)
         report = ReportsBySet(name, partial(_Report, end=end_token(tokenizer), note=note, is_stream=True))
-        return tokenized.filter(report, with_indices=True).remove_columns(list(REPORTED))
+        kept = tokenized.filter(report, with_indices=True).remove_columns(list(REPORTED))
+        return grouped(kept, name, margin_from_scores)
     options |= {"num_proc": num_proc, "desc": f"Tokenizing {name}"}
     tokenized = rows.map(_tokenize_batch, remove_columns=rows.column_names, **options)
     make_report = partial(_Report, end=end_token(tokenizer), note=note, is_stream=False)
-    return _without_dropped(tokenized, ReportsBySet(name, make_report), note)
+    kept = _without_dropped(tokenized, ReportsBySet(name, make_report), note)
+    return grouped(kept, name, margin_from_scores)
 
 
 def _check_option(name, value, expected):
@@ -123,7 +126,7 @@ def reason_dropped(
     pairs = ranked_pairs(ranks)
     if preference is not None:
         pairs = [(0, 1)]
-    if not pairs and not keep_ties:
+    if not pairs and not keep_ties and len(ranks) > 1: # a single response may be grouped with others
         return "all responses tie"
     if any(sequences[winner] == sequences[loser] for winner, loser in pairs):
         return "winner and loser are the same tokens"
@@ -226,7 +229,7 @@ def _tokenized_row(rendered, sequences, arguments):
     if comparison is None:
         example = tokenized_comparison([], [], weight=0.0, row=rendered.number, dataset=rendered.dataset)
         report = {"dropped": "bad row", "cut": 0, "not_ended": False, "omitted": [], "detail": rendered.problem}
-        return {**example, **report}
+        return {**example, **report, "group": 0}
     names = arguments["attributes"]
     attributes = ratings_in_order(comparison.attributes, names, len(comparison.responses))
     keep_ties = attributes is not None or arguments["keep_ties"] and not is_unordered(comparison)
@@ -246,8 +249,9 @@ def _tokenized_row(rendered, sequences, arguments):
         prompt_key=text_key(comparison.prompt),
         row=rendered.number,
         dataset=rendered.dataset,
+        labels=comparison.labels,
     )
-    return {**example, **report}
+    return {**example, **report, "group": group_key(comparison, rendered.dataset)}
 
 
 def _fitted(rendered, sequences, arguments, keep_ties):

@@ -6,7 +6,9 @@
 __all__ = ['logger', 'RewardTrainer', 'tokenize_for_model', 'examples_to_compare', 'layouts_to_try']
 
 # %% ../nbs/05_training.ipynb #32f9fad5
+import itertools
 import logging
+from collections import Counter
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Callable, Optional, Union
@@ -23,7 +25,7 @@ from .attributes import forget_reward_scale
 from .card import ModelCardMixin
 from .unread import plain_rows
 from .log_line import show_log_line
-from .losses import LOSSES, make_loss
+from .losses import LOSSES, Binary, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
 from .packing import check_padding, choose_layout, pad_comparisons
 from .output_folder import check_writable, own_folder
@@ -78,16 +80,16 @@ class RewardTrainer(
         report_template(processing_class)
         if peft_config is not None:
             from rlhf_reward.adapters import add_adapter
-
             add_adapter(model, peft_config)
-        reward_loss = make_loss(args.loss, args.label_smoothing_factor, args.center_rewards_coefficient)
-        self.reward_loss = reward_loss.to(args.device)
+        options = (args.label_smoothing_factor, args.center_rewards_coefficient, args.good_weight)
+        self.reward_loss = make_loss(args.loss, *options).to(args.device)
         self.note_model(model)
         self.step_records = StepRecords()
         self._layout_is_chosen = False
         self._tokenized = partial(tokenize_for_model, model, processing_class, args)
         train_dataset = self._tokenized(train_dataset, "the training set")
         train_dataset = check_for_loss(train_dataset, args.loss, "the training set", model.attributes)
+        _start_offset(self.reward_loss, train_dataset)
         super().__init__(
             model,
             args,
@@ -95,7 +97,7 @@ class RewardTrainer(
             train_dataset,
             self._tokenized(eval_dataset, "the evaluation set"),
             processing_class,
-            compute_metrics=partial(evaluation_metrics, compute_metrics=compute_metrics),
+            compute_metrics=partial(evaluation_metrics, compute_metrics=compute_metrics, loss=self.reward_loss),
             **kwargs,
         )
         show_log_line(self)
@@ -162,6 +164,13 @@ class RewardTrainer(
             self.args.train_sampling_strategy = "group_by_length"
 
 # %% ../nbs/05_training.ipynb #f2bf27ca
+def _start_offset(loss, dataset):
+    "Start the offset of the loss binary by the labels of a table; of a stream they are not known."
+    if isinstance(loss, Binary) and isinstance(dataset, Dataset):
+        counts = Counter(itertools.chain.from_iterable(labels or () for labels in dataset["labels"]))
+        loss.start(counts[True], counts[False])
+
+
 def tokenize_for_model(
     model: RewardModel, # its positions limit the length
     tokenizer: PreTrainedTokenizerBase, # the model's

@@ -13,6 +13,7 @@ from typing import Any, Union
 from datasets import Dataset, IterableDataset
 
 from .comparison import Comparison
+from .single import RESPONSE_COLUMNS, VALUE_COLUMNS
 
 # %% ../nbs/03i_unread.ipynb #54bf84b9
 # Columns that other libraries read as a part of the prompt or of the responses. In snake case, without a plural's s.
@@ -51,12 +52,21 @@ def unread_columns(
     if isinstance(row, Comparison):
         return ()
     expected = OF_THE_PROMPT if row.get("prompt") is not None else OF_THE_PROMPT | _IN_PLACE_OF_PROMPT
+    if _holds_response(row):
+        expected = expected - {"message"}
     unread = []
     for name, value in row.items():
         is_filled = value is not None and not (hasattr(value, "__len__") and len(value) == 0)
         if is_filled and name != "prompt" and _key(name) in expected:
             unread.append(name)
     return tuple(unread)
+
+
+def _holds_response(row):
+    "Return whether the column `messages` is the response of a row with a score or a label."
+    filled = {name for name, value in row.items() if value is not None}
+    others = {"chosen", "rejected", "responses", *RESPONSE_COLUMNS} - {"messages"}
+    return not others & filled and bool(filled & set(VALUE_COLUMNS))
 
 
 @cache # of each column of each row

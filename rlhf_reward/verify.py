@@ -198,7 +198,7 @@ def _causes(search, other, kept):
     if other.ids is None:
         found = explain(search)
         return [list(explanation.causes) for explanation in found] or [[UNKNOWN]], found[0] if found else None
-    known = [list(other.ids[index]) for index in kept]
+    known = [list(search.here.typed(other.ids[index])) for index in kept]
     tokens = list(name_tokens(search.variants, known))
     variants = search.variants.reading(known)
     found = explain(CauseSearch(search.here, variants, search.there, search.tolerance, search.scale))

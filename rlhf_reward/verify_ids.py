@@ -50,8 +50,9 @@ class IdRewards:
         keys = [tuple(sequence) for sequence in sequences]
         new = [key for key in dict.fromkeys(keys) if key not in self.computed]
         if new:
-            items = [[self._typed(key)] for key in new]
-            for key, (reward,) in zip(new, self.scorer.rewards(items, list(range(len(new))), finite=False)):
+            items = [[list(self.typed(key))] for key in new]
+            computed = self.scorer.rewards(items, list(range(len(new))), progress=False, finite=False)
+            for key, (reward,) in zip(new, computed):
                 self.computed[key] = reward
         return [self.computed[key] for key in keys]
 
@@ -106,15 +107,18 @@ class IdRewards:
         "Return the reward of one sequence with a copy of the model."
         if isinstance(model, RewardModel):
             return self._forward(model, sequence)[0]
-        inputs = model.collate([tokenized_comparison([], [list(self._typed(sequence))])])
+        inputs = model.collate([tokenized_comparison([], [list(self.typed(sequence))])])
         with torch.no_grad():
             return model(**{name: tensor.to(input_device(model)) for name, tensor in inputs.items()}).item()
 
-    def _typed(self, sequence):
+    def typed(
+        self,
+        sequence: list, # of token ids, or of pairs of id and token type
+    ) -> list:
         "Return the sequence as the scorer has it: with token types if the model is an encoder."
         if isinstance(self.model, RewardModel) or isinstance(sequence[0], tuple):
             return sequence
-        return tuple((token, 0) for token in sequence)
+        return [(token, 0) for token in sequence]
 
     def _forward(self, model, ids, **options):
         with torch.no_grad():
@@ -197,7 +201,8 @@ class TokenVariants:
                 ids = cause.apply(ids, self.facts)
             if ids is None:
                 return None
-        return list(ids)
+        has_types = isinstance(self.own[0][0], tuple) and not isinstance(ids[0], tuple)
+        return [(token, 0) for token in ids] if has_types else list(ids)
 
 # %% ../nbs/10e_verify_ids.ipynb #75fde348
 def truncated(

@@ -250,8 +250,10 @@ def as_pair(
     "Return prompt and response as two segments."
     if messages:
         return None
-    pair = facts.tokenizer(probe.prompt, probe.response, verbose=False)
-    return list(zip(pair["input_ids"], pair.get("token_type_ids") or [0] * len(pair["input_ids"])))
+    pair = facts.tokenizer([probe.prompt], [probe.response], verbose=False)
+    ids = pair["input_ids"][0]
+    types = pair.get("token_type_ids")
+    return list(zip(ids, types[0] if types else [0] * len(ids)))
 
 
 def no_default_system(

@@ -76,37 +76,40 @@ def ask_transformers(
     device: str, # such as "cpu"
     dtype: str = "auto", # of the weights
     chat_template: Optional[str] = None, # in place of the tokenizer's
+    text_pairs: bool = False, # of prompt and response, as in `EncoderClassifier`
 ) -> OtherRewards:
     "Return the rewards that transformers computes."
     model, tokenizer = open_classifier(model_name, device, dtype)
     tokenizer.chat_template = chat_template or tokenizer.chat_template
-    ids = []
+    encoded = []
     for probe in probes:
         if probe.messages:
-            ids.append(tokenizer.apply_chat_template(probe.messages, return_dict=True)["input_ids"])
+            encoded.append(tokenizer.apply_chat_template(probe.messages, return_dict=True))
+        elif text_pairs:
+            pair = tokenizer([probe.prompt], [probe.response]) # alone, an empty response would be no segment
+            encoded.append({name: values[0] for name, values in pair.items()})
         else:
-            ids.append(tokenizer(probe.prompt + probe.response)["input_ids"])
+            encoded.append(tokenizer(probe.prompt + probe.response))
 
     def score(rows):
-        inputs = tokenizer.pad({"input_ids": rows}, return_tensors="pt") if len(rows) > 1 else _single(rows[0])
+        if len(rows) > 1:
+            inputs = dict(tokenizer.pad([dict(row) for row in rows], return_tensors="pt"))
+        else:
+            inputs = {name: torch.tensor([values]) for name, values in rows[0].items()}
         with torch.no_grad():
-            return model(**inputs.to(device)).logits[:, 0].float().tolist()
+            logits = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits
+        return logits[:, 0].float().tolist()
 
     has_pad = tokenizer.pad_token is not None and model.config.pad_token_id is not None
-    answer = ask_function("transformers", score, ids, pads=has_pad)
-    answer.ids = ids
+    answer = ask_function("transformers", score, encoded, pads=has_pad)
+    answer.ids = [_with_types(row) for row in encoded]
     return answer
 
 
-class _Inputs(dict):
-    "Arguments of a model."
-
-    def to(self, device):
-        return {name: tensor.to(device) for name, tensor in self.items()}
-
-
-def _single(ids):
-    return _Inputs(input_ids=torch.tensor([ids]))
+def _with_types(row):
+    "Return token ids, or pairs of id and token type if there are several types."
+    types = row.get("token_type_ids", [])
+    return list(zip(row["input_ids"], types)) if any(types) else row["input_ids"]
 
 # %% ../nbs/10j_verify_tools.ipynb #90b1fc6c
 def ask_rewardbench(
@@ -183,15 +186,17 @@ def ask_crossencoder(
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     tokenizer.chat_template = chat_template or tokenizer.chat_template
     encoder = CrossEncoder(model_name, device=device, model_kwargs={"dtype": dtype})
+    has_pairs = text_pairs and not probes[0].messages
     rows = []
     for probe in probes:
-        is_pair = text_pairs and not probe.messages
-        rows.append((probe.prompt, probe.response) if is_pair else probe.text(tokenizer))
+        rows.append((probe.prompt, probe.response) if has_pairs else probe.text(tokenizer))
 
     def score(rows):
-        return [float(reward) for reward in encoder.predict(rows, batch_size=len(rows), show_progress_bar=False)]
+        if has_pairs:
+            return [float(reward) for reward in encoder.predict(rows, batch_size=len(rows), show_progress_bar=False)]
+        return [float(encoder.predict(row, show_progress_bar=False)) for row in rows] # a list would be a pair
 
-    return ask_function("crossencoder", score, rows)
+    return ask_function("crossencoder", score, rows, pads=has_pairs)
 
 
 TOOLS = { # name of `--with` → function

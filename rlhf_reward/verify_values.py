@@ -180,7 +180,7 @@ REMEDIES = { # where a program has an option of its own
     ("tei", "softmax"): "Send \"raw_scores\": true.",
     ("sglang", "BOS twice"): "Remove the token from the rendered text, as verl does, or send input_ids.",
     ("crossencoder", "sigmoid"): "Pass activation_fn=torch.nn.Identity() to CrossEncoder, or record it in config.json: "
-    " {\"sentence_transformers\": {\"activation_fn\": \"torch.nn.modules.linear.Identity\"}}.",
+    "{\"sentence_transformers\": {\"activation_fn\": \"torch.nn.modules.linear.Identity\"}}.",
 }
 
 

@@ -700,3 +700,13 @@ def test_train_gives_attributes_and_learns_their_weights(base, tmp_path, capsys)
         with pytest.raises(SystemExit) as stop:
             train([*options, *extra])
         assert problem in str(stop.value) + capsys.readouterr().err
+
+
+def test_rows_that_are_written_again_keep_their_ratings():
+    from rlhf_reward.flips import comparison_row
+
+    for row in (*rated_rows()[1:4:2], {**PAIR, "ratings": {"clarity": [1, None]}}):
+        for comparison in (to_comparison(row), to_comparison({**row, **({"ranks": [3, 1, 2]} if "ranks" in row else {})})):
+            assert to_comparison(comparison_row(comparison)) == comparison
+    swapped = to_comparison({"prompt": "w3", "response_a": "w4", "response_b": "w5", "winner": "b", "ratings": {"a": [1, 2]}})
+    assert to_comparison(comparison_row(swapped)).attributes == {"a": (2.0, 1.0)}

@@ -116,8 +116,8 @@ def sharing(prompt, length, responses):
         ([("a", apart(4, 3)), ("b", apart(14)), ("c", apart(4)), ("d", apart(4))], False, ["aacd", "b", "a"]),
         # the longest sequence of all takes a batch of its own
         ([("a", apart(2)), ("b", apart(40)), ("c", apart(2, 3))], False, ["accc", "b"]),
-        # tokens count, not responses: b is as long as four of a
-        ([("a", apart(1, 20)), ("b", apart(4, 4))], False, ["aaaaaaaabb", "aaaaaaaabb", "aaaa"]),
+        # tokens count, not responses: one of b is as long as four of a; and half a batch follows the first round
+        ([("a", apart(1, 20)), ("b", apart(4, 4))], False, ["aaaaabb", "aaaaabb", "aaaaaaaaa", "a"]),
         # responses to one prompt come together, and cost what they do not share
         ([("a", sharing([7] * 6, 2, 6)), ("b", apart(4))], True, ["aaab", "aaa"]),
         # those of several requests too

@@ -3,9 +3,11 @@ Requests as the clients of other servers send them: each answered in the form th
 of `Scorer`. The bodies are those of the clients' own code, named above each.
 """
 import base64
+import importlib
 import json
 import struct
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from architectures import save_language_model, word_tokenizer
@@ -405,3 +407,19 @@ def test_limits(scorer):
             ("/tokenize", {"prompt": long}),
         ):
             assert client.post(path, json=body).status_code == 413, path
+
+
+def test_the_forms_of_the_load_test(client, scorer, monkeypatch):
+    "benchmarks/serve_load.py compares every answer with the offline reward."
+    folder = Path(__file__).resolve().parents[1] / "benchmarks"
+    if not folder.is_dir():
+        pytest.skip("there are no benchmarks here")
+    monkeypatch.syspath_prepend(str(folder))
+    forms = importlib.import_module("serve_load").FORMS
+    assert len(forms) > 12
+    pair = ("w5 w6", " w7")
+    for form in forms.values():
+        reward = form.reward(answer(client, form.path, form.body(*pair)))
+        is_query = form.path.endswith("/rerank") or form.path == "/v1/score"
+        expected = expected_rewards(scorer, [pair]) if is_query else scorer.score([None], ["".join(pair)])
+        close(reward, expected[0])

@@ -243,7 +243,7 @@ ARENA = {"prompt": "p", "response_a": "a", "response_b": "b"}
         ({**PAIR, "tools": {"name": "f"}}, "the tools are .*; expected a list"),
         ({**PAIR, "chat_template_kwargs": [1]}, "the chat_template_kwargs are .*; expected a dict"),
         (
-            {"prompt": "p", "responses": ["a"], "scores": [1]},
+            {"prompt": "p", "responses": ["a"], "ranks": [1]},
             r"the responses are \['a'\]; expected a list of at least 2",
         ),
         ({**K2, "responses": None, "scores": [1, 2]}, "the responses are None"),

@@ -88,6 +88,8 @@ FORMS = [  # a row, and the prompt and responses that it means
     ({"response": QUESTION + ANSWER}, QUESTION, [ANSWER]),  # a conversation shows where its prompt ends
     ({"text": "w3 w4"}, "w3", [" w4"]),
     ({"texts": ["w3 w4", "w3 w5"]}, "w3", [" w4", " w5"]),
+    ({"prompt": "w3", "completion": " w4", "label": 1}, "w3", [" w4"]), # no label is read
+    ({"messages": QUESTION + ANSWER, "score": 3}, QUESTION, [ANSWER]),
     # whatever the label is
     ({"prompt": "w3", "response_a": " w4", "response_b": " w5", "winner": "?"}, "w3", [" w4", " w5"]),
     ({"prompt": "w3", "responses": [" w4"], "scores": [1]}, "w3", [" w4"]),
@@ -98,12 +100,41 @@ FORMS = [  # a row, and the prompt and responses that it means
 def test_every_form_of_row(scorer, tmp_path, output):
     data = write(tmp_path / "rows.jsonl", [row for row, *_ in FORMS])
     counts = score_file(scorer, data, output)
-    assert counts == {"rows": 16, "responses": 25, "without_reward": 0, "before": 0}
+    assert counts == {"rows": 18, "responses": 27, "without_reward": 0, "before": 0}
     for (row, prompt, responses), line in zip(FORMS, read(output), strict=True):
         expected = scorer.score([prompt] * len(responses), responses)
-        rewards = [line.pop("reward")] if {"response", "text"} & row.keys() else line.pop("rewards")
+        is_single = {"response", "text", "completion", "messages"} & row.keys()
+        rewards = [line.pop("reward")] if is_single else line.pop("rewards")
         assert line == row  # unchanged
         assert rewards == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_of_known_sets_are_written_as_they_are(scorer, tmp_path):
+    rated = dict.fromkeys(("helpfulness", "correctness", "coherence", "complexity", "verbosity"), 3)
+    forms = [
+        ("helpsteer_ratings", {"prompt": "w5", "response": "w6", **rated}, ["w6"]),
+        ("swift", {"messages": QUESTION + ANSWER, "rejected_response": "w7", "id": 1}, ["w6", "w7"]),
+        ("swift_messages", {"messages": QUESTION + ANSWER, "rejected_messages": [*QUESTION, *ANSWER]}, ["w6", "w6"]),
+        ("nemo", {
+            "context": QUESTION,
+            "completions": [{"rank": 1, "completion": ANSWER}, {"rank": 0, "completion": ANSWER}],
+        }, ["w6", "w6"]),
+    ]
+    for form, row, responses in forms:
+        data = write(tmp_path / f"{form}.jsonl", [row, {**row, "note": "x"}])
+        score_file(scorer, data, str(tmp_path / f"{form}_scored.jsonl"), form=form)
+        first, second = read(tmp_path / f"{form}_scored.jsonl")
+        rewards = [first.pop("reward")] if len(responses) == 1 else first.pop("rewards")
+        assert first == row and second["note"] == "x"
+        assert rewards == pytest.approx(scorer.score([QUESTION] * len(responses), responses), abs=1e-5)
+    message = {"message_tree_id": "q", "message_id": "q", "role": "prompter", "text": "q", "parent_id": None, "rank": 0}
+    parts = [("oasst_trees", {"message_tree_id": "q", "prompt": message}), ("oasst_messages", message)]
+    for form, row in parts:
+        data = write(tmp_path / f"{form}.jsonl", [row])
+        with pytest.raises(ValueError, match="it is not one comparison in the form oasst_"):
+            score_file(scorer, data, str(tmp_path / f"{form}_scored.jsonl"), form=form)
+    with pytest.raises(ValueError, match="form is 'steer'; expected one of arena"):
+        score_file(scorer, data, str(tmp_path / "none.jsonl"), form="steer")
 
 
 def test_other_kinds_of_files_and_names_of_columns(scorer, tmp_path):

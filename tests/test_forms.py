@@ -250,6 +250,7 @@ NEMO = {
     ],
     "task_name": "t",
 }
+SWIFT_MESSAGES = {"messages": [*Q, assistant("x")], "rejected_messages": [*Q, assistant("y")]}
 ORCA = {"system": "Be kind.", "question": "q", "chosen": "x", "rejected": "y"}
 
 
@@ -269,7 +270,7 @@ CASES = [
     ("helpsteer2_preference", {**HELPSTEER2, "preference_strength": 1}, [SECOND]),
     ("helpsteer2_preference", {**HELPSTEER2, "preference_strength": 0}, [TIE]),
     ("helpsteer_ratings", HELPSTEER_RATINGS, [
-        Comparison(Q, TWO[:1], (1,), attributes={
+        Comparison(Q, TWO[:1], (1,), ratings=(3.0,), attributes={
             "helpfulness": (3.0,),
             "correctness": (4.0,),
             "coherence": (4.0,),
@@ -312,6 +313,7 @@ CASES = [
     ]),
     ("openai", OPENAI, [FIRST]),
     ("swift", SWIFT, [FIRST]),
+    ("swift_messages", SWIFT_MESSAGES, [FIRST]),
     ("nemo", NEMO, [SECOND]),
     ("orca", ORCA, [Comparison([{"role": "system", "content": "Be kind."}, *Q], TWO, (1, 2))]),
 ]
@@ -336,7 +338,7 @@ def ids(case):
 
 
 def test_each_form_has_a_row_here():
-    assert {name for name, _, _ in CASES} == set(KNOWN_FORMS)
+    assert {name for name, _, _ in CASES} | {"oasst_messages"} == set(KNOWN_FORMS)
 
 
 @pytest.mark.parametrize("form, row, expected", CASES, ids=ids)
@@ -424,8 +426,8 @@ def test_columns_are_mapped_before_the_form_is_recognized(tmp_path):
 
 def test_an_unknown_form_is_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(SWIFT) + "\n")
-    with pytest.raises(ValueError, match="form is 'helpsteer'; expected one of arena, .*, or as_is"):
-        load_rows(str(tmp_path / "rows.jsonl"), form="helpsteer")
+    with pytest.raises(ValueError, match="form is 'steer'; expected one of arena, .*, or as_is"):
+        load_rows(str(tmp_path / "rows.jsonl"), form="steer")
 
 
 def test_labels_of_a_table_are_read_as_numbers():
@@ -435,3 +437,44 @@ def test_labels_of_a_table_are_read_as_numbers():
     row = {name: PKU[name] for name in features}
     (read,) = with_form(Dataset.from_list([row], features=Features(features)), "pku_safer")
     assert to_comparison(read) == FIRST
+
+
+def flat(tree_id, messages):
+    "Rows of one message each, as the files `*.messages.jsonl.gz` and the set on the hub have them."
+    rows = []
+    for name, parent, role, rank in messages:
+        row = {**node(role, name, rank), "parent_id": parent, "message_tree_id": tree_id}
+        row["tree_state"] = "ready_for_export"
+        del row["replies"]
+        rows.append(row)
+    return rows
+
+
+def test_messages_of_open_assistant_are_assembled_to_trees(tmp_path):
+    tree = flat("q", [
+        ("q", None, "prompter", None),
+        ("y", "q", "assistant", 1),
+        ("x", "q", "assistant", 0),
+        ("r", "x", "prompter", None),
+        ("u", "r", "assistant", 2),
+        ("v", "r", "assistant", 0),
+        ("w", "r", "assistant", None),
+        ("s", "x", "prompter", None),
+        ("alone", "s", "assistant", 0),
+    ])
+    other = flat("k", [("k", None, "prompter", None), ("m", "k", "assistant", 0), ("n", "k", "assistant", 1)])
+    expected = [
+        *next(found for name, _, found in CASES if name == "oasst_trees"),
+        Comparison([user("k")], ([assistant("m")], [assistant("n")]), (1, 2)),
+    ]
+    rows = tree + other
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    for name in ("rows.jsonl", "rows.parquet"):
+        for streaming in (False, True):
+            read = load_rows(str(tmp_path / name), streaming=streaming)
+            assert [to_comparison(row) for row in read] == expected, (name, streaming)
+    (tmp_path / "apart.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*tree[:3], *other, *tree[3:]]))
+    read = load_rows(str(tmp_path / "apart.jsonl"))
+    with pytest.raises(ValueError, match="the parent 'x' of the message 'r' is not before it; expected the messages"):
+        to_comparison(read[2])

@@ -2,6 +2,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -169,6 +170,8 @@ def test_sets_of_any_columns_and_files_mix_and_each_row_reads_as_in_its_set(tmp_
         "from 1": [{**arena, "winner": 1 + n % 2} for n in range(4)],
         "words.csv": [{**arena, "winner": ("model_a", "tie")[n % 2], "source": f"own {n}"} for n in range(4)],
         "rated": rated,
+        "soft": [{**arena, "preference": share} for share in (0.7, 1.0, 0.5)],
+        "attributes": [{**rated[0], "scores": None, "ratings": {"helpful": [1, 2, None], "correct": [3, 1, 2]}}],
         "ids": ids,
         "messages.parquet": [{**row, "weight": 2.5, "tools": None} for row in messages("m", 4)],
         "hh": hh,
@@ -193,10 +196,8 @@ def test_sets_of_any_columns_and_files_mix_and_each_row_reads_as_in_its_set(tmp_
         for row in rows:
             name, number = row["dataset"], row["dataset_row"]
             own = to_comparison(loaded[name][number - 1], column_verdicts(loaded[name]))
-            mixed = read_row(row, 1)
-            assert mixed.source == (own.source or name) and mixed.whole == own.whole
-            assert (mixed.prompt, mixed.responses, mixed.ranks) == (own.prompt, own.responses, own.ranks)
-            assert (mixed.ratings, mixed.weight, mixed.template) == (own.ratings, own.weight, own.template)
+            assert read_row(row, 1) == replace(own, source=own.source or name)
+            assert read_row(row, 1).whole == own.whole
     with pytest.raises(UnclearVerdict, match="winner of b"):
         mix_rows({"a": loaded["from 0"], "b": Dataset.from_list([{**arena, "winner": 1}] * 3)})
     with pytest.raises(ValueError, match="found Dataset, IterableDataset to mix; expected sets by name, all"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_reward.benchmarks import evaluate_benchmark
+from rlhf_reward.benchmarks import evaluate_benchmark, load_benchmark
 from rlhf_reward.evaluation import Rule
 
 
@@ -82,3 +82,13 @@ def test_judges_on_llmbar(subset, tmp_path):
         right, total = published.split("=")[0].split("/")
         found = evaluated("llmbar", rows, rewards, tmp_path)["score"]
         assert found == pytest.approx(int(right) / int(total), abs=1e-9), result.parent
+
+
+@pytest.mark.parametrize("name, variable, count", [("judgebench", "JUDGEBENCH", 350), ("llmbar", "LLMBAR", 419)])
+def test_a_clone_is_a_local_copy(name, variable, count):
+    "With all rows that the papers count, and each part."
+    loaded = load_benchmark(name, str(folder(variable)))
+    assert len(loaded) == count
+    sources = {item.comparison.source for item in loaded}
+    expected = set(SUBSETS) if name == "llmbar" else {"knowledge", "reasoning", "math", "coding"}
+    assert sources == expected

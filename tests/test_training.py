@@ -510,6 +510,9 @@ def test_several_gpus_in_one_process_are_rejected(base, tmp_path):
 # Hooks of transformers.Trainer that RewardTrainer overrides or calls, with the first parameters that it relies on.
 HOOKS = {
     "_get_num_items_in_batch": ("batch_samples", "device"),
+    "_init_training_state": (
+        "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"
+    ),
     "_get_output_dir": ("trial",),
     "_get_train_sampler": ("train_dataset",),
     "_load_best_model": (),

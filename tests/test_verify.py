@@ -245,16 +245,18 @@ def test_each_fault_is_named(chat, plain):
 
 
 def pairs_of_faults():
-    "Pairs of two stages: for each, every fault at least once."
-    for one, other in itertools.combinations(FAULTS.values(), 2):
-        for index in range(max(len(one), len(other))):
+    "For each two stages a pair or two, such that each fault occurs."
+    for number, (one, other) in enumerate(itertools.combinations(FAULTS.values(), 2)):
+        for index in range(number, number + 2):
             pair = list(one)[index % len(one)], list(other)[index % len(other)]
             if pair not in NOT_TOGETHER:
                 yield pair
 
 
 def test_two_faults_are_named(chat):
-    for pair in pairs_of_faults():
+    pairs = list(dict.fromkeys(pairs_of_faults()))
+    assert {*itertools.chain.from_iterable(pairs)} == CAUSES.keys()
+    for pair in pairs:
         expected = {CAUSES[fault] for fault in pair}
         _, found = diagnose(chat, *pair)
         if pair == ("normalized", "bfloat16"): # the fitted scale takes up some of the rounding
@@ -460,11 +462,11 @@ def test_own_server(chat, plain):
                 answer = client.get(path) if body is None else client.post(path, json=body)
                 return answer.status_code, answer.text
 
-            for path in paths:
+            for path in paths if verifier is chat else paths[:1]:
                 answer, report = ask(verifier, send, f"http://host{path}")
                 assert report.equal, (path, report.as_text())
                 assert answer.problems == [""] * len(verifier.probes)
-            for kind in ("rlhf_reward", "vllm", "sglang", "tei", "openrlhf"):
+            for kind in ("vllm", "sglang", "openrlhf"):
                 answer, report = ask(verifier, send, kind=kind)
                 assert report.equal and answer.kind == kind
             answer, report = ask(verifier, send, "http://host/score", kind="vllm")
@@ -534,9 +536,9 @@ def test_cross_encoder(plain, folder, monkeypatch):
         def __init__(self, name, device, model_kwargs):
             self.scorer = Scorer.from_pretrained(name, device=device)
 
-        def predict(self, rows, batch_size, show_progress_bar):
-            assert batch_size == len(rows)
-            return torch.tensor(self.scorer.score([None] * len(rows), rows)).sigmoid().numpy()
+        def predict(self, text, show_progress_bar):
+            assert isinstance(text, str) # a list of two would be a pair
+            return torch.tensor(self.scorer.score([None], [text])[0]).sigmoid().numpy()
 
     monkeypatch.setitem(sys.modules, "sentence_transformers", types.SimpleNamespace(CrossEncoder=CrossEncoder))
     report = plain.compare(ask_crossencoder(folder, plain.probes, "cpu"))
@@ -563,6 +565,9 @@ def test_an_encoder(tmp_path):
     assert report.diagnoses[0].causes == ["sigmoid"]
     joined = verifier.scorer.score([None] * len(rewards), [probe.prompt + probe.response for probe in verifier.probes])
     report = verifier.compare(OtherRewards("other", "tei", joined, problems))
+    assert report.diagnoses[0].causes == ["one segment"]
+    assert verifier.compare(ask_transformers(str(tmp_path), verifier.probes, "cpu", text_pairs=True)).equal
+    report = verifier.compare(ask_transformers(str(tmp_path), verifier.probes, "cpu"))
     assert report.diagnoses[0].causes == ["one segment"]
 
 

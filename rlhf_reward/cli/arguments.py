@@ -38,15 +38,15 @@ def parse_columns(
 
 def parse_verdicts(
     verdicts: Optional[str],  # such as '0=a,1=b,both good=tie'
-) -> dict[str, str]:  # values in the data → a, b or tie
+) -> dict[str, str]:  # values in the data → a, b or tie; of labels good, bad or unread
     "Return the mapping of `--verdicts`. Raise `ValueError` for anything that is not a mapping."
     mapping = {}
     for pair in verdicts.split(",") if verdicts else []:
         value, _, meaning = map(str.strip, pair.rpartition("="))
-        if not value or meaning not in ("a", "b", "tie") or value in mapping:
+        if not value or meaning not in ("a", "b", "tie", "good", "bad", "unread") or value in mapping:
             raise ValueError(
                 f"--verdicts={verdicts} is not a mapping; expected the values of winner or preference, each once, with "
-                "a, b or tie, such as --verdicts=0=a,1=b."
+                "a, b or tie, such as --verdicts=0=a,1=b, or those of label with good, bad or unread."
             )
         mapping[value] = meaning
     return mapping
@@ -78,8 +78,8 @@ WEIGHTS_HELP = (
     "nothing: helpfulness=0.65,verbosity=-0.4 (default: those saved)"
 )
 VERDICTS_HELP = (
-    "what the values of winner or preference mean, a, b or tie, where their column does not show it: "
-    "--verdicts=0=a,1=b,2=tie"
+    "what the values of winner or preference mean, a, b or tie, or those of label, good, bad or unread, where their "
+    "column does not show it: --verdicts=0=a,1=b,2=tie"
 )
 FORM_HELP = (
     "the known set whose rows these are, such as helpsteer3, or as_is for rows of this library, where the columns do "

@@ -21,8 +21,8 @@ def _evaluate_parser():
     parser = scoring_parser(
         "evaluate",
         "How often models agree with people: accuracy with intervals, baselines, calibration, length bias, and the "
-        "mistakes to read, as report.json, report.md and report.html. Needs the extra plots. Several processes share "
-        "the work: accelerate launch -m rlhf_reward evaluate …",
+        "mistakes to read; correlation with ratings, and AUROC of labels; as report.json, report.md and report.html. "
+        "Needs the extra plots. Several processes share the work: accelerate launch -m rlhf_reward evaluate …",
         action="append",
         metavar="[NAME=]MODEL[,…]",
         help="as in score, with an optional name for the report; several times, or separated by commas, to rank "
@@ -190,20 +190,23 @@ def _with_interval(share):
 
 def _print_summary(data, by_model):
     "Print the accuracies of all models on one set of data, and the baselines."
+    from rlhf_reward.report_summary import agreement_lines
+
     reports = {model: found.report for model, found in by_model.items()}
     first = next(iter(reports.values()))
-    print(f"\n{data}: {first['pairs']} pairs")
-    lines = []
+    has_pairs = all(report["pairs"] for report in reports.values())
+    print(f"\n{data}: {first['pairs']} pairs" if has_pairs else f"\n{data}: {first['responses']} responses")
+    shares = []
+    if has_pairs:
+        shares += [(model, report["accuracy_interval"]) for model, report in reports.items()]
+        shares += [(f"{model} without the prompt", own["baselines"]["prompt-blind"]) for model, own in reports.items()]
+        shares += [(name, share) for name, share in first["baselines"].items() if name != "prompt-blind"]
+    lines = [(name, _with_interval(share)) for name, share in shares]
     for model, report in reports.items():
-        lines.append((model, report["accuracy_interval"]))
-    for model, report in reports.items():
-        lines.append((f"{model} without the prompt", report["baselines"]["prompt-blind"]))
-    for name, share in first["baselines"].items():
-        if name != "prompt-blind":
-            lines.append((name, share))
+        lines += [(f"{model}, {label}", value) for label, value in agreement_lines(report)]
     width = max(len(name) for name, _ in lines)
-    for name, share in lines:
-        print(f"  {name:<{width}}  {_with_interval(share)}")
+    for name, figure in lines:
+        print(f"  {name:<{width}}  {figure}")
     for model, report in reports.items():
         if "benchmark" in report:
             benchmark = report["benchmark"]

@@ -23,10 +23,16 @@ def _score_parser():
         "--data",
         required=True,
         help=f"{FILES_HELP}: comparisons with the columns of this library, prompt and response, or prompt and "
-        "responses",
+        "responses; others with --form",
     )
     parser.add_argument("--output", required=True, help="a .jsonl file that does not exist yet")
     parser.add_argument("--columns", help="other names of columns: prompt=instruction,response=output")
+    parser.add_argument(
+        "--form",
+        metavar="NAME",
+        help="the known set whose rows these are, such as helpsteer3; the rows are written as they are (default: rows "
+        "of this library)",
+    )
     add_data_arguments(parser)
     parser.add_argument(
         "--normalize",
@@ -65,6 +71,7 @@ def score(
                 normalize=options.normalize,
                 on_bad_row=options.on_bad_row,
                 processes=processes,
+                form=options.form,
                 **data_source(options, options.data),
             )
     except KeyboardInterrupt:

@@ -72,8 +72,8 @@ class TrainArguments(AttributeArguments):
     verdicts: Optional[str] = field(
         default=None,
         metadata={
-            "help": "What the values of winner or preference mean, a, b or tie, in both data sets, where their column "
-            "does not show it: --verdicts=0=a,1=b,2=tie"
+            "help": "What the values of winner or preference mean, a, b or tie, or those of label, good, bad or "
+            "unread, in both data sets, where their column does not show it: --verdicts=0=a,1=b,2=tie"
         },
     )
     form: Optional[str] = field(

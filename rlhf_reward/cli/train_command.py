@@ -220,8 +220,12 @@ def _held_data(job):
 
 
 def _summary(metrics):
-    "Return the accuracy and its baseline."
+    "Return the accuracy and its baseline; without pairs, the agreement with ratings and labels."
     if not metrics["eval_pairs"]:
+        names = ("spearman", "pearson", "mse", "auroc", "labels_right", "offset")
+        found = [f"{name} {metrics[f'eval_{name}']:.4f}" for name in names if f"eval_{name}" in metrics]
+        if found:
+            return f"Held-out agreement: {', '.join(found)}"
         return "Held-out accuracy: none, since no comparison has a better and a worse response"
     lines = [
         f"Held-out accuracy: {metrics['eval_accuracy']:.4f} over {metrics['eval_pairs']} pairs "

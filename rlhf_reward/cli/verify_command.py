@@ -102,6 +102,6 @@ def _ask_library(options, scorer, probes):
     if options.folder:
         return ask_folder(options.folder, probes, device=device, dtype=options.dtype)
     arguments = {"device": device, "dtype": options.dtype, "chat_template": scorer.tokenizer.chat_template}
-    if options.tool == "crossencoder":
+    if options.tool != "rewardbench":
         arguments["text_pairs"] = getattr(scorer.model, "text_pairs", False)
     return TOOLS[options.tool](options.model, probes, **arguments)

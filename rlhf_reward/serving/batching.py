@@ -226,8 +226,9 @@ def next_batch(
     """
     Choose what is computed next: as many tokens as a few batches hold, from all requests alike.
 
-    They take turns: first the one that has waited longest, then those that have had no turn yet, then the others; when
-    all have had one, the one with the fewest tokens in this batch. A request whose turn does not fit keeps its place.
+    They take turns: first the one that has waited longest, then those that have had no turn yet, then the others. When
+    all have had one, half as many tokens follow, each from the request with the fewest so far: not more, since whoever
+    comes now waits for all of them. A request whose turn does not fit keeps its place.
     """
     budget = BATCHES_PER_DRAIN * scorer.tokens_per_batch
     plan = _Plan(scorer.packs, budget, budget // SEQUENCES_PER_DRAIN)
@@ -236,9 +237,13 @@ def next_batch(
         has_begun = bool(request.rewards) and index > 0
         turns.append((0, has_begun, index, request))
     heapq.heapify(turns)
+    left = budget // 2 # after the first round
     while turns and plan.tokens + plan.at_least <= budget:
         tokens, has_begun, index, request = heapq.heappop(turns)
+        if tokens and left <= 0:
+            break
         taken = plan.take_turn(request)
+        left -= taken if tokens else 0
         if taken:
             heapq.heappush(turns, (tokens + taken, has_begun, index, request))
     parts = [plan.parts[request] for request in queue if request in plan.parts]
@@ -262,6 +267,7 @@ class _Plan:
         self.at_least = at_least
         self.tokens = 0
         self.first_of = {} # prompt: its first sequence
+        self.waiting = {} # request: its first sequences
         self.parts = {} # by request
 
     def take_turn(self, request):
@@ -272,10 +278,12 @@ class _Plan:
         prompt that is computed again in each batch is about half of the work, however many requests wait.
         """
         part = self.parts.get(request) or BatchPart(request)
+        if request not in self.waiting:
+            self.waiting[request] = list(islice(request.waiting, SEQUENCES_PER_DRAIN))
         tokens = 0
         limit = None # of this turn
         prompt = None # of this turn
-        for sequence, own_prompt in islice(request.waiting, len(part.sequences), None):
+        for sequence, own_prompt in self.waiting[request][len(part.sequences):]:
             needed = self._needed(sequence, own_prompt)
             if self.tokens and self.tokens + needed > self.budget:
                 break

@@ -205,7 +205,7 @@ FAULTS = {
     "precision": {"bfloat16": "bfloat16"},
     "padding": {"left padding": "padding: left as text", "right padding": "padding: right as text"},
 }
-CAUSES = {fault: cause for faults in FAULTS.values() for fault, cause in faults.items()}
+CAUSES = dict(itertools.chain.from_iterable(faults.items() for faults in FAULTS.values()))
 NOT_TOGETHER = { # the one leaves nothing for the other
     ("system dropped", "joined"),
     ("ChatML", "BOS twice"),
@@ -317,7 +317,8 @@ class FakeServer:
         if (self.kind, path) == ("sglang", "/classify"):
             return 200, [{"embedding": [reward]} for reward in self.rewards(body["text"])]
         if (self.kind, path) == ("tei", "/predict"):
-            return 200, [[{"score": reward}] for reward in self.rewards([text for text, in body["inputs"]])]
+            texts = [text for text, in body["inputs"]]
+            return 200, [[{"score": reward}] for reward in self.rewards(texts)]
         if (self.kind, path) == ("openrlhf", "/get_reward"):
             return 200, {"rewards": self.rewards(body["query"])}
         return 404, {"detail": "Not Found"}

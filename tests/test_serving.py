@@ -688,7 +688,8 @@ def test_complete_texts_to_one_prompt_are_computed_together(scorer, monkeypatch)
         return rewards(sequences, prompts, *args, **kwargs)
 
     monkeypatch.setattr(scorer, "rewards", noted)
-    ids = [own[0] for own in scorer.tokenize([to_responses({"text": one}) for one in texts])]
+    rows = [{"text": one} for one in texts]
+    ids = [own[0] for own in scorer.tokenize(list(map(to_responses, rows)))]
     with serving(scorer) as client:
         for path, value, name in (
             ("/classify", texts, "probs"),

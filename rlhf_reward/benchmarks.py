@@ -60,6 +60,8 @@ def evaluate_loaded(
     "Evaluate a model on a benchmark that was loaded, so that several models share one reading."
     benchmark = BENCHMARKS[name]
     comparisons = [item.comparison for item in loaded]
+    if not any(len(set(comparison.ranks)) > 1 for comparison in comparisons):
+        raise ValueError(f"{name} has no pair in which people prefer one response; expected rows of that benchmark.")
     numbers = [item.row for item in loaded]
     evaluation = evaluate(scorer, comparisons, name=name, numbers=numbers, **options)
     responses = evaluation.responses

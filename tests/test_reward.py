@@ -1,4 +1,5 @@
 import copy
+import itertools
 import json
 from pathlib import Path
 
@@ -246,16 +247,24 @@ def check_opens_elsewhere(folder, model, texts):
 TEXTS = ["w5 w6 w7 w8 <eos>", "w9 <eos>", "w10 w11 w12 <eos>", "w10 w3"]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize(
-    "special",
-    [{}, {"pad_token": "<eos>"}, {"pad_token": None}, {"pad_token": "w3", "unk_token": "w3"}],
-    ids=["pad", "pad=eos", "no pad", "pad=unk"],
-)
-@pytest.mark.parametrize("family", DECODERS)
-def test_decoder_opens_in_transformers_with_the_same_rewards(base, tmp_path, family, special, side):
+SPECIAL = {
+    "pad": {},
+    "pad=eos": {"pad_token": "<eos>"},
+    "no pad": {"pad_token": None},
+    "pad=unk": {"pad_token": "w3", "unk_token": "w3"},
+}
+TOKENIZERS = list(itertools.product(SPECIAL, ("left", "right")))
+# A few families with each tokenizer, the others with one of them in turn: the head is read where the mask ends, which
+# no family does by itself.
+OPENED = list(itertools.product(("llama", "opt", "gpt2"), TOKENIZERS))
+OPENED += zip((family for family in DECODERS if family not in ("llama", "opt", "gpt2")), itertools.cycle(TOKENIZERS))
+
+
+@pytest.mark.parametrize("family, tokenizer", OPENED)
+def test_decoder_opens_in_transformers_with_the_same_rewards(base, tmp_path, family, tokenizer):
     model = reward_model(base, family)
-    tokenizer = word_tokenizer(padding_side=side, **special)
+    special, side = tokenizer
+    tokenizer = word_tokenizer(padding_side=side, **SPECIAL[special])
     before, rows = tokenizer.pad_token, model.get_input_embeddings().num_embeddings
     model.save_pretrained(tmp_path, tokenizer)
     assert (tokenizer.pad_token, model.get_input_embeddings().num_embeddings) == (

@@ -7,6 +7,7 @@ The sets are strings in JSONL, verdicts in CSV and messages in Parquet, with the
 in its own process, from the files to token ids in the cache of `datasets`. The table is that of tokenize_memory.py:
 memory that the process holds (anonymous; this must not grow with the data), and its resident set. Linux only.
 """
+import argparse
 import csv
 import json
 import os
@@ -118,7 +119,11 @@ def main(sizes):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--in":
-        mix_and_tokenize(Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("sizes", nargs="*", type=int, metavar="SIZE", help="numbers of pairs, such as 10000 1000000")
+    parser.add_argument("--in", dest="folder", type=Path, help="measure the sets of this folder only, in this process")
+    arguments = parser.parse_args()
+    if arguments.folder:
+        mix_and_tokenize(arguments.folder)
     else:
-        main([int(size) for size in sys.argv[1:]])
+        main(arguments.sizes)

@@ -404,6 +404,7 @@ def rated_by_attribute(row):
 def desk(tmp_path_factory):
     "The folder that commands on the pages expect: data, a trained model, a model and a benchmark by hub names."
     import torch
+    from datasets import Dataset
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
     from rlhf_reward import RewardModel
@@ -435,6 +436,11 @@ def desk(tmp_path_factory):
     ranked = list(synthetic_comparisons(40))
     by_prompt = {row["prompt"]: row for row in ranked}
     pairs = [best_and_worst(row) for row in by_prompt.values()]
+    thumbs = []
+    for row in pairs:
+        for column, label in (("chosen", True), ("rejected", False)):
+            thumbs.append({"prompt": row["prompt"], "completion": row[column], "label": label})
+    Dataset.from_list([in_messages(row) for row in pairs]).to_parquet(folder / "chats.parquet")
     benchmark = []
     for weights in REWARDBENCH.values():
         benchmark += [{**pairs[0], "subset": subset} for subset in weights]
@@ -444,12 +450,20 @@ def desk(tmp_path_factory):
         "pairs": pairs,
         "heldout": pairs,
         "rated": [rated_by_attribute(row) for row in ranked],
+        "thumbs": thumbs,
         "rows": [{"prompt": row["prompt"], "response": row["chosen"]} for row in pairs],
         "allenai/reward-bench/data/filtered-00000-of-00001": benchmark,
     }
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+def in_messages(row):
+    "A pair as conversations."
+    prompt = [{"role": "user", "content": row["prompt"]}]
+    answers = {column: [{"role": "assistant", "content": row[column]}] for column in ("chosen", "rejected")}
+    return {"prompt": prompt, **answers}
 
 
 def best_and_worst(row):

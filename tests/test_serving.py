@@ -1421,7 +1421,7 @@ def test_the_page_in_a_browser(server, scorer, tmp_path, chromium):
     areas[2].press("Control+Enter")
     row, = shown()
     assert row[1].split() == ["w12", "helpfulness", "2.00", "<i>verbosity</i>", "-1.23"]
-    assert row[2].split("\n") == ["1.5000", "± 0.2500"] and row[3] == "100.0 %"
+    assert row[2].split() == ["1.5000", "±", "0.2500"] and row[3] == "100.0 %"
     page.unroute("**/rank")
     page.route("**/rank", lambda route: route.abort())
     areas[2].press("Control+Enter")

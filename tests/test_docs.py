@@ -736,7 +736,7 @@ def test_the_page_of_the_model(browser):
         header = heading.locator("xpath=following::table[1]//tr[1]/th") if place != "PairwiseLoss" else None
         assert header is None or header.all_inner_texts()[1:] == ["Type", "Default", "Details"]
     assert page.locator("a", has_text="Open this notebook").get_attribute("href").endswith("nbs/01_reward.ipynb")
-    assert page.locator("a", has_text="Source").first.get_attribute("href").startswith("https://github.com/")
+    assert page.locator("article a", has_text="Source").first.get_attribute("href").startswith("https://github.com/")
     if os.environ.get("SITE_SCREENSHOTS"):
         for name, width, scheme in SCREENSHOTS:
             path = Path(os.environ["SITE_SCREENSHOTS"], f"{Path(name).stem}_{width}_{scheme}.png")

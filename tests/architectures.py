@@ -5,6 +5,8 @@ import transformers as T
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from rlhf_reward import RewardModel
+
 VOCAB = 64  # every id has an embedding row and a token, so that no row is free for a new pad token
 PAD, BOS, EOS = 0, 1, 2
 SIZE = dict(
@@ -150,6 +152,18 @@ def word_tokenizer(**special):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", **special}
     return T.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+
+
+def save_chat_reward_model(folder, chat_template=CHAT_TEMPLATE):
+    "Save a reward model on a llama, whose tokenizer has words and a chat template. Return its folder."
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = chat_template
+    base = save_language_model("llama", folder / "base")
+    RewardModel(base, 0.0, "cpu").save_pretrained(folder / "reward", tokenizer)
+    return str(folder / "reward")
 
 
 def padded(rows, side, pad, width=None):

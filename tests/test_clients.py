@@ -10,29 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from architectures import save_language_model, word_tokenizer
+from architectures import save_chat_reward_model
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from fastapi.testclient import TestClient
 
-from rlhf_reward import RewardModel
 from rlhf_reward.cli import main
 from rlhf_reward.scoring import Scorer
 from rlhf_reward.serving import make_app
 
-TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
 QUERY = "w3 w4"
 DOCUMENTS = ["w5", "w6 w7", "w8", "w6 w9"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = word_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    base = save_language_model("llama", folder / "base")
-    RewardModel(base, 0.0, "cpu").save_pretrained(folder / "reward", tokenizer)
-    return str(folder / "reward")
+    return save_chat_reward_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module", params=["chat", "plain"])

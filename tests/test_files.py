@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from architectures import save_language_model, word_tokenizer
+from architectures import save_chat_reward_model
 from filelock import FileLock
 from programs import run
 
@@ -19,7 +19,6 @@ from rlhf_reward.rows import to_responses
 from rlhf_reward.scoring import Scorer
 
 WORDS = [f"w{index}" for index in range(3, 64)]
-TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
 
 
 def text(length, seed):
@@ -41,12 +40,7 @@ def rewards_of(path):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = word_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    reward_model = RewardModel(save_language_model("llama", folder / "base"), 0.0, "cpu")
-    reward_model.save_pretrained(folder / "reward", tokenizer)
-    return str(folder / "reward")
+    return save_chat_reward_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, Scorer, load_r
 from rlhf_reward.cli.audit_command import audit
 from rlhf_reward.comparison import Comparison
 from rlhf_reward.flip_features import find_flips_in_rows, judge, text_features
-from rlhf_reward.flips import comparison_row, cross_fitted_margins, find_flips, flip_rates, flips_table
+from rlhf_reward.flips import comparison_row, cross_fitted_margins, find_flips, flip_rates
 from rlhf_reward.flips import wrong_probability
 from rlhf_reward.rows import to_comparison
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder

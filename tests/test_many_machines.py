@@ -7,22 +7,17 @@ import sys
 import pyarrow as pa
 import pytest
 import torch
-from architectures import save_language_model, word_tokenizer
+from architectures import save_chat_reward_model
 from programs import run
 
-from rlhf_reward import RewardModel, Scorer
+from rlhf_reward import Scorer
 from rlhf_reward.data import to_responses
 from rlhf_reward.many_machines import BatchScorer
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = word_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
-    base = save_language_model("llama", folder / "base")
-    RewardModel(base, 0.0, "cpu").save_pretrained(folder / "reward", tokenizer)
-    return str(folder / "reward")
+    return save_chat_reward_model(tmp_path_factory.mktemp("model"))
 
 
 def message(role, content, **others):

@@ -256,8 +256,9 @@ SPECIAL = {
 TOKENIZERS = list(itertools.product(SPECIAL, ("left", "right")))
 # A few families with each tokenizer, the others with one of them in turn: the head is read where the mask ends, which
 # no family does by itself.
-OPENED = list(itertools.product(("llama", "opt", "gpt2"), TOKENIZERS))
-OPENED += zip((family for family in DECODERS if family not in ("llama", "opt", "gpt2")), itertools.cycle(TOKENIZERS))
+WITH_ALL = ("llama", "opt", "gpt2")
+OTHERS = [family for family in DECODERS if family not in WITH_ALL]
+OPENED = [*itertools.product(WITH_ALL, TOKENIZERS), *zip(OTHERS, itertools.cycle(TOKENIZERS))]
 
 
 @pytest.mark.parametrize("family, tokenizer", OPENED)

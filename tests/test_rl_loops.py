@@ -13,24 +13,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from architectures import save_language_model, word_tokenizer
+from architectures import save_chat_reward_model
 
-from rlhf_reward import RewardFunction, RewardModel, Scorer
+from rlhf_reward import RewardFunction, Scorer
 from rlhf_reward.rl_loops import GatheredRewards, OpenRLHFReward, VerlRewardManager, compute_score, gathered_rewards
 
-TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
 PROMPT = "w5 w6"
 COMPLETIONS = [f" w{number} w{number + 1}" for number in range(3, 23)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = word_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    base = save_language_model("llama", folder / "base")
-    RewardModel(base, 0.0, "cpu").save_pretrained(folder / "reward", tokenizer)
-    return str(folder / "reward")
+    return save_chat_reward_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

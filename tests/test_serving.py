@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from architectures import save_language_model, word_tokenizer
+from architectures import save_chat_reward_model
 from programs import kill_group
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
@@ -50,12 +50,7 @@ def text(length, seed):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = word_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    base = save_language_model("llama", folder / "base")
-    RewardModel(base, 0.0, "cpu").save_pretrained(folder / "reward", tokenizer)
-    return str(folder / "reward")
+    return save_chat_reward_model(tmp_path_factory.mktemp("model"), TEMPLATE)
 
 
 @pytest.fixture

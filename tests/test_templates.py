@@ -3,7 +3,6 @@ import copy
 import datetime
 import importlib.util
 import json
-import logging
 from pathlib import Path
 
 import pytest

@@ -11,7 +11,7 @@ import math
 import numbers
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Iterable, Optional, Union
+from typing import Iterable, Optional, Union
 
 import numpy as np
 from datasets import Dataset, IterableDataset, concatenate_datasets

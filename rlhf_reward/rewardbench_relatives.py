@@ -14,7 +14,7 @@ import pandas as pd
 
 from .benchmark import LoadedComparison
 from .benchmark_rows import Keyed, as_messages
-from .benchmark_rules import REWARDBENCH, pair_rewards, section_means
+from .benchmark_rules import pair_rewards, section_means
 from .comparison import Comparison
 
 # %% ../nbs/07p_rewardbench_relatives.ipynb #4f253a09

@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional
 from transformers import PreTrainedTokenizerBase
 
 from .encoding import encode, end_token, render
-from .templates import Conversation, chat_marks
+from .templates import chat_marks
 from .verify_probes import Probe
 
 # %% ../nbs/10b_verify_tokens.ipynb #0e541e1f

@@ -58,6 +58,7 @@ def open_classifier(
     model_name: str, # folder or name on the hub
     device: str, # such as "cpu"
     dtype: str = "auto", # of the weights
+    chat_template: Optional[str] = None, # in place of the tokenizer's
 ) -> tuple[Any, Any]: # the model and its tokenizer
     "Return a one-label classifier of transformers. Raise `CannotVerify` for another number of labels."
     try:
@@ -67,7 +68,9 @@ def open_classifier(
         raise CannotVerify(f"transformers does not open {model_name!r} as a classifier: {reason:.200}") from None
     if model.config.num_labels != 1:
         raise CannotVerify(f"{model_name!r} has {model.config.num_labels} labels in transformers; expected one.")
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(model_name)
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
+    return model.to(device).eval(), tokenizer
 
 
 def ask_transformers(
@@ -79,8 +82,7 @@ def ask_transformers(
     text_pairs: bool = False, # of prompt and response, as in `EncoderClassifier`
 ) -> OtherRewards:
     "Return the rewards that transformers computes."
-    model, tokenizer = open_classifier(model_name, device, dtype)
-    tokenizer.chat_template = chat_template or tokenizer.chat_template
+    model, tokenizer = open_classifier(model_name, device, dtype, chat_template)
     encoded = []
     for probe in probes:
         if probe.messages:
@@ -120,8 +122,7 @@ def ask_rewardbench(
     chat_template: Optional[str] = None, # in place of the tokenizer's
 ) -> OtherRewards:
     "Return the rewards as RewardBench computes them."
-    model, tokenizer = open_classifier(model_name, device, dtype)
-    tokenizer.chat_template = chat_template or tokenizer.chat_template
+    model, tokenizer = open_classifier(model_name, device, dtype, chat_template)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         model.config.pad_token_id = tokenizer.eos_token_id

@@ -8,7 +8,6 @@ __all__ = ['TrainArguments', 'parse_train']
 # %% ../../nbs/09g_cli_train_arguments.ipynb #d4edc320
 import difflib
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional

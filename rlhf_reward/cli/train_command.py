@@ -6,11 +6,9 @@
 __all__ = ['prepare_trainer', 'train']
 
 # %% ../../nbs/09b_cli_train.ipynb #96f9c31b
-import difflib
 import json
 import logging
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any

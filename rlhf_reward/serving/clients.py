@@ -42,7 +42,6 @@ from rlhf_reward.serving.client_schemas import (
     Prediction,
     PredictRequest,
     RerankAnswer,
-    RerankRequest,
     RerankResult,
     SGLangRequest,
     SGLangResult,

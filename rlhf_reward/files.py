@@ -120,8 +120,9 @@ def score_rows(
     numbers = range(first, first + len(rows))
     results = scorer.read_rows(rows, name, numbers, partial(responses_of_form, form=form))
     scored = [] # (number, comparison, sequences)
+    written = _written_columns(scorer)
     for number, row, result in zip(numbers, rows, results):
-        _check_columns(row, number, name, _written_columns(scorer))
+        _check_columns(row, number, name, written)
         if not isinstance(result, ValueError):
             scored.append((number, *result))
         elif on_bad_row == "error":

@@ -29,6 +29,7 @@ from .losses import LOSSES, Binary, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
 from .packing import check_padding, choose_layout, pad_comparisons
 from .output_folder import check_writable, own_folder
+from .pooling import RESPONSE_POOLINGS
 from .resuming import CheckpointMixin
 # importable from here too
 from .resuming import SIZES, checkpoint_problem, newest_checkpoint, unfinished
@@ -203,6 +204,7 @@ def tokenize_for_model(
             name=name,
             max_positions=min(limits, default=None),
             attributes=model.attributes,
+            response_starts=model.pooling in RESPONSE_POOLINGS,
         )
     return tokenized
 

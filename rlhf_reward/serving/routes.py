@@ -318,7 +318,7 @@ class _RewardService:
     ) -> list[int]:
         "Return the tokens of a single text, as they are scored. Raise `HTTPException` as `score` does."
         sequences, _ = await self._answer(self.tokenizer.tokenize(read, body_size.get()))
-        return sequences[0][0]
+        return [token if isinstance(token, int) else token[0] for token in sequences[0][0]]
 
     async def _answer(self, result):
         "Await a result. Raise `HTTPException` for everything that goes wrong."

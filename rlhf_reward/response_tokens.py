@@ -36,8 +36,8 @@ def rendered_prompts(
         if not comparison.whole:
             return [comparison.prompt] * len(texts)
     raise ValueError(
-        "it does not show where its response begins, and its tokens are needed; expected prompt and response apart, or "
-        "messages."
+        "it does not show where its response begins, which the pooling of the model, or its calibration, needs to "
+        "know; expected prompt and response apart, or messages."
     )
 
 

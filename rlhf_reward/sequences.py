@@ -79,6 +79,10 @@ class TextReader:
             results.append(result)
         return results
 
+    def mark_responses(self) -> None:
+        "From now on, let sequences show which tokens are the response's."
+        self.marks = True
+
     def set_end(
         self,
         ends_with_eos: bool, # `RewardModel.ends_with_eos`
@@ -152,12 +156,20 @@ class TextReader:
 class ClassifierReader:
     "Reads comparisons for a model that has `sequences` and `collate` of its own, such as `EncoderClassifier`."
     packs = False
+    marks = False
 
     def __init__(
         self,
         model: nn.Module, # with `sequences` and `collate`
     ):
         self.model = model
+
+    def mark_responses(self) -> None:
+        "Raise `ValueError`: only the classifier knows what it reads."
+        raise ValueError(
+            "The model is an encoder with a head of its own, whose tokens of a response are not known; expected a "
+            "RewardModel."
+        )
 
     def set_end(
         self,

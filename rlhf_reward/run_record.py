@@ -115,6 +115,8 @@ FACTS = ( # arguments that a resumed run has unchanged, unless `resume_changes` 
     "center_rewards_coefficient",
     "label_smoothing_factor",
     "good_weight",
+    "length_loss",
+    "length_coefficient",
     "max_length",
     "seed",
     "data_seed",

@@ -40,7 +40,10 @@ class StepLossMixin:
         rewards = by_comparison(self.model.attribute_sum(outputs), inputs["ranks"])
         losses = torch.zeros_like(inputs["weights"])
         if self._learns_reward():
-            losses = self.reward_loss(rewards, *self._targets(inputs), inputs["preferences"])
+            compared, term = rewards, 0.0
+            if self.length_loss is not None and self.model.training:
+                compared, term = self.length_loss(rewards, outputs, inputs, self.model.score.weight)
+            losses = self.reward_loss(compared, *self._targets(inputs), inputs["preferences"]) + term
         if self.model.attributes:
             columns = [by_comparison(column[:, None], inputs["ranks"]) for column in outputs.unbind(dim=1)]
             losses = losses + attribute_losses(torch.stack(columns, dim=2), inputs["attributes"])

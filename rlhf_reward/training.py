@@ -24,6 +24,7 @@ from .arguments import RewardConfig, check_arguments, check_for_loss, check_inpu
 from .attributes import forget_reward_scale
 from .card import ModelCardMixin
 from .unread import plain_rows
+from .length_losses import start_length_loss
 from .log_line import show_log_line
 from .losses import LOSSES, Binary, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
@@ -63,14 +64,12 @@ class RewardTrainer(
         self,
         model: RewardModel, # to be trained
         args: RewardConfig, # settings of the run
-        # rows as `read_row` reads them, or tokenized by `tokenize_rows`
-        train_dataset: Optional[Dataset] = None,
+        train_dataset: Optional[Dataset] = None, # rows as `read_row` reads them, or tokenized by `tokenize_rows`
         eval_dataset: Optional[Union[Dataset, dict[str, Dataset]]] = None, # the same, or several by name
         # the model's tokenizer, saved with it; a chat template that prints the date is frozen in it
         processing_class: Optional[PreTrainedTokenizerBase] = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] = pair_metrics, # from rewards and ranks
-        # such as `peft.LoraConfig`, to train an adapter and the head only, see `add_adapter`
-        peft_config: Any = None,
+        peft_config: Any = None, # such as `peft.LoraConfig`, to train an adapter and the head only, see `add_adapter`
         **kwargs: Any, # for `Trainer`: callbacks, optimizers, …
     ):
         check_arguments(args)
@@ -84,12 +83,14 @@ class RewardTrainer(
             add_adapter(model, peft_config)
         options = (args.label_smoothing_factor, args.center_rewards_coefficient, args.good_weight)
         self.reward_loss = make_loss(args.loss, *options).to(args.device)
+        self.length_loss = start_length_loss(args, model)
         self.note_model(model)
         self.step_records = StepRecords()
         self._layout_is_chosen = False
         self._tokenized = partial(tokenize_for_model, model, processing_class, args)
         train_dataset = self._tokenized(train_dataset, "the training set")
-        train_dataset = check_for_loss(train_dataset, args.loss, "the training set", model.attributes)
+        rated = () if args.length_loss == "odin" else model.attributes
+        train_dataset = check_for_loss(train_dataset, args.loss, "the training set", rated)
         _start_offset(self.reward_loss, train_dataset)
         super().__init__(
             model,
@@ -204,7 +205,7 @@ def tokenize_for_model(
             name=name,
             max_positions=min(limits, default=None),
             attributes=model.attributes,
-            response_starts=model.pooling in RESPONSE_POOLINGS,
+            response_starts=model.pooling in RESPONSE_POOLINGS or args.length_loss != "none",
         )
     return tokenized
 

@@ -50,6 +50,14 @@ class RewardConfig(TrainingArguments):
     center_rewards_coefficient: float = field(default=0.0, metadata={
         "help": "Coefficient of the squared sum of a pair's rewards, which keeps rewards around 0; with the loss "
                 "bradley_terry."})
+    sum_to_zero_coefficient: float = field(default=0.0, metadata={
+        "help": "Coefficient of the squared mean reward of a step (BSR), such as 0.05; with losses on pairs."})
+    lm_coefficient: float = field(default=0.0, metadata={
+        "help": "Coefficient of the loss of the language model on the best responses (GRM), such as 0.1; with decoders "
+                "that have a vocabulary head, and losses on pairs."})
+    rdrop_coefficient: float = field(default=0.0, metadata={
+        "help": "Coefficient of the divergence of the preferences with two draws of dropout (R-Drop), such as 1; with "
+                "losses on pairs."})
     head_start: Literal["random", "zero", "fitted"] = field(default="random", metadata={
         "help": "How a new head starts: with random numbers, with 0, or fitted to the states that the untrained "
                 "backbone has of up to 1,024 comparisons. A trained head stays as it is."})
@@ -109,7 +117,13 @@ INSTEAD = { # what to do without them
     "enable_jit_checkpoint": "its checkpoints are incomplete to this library. Use save_on_signal",
 }
 
-NOT_NEGATIVE = ("head_learning_rate", "freeze_layers")
+NOT_NEGATIVE = (
+    "head_learning_rate",
+    "freeze_layers",
+    "sum_to_zero_coefficient",
+    "lm_coefficient",
+    "rdrop_coefficient",
+)
 
 
 def check_arguments(

@@ -106,8 +106,11 @@ class StepLossMixin:
             self.step_records.add(self.state.global_step + 1, inputs, rewards, losses)
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
         total = total.clamp(min=torch.finfo(losses.dtype).tiny) # the loss of a step without weight is 0
-        loss = (losses * weights).sum() / total
+        loss = (losses * weights).sum() / total + self._added_terms(model, inputs, rewards, losses, weights, total)
         return (loss, rewards) if return_outputs else loss
+
+    def _added_terms(self, *_): # see `regularizers`
+        return 0.0
 
     def prediction_step(
         self,

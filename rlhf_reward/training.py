@@ -30,6 +30,7 @@ from .losses import LOSSES, Binary, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
 from .packing import check_padding, choose_layout, pad_comparisons
 from .output_folder import check_writable, own_folder
+from .regularizers import RegularizersMixin, check_regularizers
 from .resuming import CheckpointMixin
 # importable from here too
 from .resuming import SIZES, checkpoint_problem, newest_checkpoint, unfinished
@@ -93,6 +94,7 @@ class RewardTrainer(
     LayoutMixin,
     SameStepsMixin,
     HeadStartMixin,
+    RegularizersMixin,
     StepLossMixin,
     TrainedPartsMixin,
     StepLoggingMixin,
@@ -134,6 +136,7 @@ class RewardTrainer(
         freeze_lower_layers(model, args.freeze_layers)
         options = (args.label_smoothing_factor, args.center_rewards_coefficient, args.good_weight)
         self.reward_loss = make_loss(args.loss, *options).to(args.device)
+        check_regularizers(args, model, self.reward_loss)
         self.note_model(model, args.head_learning_rate is not None)
         self.step_records = StepRecords()
         self._tokenized = partial(tokenize_for_model, model, processing_class, args)
@@ -173,7 +176,8 @@ class RewardTrainer(
             forget_reward_scale(self.model.config)
             self.start_head(checkpoint is not None)
             self.step_records = StepRecords()
-            with saved_on_signal(self) if self.args.save_on_signal else nullcontext():
+            stopping = saved_on_signal(self) if self.args.save_on_signal else nullcontext()
+            with stopping, self._regularizing():
                 output = super().train(checkpoint, **kwargs)
             self._check_finite()
         return output
@@ -240,7 +244,7 @@ def layouts_to_try(
     "Return the layouts to try before the padded one. Raises `ValueError` for 'branched' where it cannot be trained."
     checkpointing = args.gradient_checkpointing_kwargs or {}
     is_reentrant = args.gradient_checkpointing and checkpointing.get("use_reentrant", False)
-    can_branch = not (is_reentrant or is_sharded)
+    can_branch = not (is_reentrant or is_sharded or args.lm_coefficient)
     if args.layout == "branched" and not can_branch:
         raise ValueError(
             "layout is 'branched', with FSDP, DeepSpeed or use_reentrant in gradient_checkpointing_kwargs, none of "

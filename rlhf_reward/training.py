@@ -30,6 +30,7 @@ from .losses import LOSSES, Binary, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
 from .packing import check_padding, choose_layout, pad_comparisons
 from .output_folder import check_writable, own_folder
+from .pooling import RESPONSE_POOLINGS
 from .regularizers import RegularizersMixin, check_regularizers
 from .resuming import CheckpointMixin
 # importable from here too
@@ -222,6 +223,7 @@ def tokenize_for_model(
             name=name,
             max_positions=min(limits, default=None),
             attributes=model.attributes,
+            response_starts=model.pooling in RESPONSE_POOLINGS,
         )
     return tokenized
 

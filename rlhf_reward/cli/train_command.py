@@ -73,7 +73,7 @@ def _open_model(name, job, args):
     from rlhf_reward.other_heads import convert_remedy, head_to_convert
     from rlhf_reward.reward import RewardModel, is_reward_model
 
-    options = {}
+    options = {"pooling": job.pooling}
     if job.attn_implementation:
         options["attn_implementation"] = job.attn_implementation
     if job.load_in_4bit:

@@ -85,7 +85,7 @@ class RewardTrainer(
         self.reward_loss = make_loss(args.loss, *options).to(args.device)
         self.note_model(model)
         self.step_records = StepRecords()
-        self._layout_is_chosen = False
+        self.eval_rows, self._layout_is_chosen = eval_dataset, False
         self._tokenized = partial(tokenize_for_model, model, processing_class, args)
         train_dataset = self._tokenized(train_dataset, "the training set")
         train_dataset = check_for_loss(train_dataset, args.loss, "the training set", model.attributes)

@@ -140,6 +140,7 @@ class RewardTrainer(
         check_regularizers(args, model, self.reward_loss)
         self.note_model(model, args.head_learning_rate is not None)
         self.step_records = StepRecords()
+        self.eval_rows = eval_dataset
         self._tokenized = partial(tokenize_for_model, model, processing_class, args)
         train_dataset = self._tokenized(train_dataset, "the training set")
         train_dataset = check_for_loss(train_dataset, args.loss, "the training set", model.attributes)

@@ -545,13 +545,17 @@ def test_the_card_describes_data_settings_and_metrics(base, tmp_path, monkeypatc
     trainer.set_reward_scale(trainer.evaluate(), "the evaluation set")
     trainer.create_model_card("my-reward", dataset="org/preferences", tags=["test"])
     card = (tmp_path / "README.md").read_text()
-    assert yaml.safe_load(card.split("---")[1]) == {
+    header = yaml.safe_load(card.split("---")[1])
+    assert header == {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
         "datasets": ["org/preferences"],
         "tags": ["reward-model", "rlhf_reward", "test"],
+        "model-index": header["model-index"],
     }
     accuracy = trainer.state.log_history[-1]["eval_accuracy"]
+    metric, = header["model-index"][0]["results"][0]["metrics"]
+    assert metric["value"] == round(accuracy, 4)
     for line in (
         "# my-reward",
         "| `loss` | `plackett_luce` |",

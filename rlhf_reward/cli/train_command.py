@@ -130,6 +130,7 @@ def prepare_trainer(
 
     from rlhf_reward.checkpoint_files import open_tokenizer
     from rlhf_reward.data import hold_out
+    from rlhf_reward.held_out import rows_with_prompts
     from rlhf_reward.training import RewardTrainer, tokenize_for_model
 
     set_seed(args.seed)
@@ -146,7 +147,10 @@ def prepare_trainer(
     eval_set = tokenize(eval_rows, label_of(evaluation_sets(job)))
     if eval_set is None:
         train_set, eval_set = hold_out(train_set, seed=args.seed)
-    return RewardTrainer(model, args, train_set, eval_set, tokenizer, peft_config=peft_config)
+        eval_rows = rows_with_prompts(train_rows, eval_set["prompt_key"])
+    trainer = RewardTrainer(model, args, train_set, eval_set, tokenizer, peft_config=peft_config)
+    trainer.eval_rows = eval_rows
+    return trainer
 
 # %% ../../nbs/09b_cli_train.ipynb #9b938616
 def train(
@@ -217,6 +221,7 @@ def _save_and_evaluate(trainer, job, pairs=None):
         learn_weights(trainer, job, pairs)
     metrics = trainer.evaluate()
     trainer.set_reward_scale(metrics, _held_data(job))
+    verdict = trainer.verdict(name=_held_data(job)) if metrics["eval_pairs"] else None
     names = [one.name for one in training_sets(job)]
     trainer.create_model_card(dataset=names)
     if args.push_to_hub:
@@ -228,7 +233,7 @@ def _save_and_evaluate(trainer, job, pairs=None):
         metrics["eval_longer_wins"] = longer_wins(trainer.eval_dataset)
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
-        print(f"\n{_summary(metrics)}\nCheckpoint:        {args.output_dir}")
+        print(f"\n{_summary(metrics, verdict)}\nCheckpoint:        {args.output_dir}")
         print_next(*_next_words(job, args.output_dir))
     return metrics
 
@@ -238,8 +243,8 @@ def _held_data(job):
     return label_of(evaluation_sets(job)) or f"held out of {label_of(training_sets(job))}"
 
 
-def _summary(metrics):
-    "Return the accuracy and its baseline; without pairs, the agreement with ratings and labels."
+def _summary(metrics, verdict=None):
+    "Return the accuracy, its baseline and the verdict; without pairs, the agreement with ratings and labels."
     if not metrics["eval_pairs"]:
         names = ("spearman", "pearson", "mse", "auroc", "labels_right", "offset")
         found = [f"{name} {metrics[f'eval_{name}']:.4f}" for name in names if f"eval_{name}" in metrics]
@@ -254,4 +259,7 @@ def _summary(metrics):
         dataset = name.removeprefix("eval_").removesuffix("_accuracy")
         if name.endswith("_accuracy") and name != "eval_accuracy": # of a set of a mixture
             lines.append(f"  {dataset}: {accuracy:.4f} over {metrics[f'eval_{dataset}_pairs']} pairs")
-    return "\n".join([*lines, f"Longer wins:       {metrics['eval_longer_wins']:.4f}"])
+    lines.append(f"Longer wins:       {metrics['eval_longer_wins']:.4f}")
+    if verdict:
+        lines.append(verdict)
+    return "\n".join(lines)

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import shutil
+import subprocess
 import sys
 from functools import partial
 
@@ -17,6 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder that does not exist may
 import pytest
 import warm
 
+gc.disable()  # until all tests are collected: imports make a million objects, of which none is garbage
 if "PYTEST_XDIST_WORKER" in os.environ:
     sys.executable = os.environ.get("COLD_PYTHON", sys.executable)  # a worker is a fork: see `warm_python`
 
@@ -72,6 +74,8 @@ def pytest_collection_finish():
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
+    gc.set_threshold(20_000, 20, 20)
     shorten_configs()
 
 
@@ -100,17 +104,20 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log)
 
 
-def refuse_unmarked_programs(event, arguments):
-    "An audit hook: a test without a mark for it starts no Python."
-    if event == "subprocess.Popen" and running is not None:
-        program = os.path.basename(os.fspath(arguments[0] or arguments[1][0]))
-        marks = {mark.name for mark in running.iter_markers()}
-        if program.startswith(("python", "rlhf_reward", "nbdev")) and not marks & PROGRAM_MARKS:
-            expected = "expected the fixture `python` or the mark `process`"
-            raise RuntimeError(f"{running.nodeid} starts {program}; {expected}.")
+class MarkedPopen(subprocess.Popen):
+    "A test without a mark for it starts no Python."
+    def __init__(self, args, *others, executable=None, **options):
+        if running is not None:
+            first = args if isinstance(args, (str, bytes, os.PathLike)) else args[0]
+            program = os.path.basename(os.fsdecode(executable or first).split()[0])
+            marks = {mark.name for mark in running.iter_markers()}
+            if program.startswith(("python", "rlhf_reward", "nbdev")) and not marks & PROGRAM_MARKS:
+                expected = "expected the fixture `python` or the mark `process`"
+                raise RuntimeError(f"{running.nodeid} starts {program}; {expected}.")
+        super().__init__(args, *others, executable=executable, **options)
 
 
-sys.addaudithook(refuse_unmarked_programs)
+subprocess.Popen = MarkedPopen  # an audit hook would be called for each file and import, too
 
 
 @pytest.hookimpl(wrapper=True)
@@ -176,4 +183,5 @@ def log_levels_as_before():
     levels = [logger.level for logger in loggers]
     yield
     for logger, level in zip(loggers, levels):
-        logger.setLevel(level)
+        if logger.level != level:  # setting one goes through all loggers
+            logger.setLevel(level)

@@ -110,9 +110,10 @@ REFUSED = {
 def test_what_changes_the_result_is_refused_by_name(base, begun, name):
     expected = rf"its run was begun with .*{name} .*\(now .*expected the same values.*"
     expected += f"{name}.* cannot change" if name in UNCHANGEABLE else rf"resume_changes \(--resume_changes {name}\)"
+    trainer = make(base, begun, **REFUSED[name])
     for checkpoint in (True, str(begun / "checkpoint-2")):
         with pytest.raises(ValueError, match=expected):
-            make(base, begun, **REFUSED[name]).train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=checkpoint)
     assert newest_checkpoint(begun).endswith("checkpoint-4")
 
 
@@ -225,7 +226,7 @@ def test_a_finished_run_that_is_resumed_takes_no_further_step(base, tmp_path, ca
     assert "checkpoint-4 is of the last step, 4: nothing is left to train" in caplog.text
 
 
-@pytest.mark.parametrize("scheduler", ["constant", "linear", "cosine", "constant_with_warmup", "reduce_lr_on_plateau"])
+@pytest.mark.parametrize("scheduler", ["constant", "cosine", "reduce_lr_on_plateau"])
 def test_a_new_learning_rate_applies(base, tmp_path, scheduler):
     "As the advice for a run that diverged has it. From step 2 on the rates are those of the new run, scaled or not."
     options = {"lr_scheduler_type": scheduler, "warmup_steps": 1, "max_steps": 4}
@@ -286,9 +287,12 @@ def test_a_damaged_list_of_files_is_found(begun, name, content):
     assert problem and checkpoint_problem(begun / "checkpoint-2") is None
 
 
-@pytest.mark.parametrize("options", [{}, {"learning_rate": 1e-4}], ids=["same", "new rate"])
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-@pytest.mark.parametrize("damage", [zeros, lambda content: bytes(64) + content[64:], lambda content: b""])
+@pytest.mark.parametrize("damage, options", [
+    (zeros, {"learning_rate": 1e-4}),
+    (lambda content: bytes(64) + content[64:], {}),
+    (lambda content: b"", {"learning_rate": 1e-4}),
+], ids=["zeros, new rate", "no beginning", "empty, new rate"])
 def test_damage_without_checksums_is_a_value_error(base, begun, tmp_path, name, damage, options):
     "Checkpoints of an earlier version list sizes alone: torch finds the damage, with an error of its own."
     folder = shutil.copytree(begun / "checkpoint-2", tmp_path / "checkpoint-2")
@@ -499,10 +503,18 @@ CLI = ["-m", "rlhf_reward", "train", "--use_cpu", "--report_to", "none", "--disa
 RUNNING = [*CLI, "--logging_steps", "1", "--eval_strategy", "no", "--dropout", "0.1", "--warmup_steps", "2"]
 
 
-def stopped(python, folder, number, *options):
+@pytest.fixture(scope="module")
+def running(base, tmp_path_factory):
+    "The command, on few rows."
+    rows = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    synthetic_comparisons(200).to_json(rows)
+    return [*RUNNING, "--model", base, "--dataset", str(rows)]
+
+
+def stopped(python, running, folder, number, *options):
     "Start the command, send a signal after its third step, and return its status and what it printed to stderr."
     process = subprocess.Popen(
-        [python, *RUNNING, "--output_dir", folder, *options],
+        [python, *running, "--output_dir", folder, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -521,10 +533,10 @@ def stopped(python, folder, number, *options):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_command_after_a_checkpoint(python, tmp_path, number):
+def test_a_signal_ends_the_command_after_a_checkpoint(python, running, tmp_path, number):
     "The resumed run ends with the weights of one that was not stopped."
     options = ["--max_steps", "12", "--save_strategy", "no"]
-    status, errors = stopped(python, tmp_path / "out", number, *options, "--save_on_signal", "true")
+    status, errors = stopped(python, running, tmp_path / "out", number, *options, "--save_on_signal", "true")
     assert status == 128 + number and "Traceback" not in errors
     checkpoint, = (tmp_path / "out").glob("checkpoint-*")
     assert checkpoint_problem(checkpoint) is None
@@ -532,15 +544,15 @@ def test_a_signal_ends_the_command_after_a_checkpoint(python, tmp_path, number):
     line = f"rlhf_reward train: stopped by {number.name} after step {step} of 12. To continue from {checkpoint}, add "
     assert line in errors
     if number == signal.SIGTERM:
-        run(python, *RUNNING, *options, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "true")
-        run(python, *RUNNING, *options, "--output_dir", tmp_path / "whole")
+        run(python, *running, *options, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "true")
+        run(python, *running, *options, "--output_dir", tmp_path / "whole")
         one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole"))
         assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_without_a_checkpoint_ends_the_command_with_one_line(python, tmp_path, number):
-    status, errors = stopped(python, tmp_path / "out", number, "--max_steps", "200")
+def test_a_signal_without_a_checkpoint_ends_the_command_with_one_line(python, running, tmp_path, number):
+    status, errors = stopped(python, running, tmp_path / "out", number, "--max_steps", "200")
     assert status == 128 + number and "Traceback" not in errors
     assert f"rlhf_reward train: stopped by {number.name} after step" in errors
     assert not list((tmp_path / "out").glob("checkpoint-*")) and not (tmp_path / "out/model.safetensors").exists()

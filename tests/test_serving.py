@@ -1168,8 +1168,8 @@ def test_the_memory_of_large_requests_is_given_back(folder, scorer, python):
 
 
 @pytest.fixture(scope="module")
-def few_files(folder):
-    with Server(sys.executable, folder, "--name", "tiny", files=256) as server:
+def few_files(folder, python):
+    with Server(python, folder, "--name", "tiny", files=256) as server:
         yield server
 
 
@@ -1181,7 +1181,6 @@ BEGINNINGS = {
 }
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("kind", BEGINNINGS)
 def test_idle_connections_stop_nobody(kind, few_files, scorer):
     "More connections than the server has files: it could accept no other, and filled its log."

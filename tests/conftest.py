@@ -26,21 +26,38 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 LONG_FILES = (
     "test_docs.py",
     "test_runs.py",
-    "test_own_run.py",
-    "test_branching.py",
-    "test_scoring.py",
-    "test_packing.py",
-    "test_serving.py",
-    "test_reward.py",
-    "test_project.py",
-    "test_training.py",
     "test_composite.py",
+    "test_serving.py",
+    "test_own_run.py",
+    "test_training.py",
+    "test_branching.py",
+    "test_packing.py",
+    "test_reward.py",
     "test_encoder_heads.py",
+    "test_scoring.py",
+    "test_evaluation.py",
+    "test_peft.py",
+    "test_cli.py",
+    "test_benchmarks.py",
+    "test_mixtures.py",
     "test_adapters.py",
     "test_files.py",
+    "test_encodings.py",
+    "test_many_machines.py",
+    "test_kernels.py",
+    "test_templates.py",
     "test_tokens.py",
-    "test_evaluation.py",
-    "test_cli.py",
+    "test_single.py",
+    "test_verify.py",
+    "test_report.py",
+    "test_project.py",
+    "test_attributes.py",
+    "test_columns.py",
+    "test_checkpoints.py",
+    "test_converting.py",
+    "test_varlen.py",
+    "test_verdicts.py",
+    "test_sft_adapters.py",
 )
 LAST = "test_notebooks.py"  # many equal parts, which fill both workers to the end
 MARKS_BY_FIXTURE = {"python": "process", "site": "site", "chromium": "browser"}
@@ -169,7 +186,15 @@ def chromium():
 
 
 @pytest.fixture
-def few_synthetic_rows(monkeypatch):
+def no_curves(monkeypatch):
+    "Models are saved without a picture of their losses, which takes longer to draw than most tests."
+    from rlhf_reward import card
+
+    monkeypatch.setattr(card, "draw_curves", lambda log_history, path: False)
+
+
+@pytest.fixture
+def few_synthetic_rows(monkeypatch, no_curves):
     "200 synthetic comparisons instead of 6,000, for commands of which only the errors or the first steps matter."
     from rlhf_reward import synthetic
 

@@ -11,6 +11,9 @@ from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.adapters import add_adapter, load_adapter, lora_config, merge_adapter
 from rlhf_reward.cli import train
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
+from tiny import open_tiny, tokenized
+
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])
 
@@ -32,10 +35,10 @@ def make(base, folder, peft_config=None, model=None, **options):
         **{"logging_steps": 1, "save_strategy": "no", "max_steps": 4, **options}
     )
     return RewardTrainer(
-        model or RewardModel(base, 0.0, "cpu"),
+        model or open_tiny(base),
         args,
-        synthetic_comparisons(40),
-        synthetic_comparisons(10, seed=1),
+        tokenized(base, 40),
+        tokenized(base, 10, 1),
         AutoTokenizer.from_pretrained(base),
         peft_config=peft_config or LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1),
     )

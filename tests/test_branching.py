@@ -18,6 +18,7 @@ from rlhf_reward.losses import BradleyTerry
 from rlhf_reward.packing import by_comparison, choose_layout, model_inputs, pack_comparisons, pad_comparisons
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.tokens import tokenized_comparison
+from tiny import open_tiny, tokenized
 
 SMALL = {**LLAMA, "head_dim": 8, "num_hidden_layers": 4}
 DELTA = dict(
@@ -431,10 +432,10 @@ def trained(base, folder, layout, peft_config=None, **options):
         **{"per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "max_steps": 2, **options},
     )
     trainer = RewardTrainer(
-        RewardModel(base, 0.0, "cpu"),
+        open_tiny(str(base)),
         args,
-        synthetic_comparisons(400),
-        synthetic_comparisons(30, seed=1),
+        tokenized(str(base), 80),
+        tokenized(str(base), 30, 1),
         T.AutoTokenizer.from_pretrained(base),
         peft_config=peft_config,
     )

@@ -22,6 +22,8 @@ from rlhf_reward.cli import main
 from rlhf_reward.composite import text_config
 from rlhf_reward.encoders import open_model
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 CLOSE = dict(atol=1e-5, rtol=1e-5)
 ISSUE = ("gemma3", "gemma4", "llama4", "mistral3", "qwen2_5_vl", "qwen3_5", "qwen3_vl")
 ROWS = [

@@ -25,6 +25,7 @@ from rlhf_reward.output_folder import LOCK, own_folder
 from rlhf_reward.resuming import newest_checkpoint
 from rlhf_reward.run_record import CHANGEABLE, RUN, UNCHANGEABLE, data_fingerprint
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
+from tiny import open_tiny, tokenized
 
 ROWS = synthetic_comparisons(20)
 OTHER_ROWS = synthetic_comparisons(20, seed=1)
@@ -54,15 +55,16 @@ def make(
         "per_device_train_batch_size": 8,
         "learning_rate": 1e-3,
         "lr_scheduler_type": "constant",
+        "layout": "padded",  # which is chosen in less time
         "logging_steps": 1,
         "use_cpu": True,
         "report_to": "none",
         "disable_tqdm": True,
     }
     return RewardTrainer(
-        model or RewardModel(base, dropout, "cpu"),
+        model or open_tiny(base, dropout),
         RewardConfig(str(folder), **{**defaults, **options}),
-        rows,
+        tokenized(base, 20) if rows is ROWS else rows,
         eval_rows or (ROWS if "eval_strategy" in options else None),
         AutoTokenizer.from_pretrained(base),
         peft_config=peft_config,
@@ -155,18 +157,18 @@ def test_the_same_batch_and_data_in_another_form_resume(base, tmp_path, caplog):
 
 
 def test_data_are_known_by_what_a_loss_learns_from(base, tmp_path):
-    tokenized = make(base, tmp_path).train_dataset
-    known = data_fingerprint(tokenized)
-    assert data_fingerprint(tokenized.select(range(20))) == known
-    assert data_fingerprint(Dataset.from_list(list(tokenized), features=tokenized.features)) == known
+    rows_of_run = make(base, tmp_path).train_dataset
+    known = data_fingerprint(rows_of_run)
+    assert data_fingerprint(rows_of_run.select(range(20))) == known
+    assert data_fingerprint(Dataset.from_list(list(rows_of_run), features=rows_of_run.features)) == known
     changes = {"weight": 2.0, "ranks": [2, 1, 3, 4], "shared_prefix": [1], "ratings": [1.0, 2.0, 3.0, None]}
-    others = [tokenized.select([1, 0, *range(2, 20)])]
+    others = [rows_of_run.select([1, 0, *range(2, 20)])]
     for name, value in changes.items():
-        rows = list(tokenized)
+        rows = list(rows_of_run)
         rows[7] = {**rows[7], name: value}
-        others.append(Dataset.from_list(rows, features=tokenized.features))
+        others.append(Dataset.from_list(rows, features=rows_of_run.features))
     assert known not in map(data_fingerprint, others)
-    assert data_fingerprint(tokenized.to_iterable_dataset()).startswith("a stream")
+    assert data_fingerprint(rows_of_run.to_iterable_dataset()).startswith("a stream")
 
 
 def test_changes_by_name(base, tmp_path):
@@ -185,13 +187,13 @@ def test_changes_by_name(base, tmp_path):
 @pytest.mark.parametrize("difference", [{"rows": OTHER_ROWS, "seed": 1}, {"learning_rate": 2e-3}], ids=str)
 def test_checkpoints_of_another_run_are_passed_over(base, tmp_path, caplog, difference):
     "A run in the folder of a longer one resumes from its own checkpoint, though that is not the newest."
-    make(base, tmp_path / "shared", max_steps=8).train()
-    make(base, tmp_path / "shared", **difference).train()
-    assert "has checkpoints of an earlier run (checkpoint-2 to checkpoint-8). This run starts from" in caplog.text
-    resumed = make(base, tmp_path / "shared", max_steps=10, **difference)
+    make(base, tmp_path / "shared", save_steps=1).train()
+    make(base, tmp_path / "shared", max_steps=2, save_steps=1, **difference).train()
+    assert "has checkpoints of an earlier run (checkpoint-1 to checkpoint-4). This run starts from" in caplog.text
+    resumed = make(base, tmp_path / "shared", max_steps=5, save_steps=1, **difference)
     resumed.train(resume_from_checkpoint=True)
     assert "2 newer checkpoints are of another run and passed over" in caplog.text
-    alone = make(base, tmp_path / "alone", max_steps=10, **difference)
+    alone = make(base, tmp_path / "alone", max_steps=5, save_strategy="no", **difference)
     alone.train()
     assert_same_weights(resumed, alone)
 

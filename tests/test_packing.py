@@ -28,6 +28,7 @@ from rlhf_reward.packing import (
     pad_comparisons,
 )
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
+from tiny import open_tiny, tokenized
 
 
 def example(prefix, rests, ranks=None):
@@ -376,10 +377,10 @@ def trained(base, folder, layout, rows=None, **options):
     )
     tokenizer = T.PreTrainedTokenizerFast.from_pretrained(base)
     trainer = RewardTrainer(
-        RewardModel(base, 0.0, "cpu"),
+        open_tiny(base),
         args,
-        rows or synthetic_comparisons(400),
-        synthetic_comparisons(30, seed=1),
+        rows or tokenized(base, 160),
+        tokenized(base, 30, 1),
         tokenizer,
     )
     trainer.train()

@@ -27,6 +27,7 @@ from rlhf_reward.metrics import pair_metrics
 from rlhf_reward.packing import by_comparison, pad_comparisons
 from rlhf_reward.synthetic import RECIPE, synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.tokens import whole_sequences
+from tiny import open_tiny, tokenized
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,10 @@ def make_trainer(base, folder, train_rows=None, eval_rows=None, dropout=0.0, tok
         "use_cpu": True,
     }
     return RewardTrainer(
-        RewardModel(base, dropout, "cpu"),
+        open_tiny(base, dropout),
         RewardConfig(str(folder), **{**defaults, **options}),
-        train_rows or synthetic_comparisons(40),
-        eval_rows or synthetic_comparisons(21, seed=1),
+        train_rows or tokenized(base, 40),
+        eval_rows or tokenized(base, 21, 1),
         tokenizer or AutoTokenizer.from_pretrained(base),
     )
 
@@ -325,7 +326,7 @@ def plain(base, tmp_path_factory):
     {"dataset_num_proc": 2},
 ], ids=str)
 def test_what_should_not_change_the_numbers_does_not(base, tmp_path, plain, options):
-    other = make_trainer(base, tmp_path, max_steps=3, **options)
+    other = make_trainer(base, tmp_path, synthetic_comparisons(40), max_steps=3, **options)
     other.train()
     if "gradient_checkpointing" in options:
         assert other.model.backbone.is_gradient_checkpointing
@@ -352,7 +353,7 @@ def test_arguments_of_the_trainer_work(base, tmp_path, options):
 
 def test_comparisons_beyond_the_model_are_dropped_not_fed(tmp_path, caplog):
     short = tiny_decoder(tmp_path / "short", synthetic_texts(), max_position_embeddings=17)
-    trainer = make_trainer(short, tmp_path, max_length=1000)
+    trainer = make_trainer(short, tmp_path, synthetic_comparisons(40), max_length=1000)
     assert 0 < len(trainer.train_dataset) < 40 and max(trainer.train_dataset["length"]) <= 17
     assert "max_length is 1000, but the model and its tokenizer take 17 tokens" in caplog.text
     assert "comparisons of the training set: longer than 17 tokens" in caplog.text

@@ -113,6 +113,7 @@ class MistakenResponse(TypedDict):
     text: Text # as in the data
     reward: float # the model's output
     rank: int # 1 is best
+    tokens: int # its length
 
 
 class Mistake(TypedDict):
@@ -148,9 +149,8 @@ class Evaluation:
         count: int = 20, # at most
     ) -> list[Mistake]: # most confident first
         "Return the pairs on which the model is most confidently wrong."
-        wrong = self.pairs.query("margin < 0").nsmallest(count, "margin")
         mistakes = []
-        for pair in wrong.itertuples():
+        for pair in self.pairs.query("margin < 0").nsmallest(count, "margin").itertuples():
             comparison = self.comparisons[pair.comparison]
             number = self.rows[pair.comparison]
             number, dataset = self.in_sets[pair.comparison] if self.in_sets else (number, None)
@@ -169,7 +169,8 @@ class Evaluation:
     def _mistaken_response(self, line):
         row = self.responses.iloc[line]
         text = self.comparisons[row["comparison"]].responses[row["response"]]
-        return MistakenResponse(text=text, reward=float(row["reward"]), rank=int(row["rank"]))
+        rank, tokens = int(row["rank"]), int(row["tokens"])
+        return MistakenResponse(text=text, reward=float(row["reward"]), rank=rank, tokens=tokens)
 
 # %% ../nbs/07_evaluation.ipynb #720e0c25
 class ScoreDifference(JackknifeInterval):
@@ -375,10 +376,8 @@ def _agreement(margins):
     "Return the share of pairs that each two models order alike."
     signs = {name: np.sign(values) for name, values in margins.items()}
     agreement = {}
-    for first in signs:
-        agreement[first] = {}
-        for second in signs:
-            agreement[first][second] = float((signs[first] == signs[second]).mean())
+    for first, own in signs.items():
+        agreement[first] = {second: float((own == signs[second]).mean()) for second in signs}
     return agreement
 
 

@@ -79,6 +79,14 @@ def _padded(batch, is_best):
     return Predictions(rows, positions - 1, ids[rows, positions], number[rows])
 
 # %% ../nbs/05o_language_loss.ipynb #4a8d9be7
+class _Outputs(BaseModelOutputWithPast):
+    "Outputs of a backbone, None where a family has others."
+
+    def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
 class _GivenStates(nn.Module):
     "In place of a backbone: returns states that were computed before."
 
@@ -88,7 +96,7 @@ class _GivenStates(nn.Module):
         self.others = [backbone] # in a list, since it is no part of the head
 
     def forward(self, *_, **__):
-        return BaseModelOutputWithPast(last_hidden_state=self.states)
+        return _Outputs(last_hidden_state=self.states)
 
     @property
     def decoder(self): # which OPT calls
@@ -127,8 +135,11 @@ def vocabulary_head(
 ) -> nn.Module: # the language model around given states
     "Return what computes logits of states. Raises `ValueError` if the checkpoint of the model has no vocabulary head."
     config = model.config
-    with torch.device("meta"), unsharded():
-        language_model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    try:
+        with torch.device("meta"), unsharded():
+            language_model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    except RuntimeError as error: # as in llama4_text
+        raise _no_head(model, f"its language model cannot be made without weights ({error})") from error
     head = language_model.get_output_embeddings()
     name = next(name for name, module in language_model.named_modules() if module is head)
     language_model.set_submodule(language_model.base_model_prefix, _GivenStates(model.backbone))
@@ -140,18 +151,19 @@ def vocabulary_head(
         raise _no_head(model, f"its vocabulary head has {len(head.weight)} tokens, and {model.num_embeddings} exist")
     for part, weight in list(head.named_parameters()):
         if weight.is_meta:
-            loaded = _saved_weight(model, f"{name}.{part}").to(device, dtype)
+            loaded = _saved_weight(model, name, part).to(device, dtype)
             setattr(head, part, nn.Parameter(loaded, requires_grad=False))
     return language_model
 
 
-def _saved_weight(model, name):
-    "Return a weight of the base checkpoint."
+def _saved_weight(model, name, part):
+    "Return a weight of the vocabulary head in the base checkpoint."
     source = model.config.name_or_path
     files = weight_map(source, model.base_source, model.config) if source else {}
-    saved_name = next((saved for saved in files if saved.endswith(name)), None)
+    names = (f"{name}.{part}", f"embed_out.{part}") # the second is that of files of GPT-NeoX
+    saved_name = next((saved for saved in files if saved.endswith(names)), None)
     if saved_name is None:
-        raise _no_head(model, f"its checkpoint has no {name}")
+        raise _no_head(model, f"its checkpoint has no {name}.{part}")
     with open_weights(find_weights(source, files[saved_name], model.base_source)) as weights:
         return weights.get_tensor(saved_name)
 

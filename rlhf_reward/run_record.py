@@ -25,7 +25,7 @@ from .reward import RewardModel
 
 # %% ../nbs/05g_run_record.ipynb #efa5cb0d
 LEARNED_COLUMNS = ("shared_prefix", "rests", "ranks", "margins", "ratings", "weight") # what a loss learns from
-_IF_GIVEN = ("attributes", "preference", "labels") # likewise, in data that has them
+_IF_GIVEN = ("attributes", "preference", "labels", "response_starts") # likewise, in data that has them
 
 
 def data_fingerprint(

@@ -30,6 +30,7 @@ from .losses import LOSSES, Binary, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
 from .packing import check_padding, choose_layout, pad_comparisons
 from .output_folder import check_writable, own_folder
+from .pooling import RESPONSE_POOLINGS
 from .regularizers import RegularizersMixin, check_regularizers
 from .resuming import CheckpointMixin
 # importable from here too
@@ -139,6 +140,7 @@ class RewardTrainer(
         check_regularizers(args, model, self.reward_loss)
         self.note_model(model, args.head_learning_rate is not None)
         self.step_records = StepRecords()
+        self.eval_rows = eval_dataset
         self._tokenized = partial(tokenize_for_model, model, processing_class, args)
         train_dataset = self._tokenized(train_dataset, "the training set")
         train_dataset = check_for_loss(train_dataset, args.loss, "the training set", model.attributes)
@@ -222,6 +224,7 @@ def tokenize_for_model(
             name=name,
             max_positions=min(limits, default=None),
             attributes=model.attributes,
+            response_starts=model.pooling in RESPONSE_POOLINGS,
         )
     return tokenized
 

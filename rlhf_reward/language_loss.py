@@ -135,14 +135,14 @@ def vocabulary_head(
 ) -> nn.Module: # the language model around given states
     "Return what computes logits of states. Raises `ValueError` if the checkpoint of the model has no vocabulary head."
     config = model.config
-    try:
-        with torch.device("meta"), unsharded():
-            language_model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
-    except RuntimeError as error: # as in llama4_text
-        raise _no_head(model, f"its language model cannot be made without weights ({error})") from error
+    with torch.device("meta"), unsharded():
+        language_model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
     head = language_model.get_output_embeddings()
     name = next(name for name, module in language_model.named_modules() if module is head)
-    language_model.set_submodule(language_model.base_model_prefix, _GivenStates(model.backbone))
+    inputs = language_model.get_input_embeddings()
+    for path, child in list(language_model.named_children()):
+        if any(module is inputs for module in child.modules()):
+            language_model.set_submodule(path, _GivenStates(model.backbone))
     embeddings = model.get_input_embeddings()
     if config.tie_word_embeddings:
         head.weight = embeddings.weight
@@ -177,6 +177,7 @@ class LanguageLoss:
         model: RewardModel, # a decoder; a hook is put on its backbone until `close`
     ):
         self.head = vocabulary_head(model)
+        self.given = next(module for module in self.head.modules() if isinstance(module, _GivenStates))
         self.states = None
         self.hook = model.backbone.register_forward_hook(self._keep)
 
@@ -206,7 +207,6 @@ class LanguageLoss:
         return sums / found.comparisons.bincount(minlength=len(sums)).clamp(min=1)
 
     def _losses(self, states, tokens):
-        base = self.head.get_submodule(self.head.base_model_prefix)
-        base.states = states[None]
+        self.given.states = states[None]
         logits = self.head(input_ids=tokens[None], use_cache=False).logits[0]
         return F.cross_entropy(logits.float(), tokens, reduction="none")

@@ -77,6 +77,8 @@ def figure_lines(
 ) -> list[tuple[str, str]]: # label and value
     "Return the lines of the table of figures: those of pairs, of ratings and of labels, as far as there are some."
     lines = _pair_lines(report) if report["pairs"] else []
+    if "length_calibration" in report:
+        lines = [("Rewards calibrated by length, on", report["length_calibration"]["data"]), *lines]
     return lines + agreement_lines(report)
 
 

@@ -429,8 +429,8 @@ def test_code_of_a_checkpoint_is_not_run(tmp_path):
 
 
 def test_wrong_pooling_is_named(base):
-    with pytest.raises(ValueError, match="'mean'; expected 'last', 'first' or 'classifier'"):
-        reward_model(base, "llama", pooling="mean")
+    with pytest.raises(ValueError, match="'max'; expected one of last, first, classifier, mean"):
+        reward_model(base, "llama", pooling="max")
 
 
 def test_from_pretrained_requires_one_reward_head(base, tmp_path):

@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .arguments import exit_on_error, opening, read_chat_template
+from .arguments import DATA_HELP, exit_on_error, opening, read_chat_template
 from .attributes import learn_weights, load_pairs
+from .parser import print_next
 from .train_arguments import TrainArguments, parse_train
 from .train_data import SYNTHETIC, evaluation_sets, label_of, load_data, training_sets
+from .train_help import show_train_help
 
 # %% ../../nbs/09b_cli_train.ipynb #d8bc3840
 def _make_tiny_decoder(args):
@@ -37,6 +39,23 @@ def _adapter_config(job):
     from rlhf_reward.adapters import lora_config
 
     return lora_config(job.lora_r, job.lora_alpha, job.lora_dropout, job.lora_target_modules)
+
+# %% ../../nbs/09b_cli_train.ipynb #0c7d1e24
+def _next_words(job, folder):
+    "Return the command that usually follows: an evaluation on the same data, with the synthetic data a server."
+    sets = evaluation_sets(job)
+    if SYNTHETIC in [one.name for one in sets or training_sets(job)]:
+        return ["serve", "--model", folder]
+    words = ["evaluate", "--model", folder, "--data", "HELD_OUT.jsonl"]
+    if len(sets) == 1:
+        words[-1] = sets[0].name
+        for name in (*DATA_HELP, "columns", "verdicts", "form"):
+            value = getattr(sets[0], name)
+            if isinstance(value, dict):
+                value = ",".join(f"{own}={theirs}" for own, theirs in value.items())
+            if value:
+                words.append(f"--{name}={value}")
+    return [*words, "--output", "report"]
 
 # %% ../../nbs/09b_cli_train.ipynb #3ab95c07
 def _quantization(args):
@@ -73,7 +92,7 @@ def _open_model(name, job, args):
     from rlhf_reward.other_heads import convert_remedy, head_to_convert
     from rlhf_reward.reward import RewardModel, is_reward_model
 
-    options = {}
+    options = {"pooling": job.pooling}
     if job.attn_implementation:
         options["attn_implementation"] = job.attn_implementation
     if job.load_in_4bit:
@@ -142,6 +161,7 @@ def train(
 
     Ctrl-C and SIGTERM end it with one line and the status 130 or 143.
     """
+    show_train_help(argv) # before the imports, which take seconds
     from rlhf_reward.output_folder import own_folder
     from rlhf_reward.stopping import handled_signals, raise_stopped
 
@@ -214,6 +234,7 @@ def _save_and_evaluate(trainer, job, pairs=None):
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
         print(f"\n{_summary(metrics, verdict)}\nCheckpoint:        {args.output_dir}")
+        print_next(*_next_words(job, args.output_dir))
     return metrics
 
 

@@ -68,6 +68,9 @@ class RewardConfig(TrainingArguments):
     good_weight: float = field(default=1.0, metadata={
         "help": "Weight of a good response relative to a bad one, such as 3 where one in four is good; with the loss "
                 "binary."})
+    ema_decay: Optional[float] = field(default=None, metadata={
+        "help": "Let the model be the exponential moving average of its weights over about the last 1 / (1 - decay) "
+                "steps, such as 0.99: it is evaluated and saved. By default the weights of the last step."})
     resume_changes: Optional[list[str]] = field(default=None, metadata={
         "help": "What a resumed run may change of what it was begun with, by name, such as seed or train_data. Without "
                 "it other values are refused; the learning rate, its schedule and the length of the run may change."})
@@ -147,6 +150,8 @@ def check_arguments(
             raise ValueError(f"{name} is {value}; expected 0 or more.")
     if args.head_start not in ("random", "zero", "fitted"):
         raise ValueError(f"head_start is {args.head_start!r}; expected 'random', 'zero' or 'fitted'.")
+    if args.ema_decay is not None and not 0 < args.ema_decay < 1:
+        raise ValueError(f"ema_decay is {args.ema_decay}; expected a number between 0 and 1, such as 0.99, or None.")
     unknown = sorted(set(args.resume_changes or ()) - set(CHANGEABLE))
     if unknown:
         raise ValueError(f"resume_changes has {unknown[0]!r}; expected names of {', '.join(CHANGEABLE)}.")

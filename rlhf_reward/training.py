@@ -28,11 +28,11 @@ from .unread import plain_rows
 from .log_line import show_log_line
 from .losses import LOSSES, Binary, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
+from .moving_average import MovingAverageMixin
 from .packing import check_padding, choose_layout, pad_comparisons
 from .output_folder import check_writable, own_folder
 from .pooling import RESPONSE_POOLINGS
 from .regularizers import RegularizersMixin, check_regularizers
-from .resuming import CheckpointMixin
 # importable from here too
 from .resuming import SIZES, checkpoint_problem, newest_checkpoint, unfinished
 from .reward import RewardModel
@@ -100,7 +100,7 @@ class RewardTrainer(
     TrainedPartsMixin,
     StepLoggingMixin,
     EvaluationMixin,
-    CheckpointMixin,
+    MovingAverageMixin,
     ModelCardMixin,
     Trainer,
 ):

@@ -34,9 +34,9 @@ def make(base, folder, peft_config=None, model=None, **options):
     return RewardTrainer(
         model or RewardModel(base, 0.0, "cpu"),
         args,
-        synthetic_comparisons(40),
-        synthetic_comparisons(10, seed=1),
-        AutoTokenizer.from_pretrained(base),
+        train_dataset=synthetic_comparisons(40),
+        eval_dataset=synthetic_comparisons(10, seed=1),
+        processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=peft_config or LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1),
     )
 

@@ -437,9 +437,9 @@ def trained(base, folder, layout, peft_config=None, **options):
     trainer = RewardTrainer(
         RewardModel(base, 0.0, "cpu"),
         args,
-        synthetic_comparisons(400),
-        synthetic_comparisons(30, seed=1),
-        T.AutoTokenizer.from_pretrained(base),
+        train_dataset=synthetic_comparisons(400),
+        eval_dataset=synthetic_comparisons(30, seed=1),
+        processing_class=T.AutoTokenizer.from_pretrained(base),
         peft_config=peft_config,
     )
     trainer.train()

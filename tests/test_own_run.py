@@ -62,9 +62,9 @@ def make(
     return RewardTrainer(
         model or RewardModel(base, dropout, "cpu"),
         RewardConfig(str(folder), **{**defaults, **options}),
-        rows,
-        eval_rows or (ROWS if "eval_strategy" in options else None),
-        AutoTokenizer.from_pretrained(base),
+        train_dataset=rows,
+        eval_dataset=eval_rows or (ROWS if "eval_strategy" in options else None),
+        processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=peft_config,
         callbacks=callbacks,
     )

@@ -354,9 +354,9 @@ def trained(base, folder, layout, rows=None, **options):
     trainer = RewardTrainer(
         RewardModel(base, 0.0, "cpu"),
         args,
-        rows or synthetic_comparisons(400),
-        synthetic_comparisons(30, seed=1),
-        tokenizer,
+        train_dataset=rows or synthetic_comparisons(400),
+        eval_dataset=synthetic_comparisons(30, seed=1),
+        processing_class=tokenizer,
     )
     trainer.train()
     return trainer
@@ -400,7 +400,13 @@ def test_auto_packs_what_can_be_packed_and_reports_once_what_cannot(tmp_path, ca
             str(tmp_path / family), use_cpu=True, report_to="none", max_steps=2, save_strategy="no", disable_tqdm=True
         )
         model = RewardModel(save_language_model(family, tmp_path / family), 0.0, "cpu")
-        trainers[family] = RewardTrainer(model, args, rows, rows, word_tokenizer())
+        trainers[family] = RewardTrainer(
+            model,
+            args,
+            train_dataset=rows,
+            eval_dataset=rows,
+            processing_class=word_tokenizer(),
+        )
         trainers[family].train()
         trainers[family].evaluate()
         trainers[family].predict(rows)
@@ -420,7 +426,7 @@ def test_auto_packs_what_can_be_packed_and_reports_once_what_cannot(tmp_path, ca
         ValueError,
         match="layout is 'packed', but for this bloom packed rows are refused .*; expected layout='auto' or 'padded'",
     ):
-        RewardTrainer(trainers["bloom"].model, args, rows, processing_class=word_tokenizer()).train()
+        RewardTrainer(trainers["bloom"].model, args, train_dataset=rows, processing_class=word_tokenizer()).train()
 
 
 def test_the_longest_comparison_is_among_those_compared(base, tmp_path, monkeypatch):

@@ -61,9 +61,9 @@ def make(
     return RewardTrainer(
         model or RewardModel(base, 0.0, "cpu"),
         RewardConfig(str(folder), **{**defaults, **options}),
-        rows or synthetic_comparisons(40),
-        eval_rows or synthetic_comparisons(10, seed=1),
-        tokenizer or AutoTokenizer.from_pretrained(base),
+        train_dataset=rows or synthetic_comparisons(40),
+        eval_dataset=eval_rows or synthetic_comparisons(10, seed=1),
+        processing_class=tokenizer or AutoTokenizer.from_pretrained(base),
         callbacks=callbacks,
         peft_config=peft_config,
         compute_metrics=compute_metrics,

@@ -49,9 +49,9 @@ def make_trainer(base, folder, train_rows=None, eval_rows=None, dropout=0.0, tok
     return RewardTrainer(
         RewardModel(base, dropout, "cpu"),
         RewardConfig(str(folder), **{**defaults, **options}),
-        train_rows or synthetic_comparisons(80),
-        eval_rows or synthetic_comparisons(21, seed=1),
-        tokenizer or AutoTokenizer.from_pretrained(base),
+        train_dataset=train_rows or synthetic_comparisons(80),
+        eval_dataset=eval_rows or synthetic_comparisons(21, seed=1),
+        processing_class=tokenizer or AutoTokenizer.from_pretrained(base),
     )
 
 
@@ -457,7 +457,7 @@ def test_uneven_batches_of_several_processes_are_rejected(base, tmp_path, monkey
 def test_plain_training_arguments_are_rejected(base, tmp_path):
     args = TrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match="args is a TrainingArguments; expected a RewardConfig"):
-        RewardTrainer(RewardModel(base, device="cpu"), args, synthetic_comparisons(3))
+        RewardTrainer(RewardModel(base, device="cpu"), args, train_dataset=synthetic_comparisons(3))
 
 
 @pytest.mark.process
@@ -496,7 +496,7 @@ def test_two_processes_measure_what_one_does(base, tmp_path):
 def test_missing_tokenizer_is_named(base, tmp_path):
     args = RewardConfig(str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match="processing_class is None; expected the tokenizer"):
-        RewardTrainer(RewardModel(base, device="cpu"), args, synthetic_comparisons(3))
+        RewardTrainer(RewardModel(base, device="cpu"), args, train_dataset=synthetic_comparisons(3))
 
 
 def test_several_gpus_in_one_process_are_rejected(base, tmp_path):
@@ -504,7 +504,7 @@ def test_several_gpus_in_one_process_are_rejected(base, tmp_path):
     args._n_gpu = 2
     model, tokenizer = RewardModel(base, device="cpu"), AutoTokenizer.from_pretrained(base)
     with pytest.raises(ValueError, match="2 GPUs.*accelerate launch"):
-        RewardTrainer(model, args, synthetic_comparisons(3), processing_class=tokenizer)
+        RewardTrainer(model, args, train_dataset=synthetic_comparisons(3), processing_class=tokenizer)
 
 
 # Hooks of transformers.Trainer that RewardTrainer overrides or calls, with the first parameters that it relies on.

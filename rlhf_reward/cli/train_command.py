@@ -127,7 +127,14 @@ def prepare_trainer(
     eval_set = tokenize(eval_rows, label_of(evaluation_sets(job)))
     if eval_set is None:
         train_set, eval_set = hold_out(train_set, seed=args.seed)
-    return RewardTrainer(model, args, train_set, eval_set, tokenizer, peft_config=peft_config)
+    return RewardTrainer(
+        model,
+        args,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
 
 # %% ../../nbs/09b_cli_train.ipynb #9b938616
 def train(

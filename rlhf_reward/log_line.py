@@ -113,7 +113,7 @@ def steps_line(
     parts = [f"steps  {first}{state.max_steps} of {batch_size} comparisons"]
     if num_comparisons:
         epochs = args.num_train_epochs if args.max_steps <= 0 else state.max_steps * batch_size / num_comparisons
-        parts.append(f"{epochs:.3g} epochs of {num_comparisons}")
+        parts.append(f"{epochs:.3g} epoch{'s' * (epochs != 1)} of {num_comparisons}")
     if args.eval_strategy == "steps":
         parts.append(f"evaluation every {state.eval_steps}")
     return "  ".join([*parts, layout])

@@ -74,7 +74,11 @@ class ModelTools:
         return self.backbone.resize_token_embeddings(new_num_tokens, **kwargs)
 
     @property
-    def is_gradient_checkpointing(self) -> bool: # of the backbone
+    def is_activation_checkpointing(self) -> bool: # of the backbone
+        return self.backbone.is_activation_checkpointing
+
+    @property
+    def is_gradient_checkpointing(self) -> bool: # its name before transformers 5.23
         return self.backbone.is_gradient_checkpointing
 
     def enable_input_require_grads(self) -> None: # as on the backbone

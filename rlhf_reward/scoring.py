@@ -272,8 +272,8 @@ class Scorer(RewardEngine, BaseScorer):
 
 # %% ../nbs/06_scoring.ipynb #5fb16415
 def _is_text(value):
-    "Return whether it is one text, of any of its forms, rather than a list of texts."
-    return isinstance(value, str) or isinstance(value, list) and bool(value) and isinstance(value[0], (dict, int))
+    "Return whether it is one text, a string or messages, rather than a list of texts."
+    return isinstance(value, str) or isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _as_list(name, values, remedy="expected a list of responses."):

@@ -348,6 +348,7 @@ def trained(base, folder, layout, rows=None, **options):
         report_to="none",
         disable_tqdm=True,
         save_strategy="no",
+        logging_first_step=False,
         **{"per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "max_steps": 50, **options},
     )
     tokenizer = T.PreTrainedTokenizerFast.from_pretrained(base)

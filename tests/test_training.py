@@ -493,12 +493,6 @@ def test_two_processes_measure_what_one_does(base, tmp_path):
         assert one[f"eval_{name}"] == pytest.approx(two[f"eval_{name}"], abs=1e-6), name
 
 
-def test_missing_tokenizer_is_named(base, tmp_path):
-    args = RewardConfig(str(tmp_path), use_cpu=True)
-    with pytest.raises(ValueError, match="processing_class is None; expected the tokenizer"):
-        RewardTrainer(RewardModel(base, device="cpu"), args, train_dataset=synthetic_comparisons(3))
-
-
 def test_several_gpus_in_one_process_are_rejected(base, tmp_path):
     args = RewardConfig(str(tmp_path), use_cpu=True)
     args._n_gpu = 2

@@ -191,8 +191,10 @@ def _save_and_evaluate(trainer, job, pairs=None):
         from rlhf_reward.adapters import merge_adapter
 
         merge_adapter(trainer.model)
+    is_saved = args.save_strategy != "no" and not job.merge_adapter  # by `train`
     try:
-        trainer.save_model(_internal_call=True)  # before the evaluation, which may fail too
+        if not is_saved:
+            trainer.save_model(_internal_call=True)  # before the evaluation, which may fail too
     except OSError as error:
         if trainer.last_checkpoint is None:
             raise

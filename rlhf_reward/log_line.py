@@ -89,7 +89,7 @@ def layout_part(
         number = min(4 * batch_size, len(dataset))
         examples = [dataset[index * len(dataset) // number] for index in range(number)]
     else:
-        examples = list(dataset.take(4 * batch_size))
+        examples = list(dataset.take(4)) # by which the layout was chosen
     batches = []
     for start in range(0, len(examples), batch_size):
         batches.append(collator(examples[start:start + batch_size]))

@@ -176,7 +176,7 @@ class Scorer(RewardEngine, BaseScorer):
             )
         if isinstance(model, (str, Path)):
             self.offset = read_offset(local_name(model), {})
-            model = open_model(local_name(model), best_device())
+            model = open_model(local_name(model), best_device(), attribute_weights=attribute_weights)
         tokenizer = tokenizer or own_tokenizer(model, "tokenizer")
         if tokens_per_batch is None:
             on_cpu = input_device(model).type == "cpu"

@@ -249,15 +249,16 @@ def test_lines_before_the_first_step(base, tmp_path, capsys):
     assert "steps  3 to 4 of 4 comparisons  1 epoch of 16  packed layout" in capsys.readouterr().out
 
     data = tokenize_rows(rows, AutoTokenizer.from_pretrained(base), 64)
-    padded = unique = 0
+    padded, computed = [], []  # tokens of each batch
     for start in range(0, 16, 4):
-        batch = data.select(range(start, start + 4))
+        batch = list(data.select(range(start, start + 4)))
         lengths = list(map(len, itertools.chain.from_iterable(map(whole_sequences, batch))))
-        padded += len(lengths) * max(lengths)
-        unique += pack_comparisons(list(batch))["input_ids"].numel()
-    expected = f"packed layout, which saves {1 - unique / padded:.0%} of the padded tokens"
-    assert layout_part(data, pack_comparisons, 4) == expected
-    assert layout_part(data.to_iterable_dataset(), pack_comparisons, 4) == expected
+        padded.append(len(lengths) * max(lengths))
+        computed.append(pack_comparisons(batch)["input_ids"].numel())
+    shares = [1 - computed[0] / padded[0], 1 - sum(computed) / sum(padded)]
+    first, every = (f"packed layout, which saves {share:.0%} of the padded tokens" for share in shares)
+    assert layout_part(data, pack_comparisons, 4) == every
+    assert layout_part(data.to_iterable_dataset(), pack_comparisons, 4) == first
     assert layout_part(data, pad_comparisons, 4) == "padded layout"
     args = RewardConfig(str(tmp_path), **config, max_steps=5, eval_strategy="steps", bf16=True)
     model.backbone.requires_grad_(True)
@@ -339,3 +340,14 @@ def test_an_editor_completes():
         script = jedi.Script(source, environment=jedi.InterpreterEnvironment())  # in this process
         line, column = len(source.splitlines()), len(source.splitlines()[-1])
         assert expected <= {completion.name for completion in script.complete(line, column)}, source
+
+
+# ----- lines of others
+
+
+def test_the_line_of_bitsandbytes_about_a_kernel_is_left_out():
+    "It is logged at the import of bitsandbytes, also where nothing is in 4 bits. Its other lines stay."
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    for message, is_shown in (("Failed to load CPU gemm_4bit_forward from …: %s", False), ("Another problem", True)):
+        record = logger.makeRecord(logger.name, logging.WARNING, "ops.py", 1, message, (), None)
+        assert bool(logger.filter(record)) is is_shown

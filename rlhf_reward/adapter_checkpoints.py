@@ -26,6 +26,7 @@ from .checkpoint_files import is_encoder_head, is_sft_adapter, note_source
 from .checkpoints import facts_to_save, head_to_save, save_tokenizer, set_plain_output, tokenizer_to_save
 from .encoder_heads import check_bias, modules_to_save, train_layers_before_head
 from .other_heads import convert_remedy, head_to_convert
+from .pooling import copy_head, saved_head_shape
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #6b0a208a
 def add_adapter(
@@ -107,7 +108,7 @@ def load_adapter(
     head = state.pop(name, None)
     for bias in of_bias:
         check_bias(folder, state.pop(bias, None))
-    shape = tuple(model.score.weight.shape)
+    shape = saved_head_shape(model.pooling, *model.score.weight.shape)
     if head is not None and tuple(head.shape) != shape:
         raise ValueError(
             f"The reward head of {str(folder)!r} is {tuple(head.shape)}; expected an adapter with {name} of shape "
@@ -115,8 +116,7 @@ def load_adapter(
         )
     load_adapter_weights(model.backbone, state, folder)
     if head is not None:
-        with torch.no_grad():
-            model.score.weight.copy_(head)
+        copy_head(model, head)
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #8f068d7a
 class _AdapterFolder(NamedTuple):

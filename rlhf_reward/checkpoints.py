@@ -30,6 +30,7 @@ from .checkpoint_files import is_encoder_head, is_sft_adapter, load_config, own_
 from .checkpoint_files import weight_map, weight_shapes
 from .composite import insert_backbone, text_config, text_options
 from .heads import head_shapes, head_size
+from .pooling import head_as_saved, saved_head_shape
 from .other_heads import refuse_pickle
 from .placing import check_in_memory
 from .templates import chat_marks, freeze_date
@@ -101,7 +102,9 @@ def is_reward_model(
         if own_code(config) or default_pooling(config) != "last":
             return False
     num_rows = len(saved_weights(config.to_dict())) or 1
-    return head_shapes(model_name, kwargs, config) == {"score.weight": (num_rows, head_size(config))}
+    pooling = getattr(config, "rlhf_reward", {}).get("pooling")
+    shape = saved_head_shape(pooling, num_rows, head_size(config))
+    return head_shapes(model_name, kwargs, config) == {"score.weight": shape}
 
 # %% ../nbs/01b_checkpoints.ipynb #54313795
 def checked_dropout(dropout):
@@ -299,7 +302,7 @@ def save_checkpoint(model, folder, tokenizer, state_dict=None):
     check_in_memory(weights)
     state = head_to_save(model, weights)
     for name, weight in weights.items():
-        if name != "score.weight":
+        if name.startswith("backbone."):
             state[prefix + name.removeprefix("backbone.")] = weight
     _pad_embeddings(model, state, prefix, num_embeddings)
     checkpoint.save_pretrained(folder, state_dict=state)
@@ -335,7 +338,7 @@ def facts_to_save(model):
 def head_to_save(model, weights):
     "Return the head by the names of its family's classifier, with a bias of 0 where that has one."
     name, *of_bias = model.head_names
-    head = weights["score.weight"]
+    head = head_as_saved(model.pooling, weights["score.weight"], weights.get("response_pooling.query"))
     return {name: head, **{bias: head.new_zeros(len(head)) for bias in of_bias}}
 
 

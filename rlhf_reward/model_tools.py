@@ -50,6 +50,14 @@ class ModelTools:
     def dtype(self) -> torch.dtype: # of the backbone; the head is in float32
         return next(weight.dtype for weight in self.backbone.parameters() if weight.is_floating_point())
 
+    @property
+    def hf_device_map(self) -> dict: # the backbone's; raises `AttributeError` if it is on one device
+        return self.backbone.hf_device_map
+
+    @property
+    def _no_split_modules(self) -> list[str]: # the backbone's, by which FSDP shards
+        return self.backbone._no_split_modules
+
     def num_parameters(
         self,
         only_trainable: bool = False, # as in `count_parameters`

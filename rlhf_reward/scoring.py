@@ -22,6 +22,7 @@ from .checkpoint_files import local_name, open_tokenizer, own_tokenizer, read_of
 from .comparison import Comparison, Text
 from .encoders import EncoderClassifier, open_model
 from .engine import Cancelled, ComparisonScorer, NotFinite, RewardEngine
+from .length_calibration import LengthCalibration, read_calibration
 from .omissions import report_omissions
 from .placing import best_device, input_device
 from .reward import RewardModel
@@ -62,6 +63,7 @@ def ranked(
 class BaseScorer(ComparisonScorer):
     "Scores, ranks and compares texts with the rewards that a subclass computes, as `Scorer` and `evaluation.Rule` do."
     offset: Optional[float] = None # the reward from which a response is good, learned by the loss binary
+    length_calibration: Optional[LengthCalibration] = None # by which all rewards are calibrated, if at all
 
     @overload
     def score(
@@ -169,22 +171,10 @@ class Scorer(RewardEngine, BaseScorer):
         attribute_weights: Optional[dict[str, float]] = None,
     ):
         "Raises `ValueError` for an option that is out of range."
-        if on_overlong not in ("error", "truncate_prompt"):
-            raise ValueError(
-                f"on_overlong is {on_overlong!r}; expected 'error' or 'truncate_prompt'. "
-                "A response cannot be dropped, since each gets a reward."
-            )
-        if isinstance(model, (str, Path)):
-            self.offset = read_offset(local_name(model), {})
-            model = open_model(local_name(model), best_device(), attribute_weights=attribute_weights)
-        tokenizer = tokenizer or own_tokenizer(model, "tokenizer")
+        model, tokenizer, self.offset = _opened(model, tokenizer, attribute_weights)
         if tokens_per_batch is None:
-            on_cpu = input_device(model).type == "cpu"
-            tokens_per_batch = 2048 if on_cpu else 16384
-        if tokens_per_batch < 1 or (max_length is not None and max_length < 1):
-            raise ValueError(
-                f"tokens_per_batch is {tokens_per_batch} and max_length {max_length}; expected 1 or more."
-            )
+            tokens_per_batch = 2048 if input_device(model).type == "cpu" else 16384
+        _check_options(on_overlong, tokens_per_batch, max_length)
         if attribute_weights is not None:
             model.set_attribute_weights(attribute_weights)
         super().__init__(model, tokens_per_batch)
@@ -209,6 +199,7 @@ class Scorer(RewardEngine, BaseScorer):
         ends_with_eos: Optional[bool] = None,
         # of a model with attributes or several labels, by default those saved; labels that it leaves out count nothing
         attribute_weights: Optional[dict[str, float]] = None,
+        calibrated: bool = False, # rewards without what their lengths explain, see `length_calibration`
         **kwargs: Any, # for transformers' `from_pretrained`: dtype, attn_implementation, revision, …
     ) -> "Scorer":
         """
@@ -223,6 +214,8 @@ class Scorer(RewardEngine, BaseScorer):
         if ends_with_eos is not None:
             scorer.reader.set_end(ends_with_eos)
         scorer.offset = read_offset(name, kwargs)
+        if calibrated:
+            read_calibration(name, model, **kwargs).apply_to(scorer)
         return scorer
 
     def __repr__(self) -> str: # with what the rewards depend on
@@ -249,11 +242,9 @@ class Scorer(RewardEngine, BaseScorer):
         num_cut = 0
         omitted = [result.omitted for result in fitted if not isinstance(result, ValueError) and result.omitted]
         for result in fitted:
-            if isinstance(result, ValueError):
-                tokenized.append(result)
-            else:
-                tokenized.append(result.sequences)
-                num_cut += result.was_cut
+            is_error = isinstance(result, ValueError)
+            tokenized.append(result if is_error else result.sequences)
+            num_cut += not is_error and result.was_cut
         if num_cut:
             self.num_truncated += num_cut
             logger.warning("Cut the prompt of %d of %d to %d tokens.", num_cut, len(comparisons), self.max_length)
@@ -263,6 +254,16 @@ class Scorer(RewardEngine, BaseScorer):
             logger.warning("In %d of %d comparisons, %s.", len(omitted), len(comparisons), report_omissions(counts))
         return tokenized
 
+    def rewards(
+        self,
+        sequences: list[list[list]], # K for each comparison, from `tokenize`
+        *args: Any, # further ones of `RewardEngine.rewards`
+        **options: Any, # the same
+    ) -> list[list[float]]: # K for each comparison, in the order given
+        "Return the reward of each sequence, as `RewardEngine.rewards` does, calibrated if the scorer is."
+        rewards = super().rewards(sequences, *args, **options)
+        return self.length_calibration.apply(rewards, sequences) if self.length_calibration else rewards
+
     def normalized(
         self,
         rewards: list[float], # the model's output
@@ -271,6 +272,29 @@ class Scorer(RewardEngine, BaseScorer):
         return self.model.normalize(torch.tensor(rewards, dtype=torch.float32)).tolist()
 
 # %% ../nbs/06_scoring.ipynb #5fb16415
+def _opened(model, tokenizer, attribute_weights):
+    "Return a model and a tokenizer, opened if they are not, and the offset of a model that is opened."
+    offset = None
+    if isinstance(model, (str, Path)):
+        name = local_name(model)
+        model = open_model(name, best_device(), attribute_weights=attribute_weights)
+        offset = read_offset(name, {})
+    return model, tokenizer or own_tokenizer(model, "tokenizer"), offset
+
+
+def _check_options(on_overlong, tokens_per_batch, max_length):
+    "Raise `ValueError` for an option of `Scorer` that is out of range."
+    if on_overlong not in ("error", "truncate_prompt"):
+        raise ValueError(
+            f"on_overlong is {on_overlong!r}; expected 'error' or 'truncate_prompt'. "
+            "A response cannot be dropped, since each gets a reward."
+        )
+    if tokens_per_batch < 1 or (max_length is not None and max_length < 1):
+        raise ValueError(
+            f"tokens_per_batch is {tokens_per_batch} and max_length {max_length}; expected 1 or more."
+        )
+
+
 def _is_text(value):
     "Return whether it is one text, a string or messages, rather than a list of texts."
     return isinstance(value, str) or isinstance(value, list) and bool(value) and isinstance(value[0], dict)
@@ -296,7 +320,7 @@ def _to_comparison(prompt, responses, description):
     except ValueError as error:
         raise ValueError(f"{description} cannot be scored: {error}") from None
 
-# %% ../nbs/06_scoring.ipynb #d4939a93
+
 # Former names of this module.
 GivenUp = Cancelled
 

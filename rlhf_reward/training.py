@@ -24,12 +24,15 @@ from transformers.trainer_utils import TrainOutput
 from .arguments import RewardConfig, check_arguments, check_for_loss, check_inputs, check_state_dict_type
 from .attributes import forget_reward_scale
 from .card import ModelCardMixin
+from .head_start import HeadStartMixin
 from .unread import plain_rows
 from .log_line import describe_run, show_log_line
 from .losses import LOSSES, Binary, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
 from .packing import check_padding, choose_layout, pad_comparisons
-from .output_folder import check_writable, own_folder
+from .output_folder import check_writable, not_lost, own_folder
+from .pooling import RESPONSE_POOLINGS
+from .regularizers import RegularizersMixin, check_regularizers
 from .resuming import CheckpointMixin
 # importable from here too
 from .resuming import SIZES, checkpoint_problem, newest_checkpoint, unfinished
@@ -39,6 +42,7 @@ from .starting import Rows, as_tables, default_config, open_to_train, tokenizer_
 from .steps import StepLoggingMixin, StepLossMixin, StepRecords
 from .stopping import saved_on_signal
 from .templates import freeze_date, report_template
+from .trained_parts import TrainedPartsMixin, freeze_lower_layers
 from .tokens import FEATURES, tokenize_rows
 
 logger = logging.getLogger(__name__)
@@ -92,7 +96,10 @@ class LayoutMixin:
 class RewardTrainer(
     LayoutMixin,
     SameStepsMixin,
+    HeadStartMixin,
+    RegularizersMixin,
     StepLossMixin,
+    TrainedPartsMixin,
     StepLoggingMixin,
     EvaluationMixin,
     CheckpointMixin,
@@ -147,10 +154,13 @@ class RewardTrainer(
         if peft_config is not None:
             from rlhf_reward.adapters import add_adapter
             add_adapter(model, peft_config)
+        freeze_lower_layers(model, args.freeze_layers)
         options = (args.label_smoothing_factor, args.center_rewards_coefficient, args.good_weight)
         self.reward_loss = make_loss(args.loss, *options).to(args.device)
-        self.note_model(model)
+        check_regularizers(args, model, self.reward_loss)
+        self.note_model(model, args.head_learning_rate is not None)
         self.step_records = StepRecords()
+        self.eval_rows = eval_dataset
         self._tokenized = partial(tokenize_for_model, model, processing_class, args)
         train_dataset = self._tokenized(train_dataset, "the training set")
         train_dataset = check_for_loss(train_dataset, args.loss, "the training set", model.attributes)
@@ -174,41 +184,32 @@ class RewardTrainer(
 
     def train(
         self,
-        resume_from_checkpoint: Union[bool, str, None] = None, # a folder, or True for the newest one
+        resume_from_checkpoint: Union[bool, str, None] = None, # a folder, or True for the run's newest complete one
         **kwargs: Any, # as in `Trainer.train`
     ) -> TrainOutput:
         """
         Train as `Trainer.train` does, then save the model in the output folder, unless `save_strategy` is 'no'.
 
-        `resume_from_checkpoint=True` resumes from the run's newest complete checkpoint. Raises `ValueError` for a named
-        checkpoint that is incomplete or of another run, or where there is none; `OSError` if another run writes to
-        `output_dir`, or nothing can be written there; `Stopped`, a `KeyboardInterrupt`, after a signal with
-        `save_on_signal`.
+        Raises `ValueError` for a named checkpoint that is incomplete or of another run, or where there is none;
+        `OSError` if another run writes to `output_dir`, or nothing can be written there; `Stopped`, which is a
+        `KeyboardInterrupt`, after a signal with `save_on_signal`.
         """
         with own_folder(self.args.output_dir, self.args.should_save):
             self._use_layout(self.train_dataset)
             checkpoint = self.begin_run(resume_from_checkpoint)
             self._use_liger_kernel()
             forget_reward_scale(self.model.config)
+            self.start_head(checkpoint is not None)
             self.step_records = StepRecords()
             describe_run(self, self.unwrapped_model())
-            with saved_on_signal(self) if self.args.save_on_signal else nullcontext():
+            stopping = saved_on_signal(self) if self.args.save_on_signal else nullcontext()
+            with stopping, self._regularizing():
                 output = super().train(checkpoint, **kwargs)
             self._check_finite()
             if self.args.save_strategy != "no":
-                self._save_result()
+                with not_lost(self.last_checkpoint):
+                    self.save_model(_internal_call=True)
         return output
-
-    def _save_result(self):
-        "Save the trained model. An error names the checkpoint that has it too."
-        try:
-            self.save_model(_internal_call=True)
-        except OSError as error:
-            if self.last_checkpoint is None:
-                raise
-            raise OSError(
-                f"{error} The training is not lost: resume from {self.last_checkpoint} with resume_from_checkpoint."
-            ) from error
 
 # %% ../nbs/05_training.ipynb #f2bf27ca
 def _start_offset(loss, dataset):
@@ -250,6 +251,7 @@ def tokenize_for_model(
             name=name,
             max_positions=min(limits, default=None),
             attributes=model.attributes,
+            response_starts=model.pooling in RESPONSE_POOLINGS,
         )
     return tokenized
 
@@ -272,7 +274,7 @@ def layouts_to_try(
     "Return the layouts to try before the padded one. Raises `ValueError` for 'branched' where it cannot be trained."
     checkpointing = args.gradient_checkpointing_kwargs or {}
     is_reentrant = args.gradient_checkpointing and checkpointing.get("use_reentrant", False)
-    can_branch = not (is_reentrant or is_sharded)
+    can_branch = not (is_reentrant or is_sharded or args.lm_coefficient)
     if args.layout == "branched" and not can_branch:
         raise ValueError(
             "layout is 'branched', with FSDP, DeepSpeed or use_reentrant in gradient_checkpointing_kwargs, none of "

@@ -29,6 +29,8 @@ from rlhf_reward.reward import is_reward_model
 from rlhf_reward.rows import to_comparison, to_responses
 from rlhf_reward.scoring import Scorer
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 NAMES = ["verbosity", "helpfulness", "clarity"] # not in the order of the alphabet
 WEIGHTS = {"verbosity": -0.4, "helpfulness": 0.65}
 ALL_WEIGHTS = {**WEIGHTS, "clarity": 0.0}

@@ -108,7 +108,9 @@ def test_training_with_a_length_loss(base, tmp_path, name):
     attributes = ["quality", "length"] if name == "odin" else None
     torch.manual_seed(0)
     model = RewardModel(base, 0.0, "cpu", attributes=attributes)
-    trainer = RewardTrainer(model, arguments(tmp_path, length_loss=name), rows, rows, word_tokenizer())
+    sets = {"train_dataset": rows, "eval_dataset": rows}
+    args = arguments(tmp_path, length_loss=name)
+    trainer = RewardTrainer(model, args, **sets, processing_class=word_tokenizer())
     kept = trainer.length_loss
     before = trainer.evaluate()["eval_loss"]
     trainer.length_loss = NoLengthLoss() # an evaluation is of the rewards alone, whatever its batches
@@ -154,6 +156,7 @@ def test_what_cannot_be_trained_is_refused(base, tmp_path):
             start_length_loss(arguments(tmp_path, **options), model)
     assert type(start_length_loss(arguments(tmp_path), model)) is NoLengthLoss
     tokenized = tokenize_rows(Dataset.from_list(PAIRS), word_tokenizer(), 32)
-    trainer = RewardTrainer(model, arguments(tmp_path, length_loss="residual"), tokenized, None, word_tokenizer())
+    args = arguments(tmp_path, length_loss="residual")
+    trainer = RewardTrainer(model, args, train_dataset=tokenized, processing_class=word_tokenizer())
     with pytest.raises(ValueError, match="response_starts=True"):
         trainer.train()

@@ -295,7 +295,8 @@ def test_training_keeps_the_pooling(bases, tmp_path, pooling, adapter):
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     config = lora_config(2, 4, 0.0, "all-linear") if adapter else None
     args = RewardConfig(str(tmp_path), **options)
-    trainer = RewardTrainer(model, args, rows, rows, word_tokenizer(), peft_config=config)
+    sets = {"train_dataset": rows, "eval_dataset": rows}
+    trainer = RewardTrainer(model, args, **sets, processing_class=word_tokenizer(), peft_config=config)
     trainer.train()
     assert trainer.data_collator.func is pack_comparisons
     trainer.save_model()
@@ -318,6 +319,7 @@ def test_training_keeps_the_pooling(bases, tmp_path, pooling, adapter):
 def test_rows_that_were_tokenized_without_starts_are_refused(bases, tmp_path):
     rows = tokenize_rows(Dataset.from_list(PAIRS), word_tokenizer(), 32)
     args = RewardConfig(str(tmp_path), report_to="none", use_cpu=True, max_steps=1)
-    trainer = RewardTrainer(new_model(bases["llama"], "mean"), args, rows, None, word_tokenizer())
+    model = new_model(bases["llama"], "mean")
+    trainer = RewardTrainer(model, args, train_dataset=rows, processing_class=word_tokenizer())
     with pytest.raises(ValueError, match="tokenize_rows.*response_starts=True"):
         trainer.train()

@@ -47,7 +47,7 @@ def make_trainer(base, folder, rows=None, model=None, peft_config=None, **option
     return RewardTrainer(
         model or open_tiny(base),
         RewardConfig(str(folder), **{**defaults, **options}),
-        rows or tokenized(base, 16),
+        train_dataset=rows or tokenized(base, 16),
         processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=peft_config,
     )

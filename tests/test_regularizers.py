@@ -58,7 +58,7 @@ def make_trainer(base, folder, dropout=0.0, rows=None, **options):
     return RewardTrainer(
         open_tiny(base, dropout),
         RewardConfig(str(folder), **{**defaults, **options}),
-        rows or tokenized_rows(base),
+        train_dataset=rows or tokenized_rows(base),
         processing_class=AutoTokenizer.from_pretrained(base),
     )
 

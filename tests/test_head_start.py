@@ -18,7 +18,7 @@ from rlhf_reward.branching import branch_comparisons
 from rlhf_reward.head_start import fit_head, pooled_states
 from rlhf_reward.losses import LOSSES, BradleyTerry, make_loss
 from rlhf_reward.packing import pack_comparisons, pad_comparisons
-from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
+from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.tokens import tokenized_comparison
 from rlhf_reward.trained_parts import freeze_lower_layers
 from tiny import open_tiny, tokenized
@@ -367,3 +367,17 @@ def test_values_that_make_no_sense_are_refused(tmp_path):
         expected = "'random', 'zero' or 'fitted'" if name == "head_start" else "0 or more"
         with pytest.raises(ValueError, match=f"{name} is {value!r}; expected {expected}"):
             check_arguments(replace(args, **{name: value}))
+
+
+def test_a_head_of_length_stays_random(base, tmp_path, monkeypatch):
+    "The start is fitted to the quality alone, which the reward is."
+    monkeypatch.setattr(head_start, "RIDGES", (0.1,))
+    options = {"length_loss": "odin", "length_coefficient": 1.0, "learning_rate": 0.0, "max_steps": 1}
+    model = RewardModel(base, 0.0, "cpu", attributes=["quality", "length"])
+    before = model.score.weight.detach().clone()
+    rows = synthetic_comparisons(16)
+    make_trainer(base, tmp_path, rows, model=model, head_start="fitted", **options).train()
+    assert torch.equal(model.score.weight[1], before[1]) and not torch.equal(model.score.weight[0], before[0])
+    model = RewardModel(base, 0.0, "cpu", attributes=["quality", "length"])
+    with pytest.raises(ValueError, match="head_start is 'zero' with length_loss='odin'"):
+        make_trainer(base, tmp_path, rows, model=model, head_start="zero", **options).train()

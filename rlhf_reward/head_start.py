@@ -187,8 +187,8 @@ class HeadStartMixin:
             return
         if kind == "zero" and self.args.length_loss == "odin":
             raise ValueError(
-                "head_start is 'zero' with length_loss='odin', which correlates what two heads tell, and constants tell "
-                "nothing; expected 'random' or 'fitted'."
+                "head_start is 'zero' with length_loss='odin', which correlates what two heads tell, and constants "
+                "tell nothing; expected 'random' or 'fitted'."
             )
         if kind == "zero":
             nn.init.zeros_(model.score.weight)

@@ -123,15 +123,15 @@ def pytest_xdist_make_scheduler(config, log):
 
 class MarkedPopen(subprocess.Popen):
     "A test without a mark for it starts no Python."
-    def __init__(self, args, *others, executable=None, **options):
+    def __init__(self, args, *others, **options):
         if running is not None:
             first = args if isinstance(args, (str, bytes, os.PathLike)) else args[0]
-            program = os.path.basename(os.fsdecode(executable or first).split()[0])
+            program = os.path.basename(os.fsdecode(options.get("executable") or first).split()[0])
             marks = {mark.name for mark in running.iter_markers()}
             if program.startswith(("python", "rlhf_reward", "nbdev")) and not marks & PROGRAM_MARKS:
                 expected = "expected the fixture `python` or the mark `process`"
                 raise RuntimeError(f"{running.nodeid} starts {program}; {expected}.")
-        super().__init__(args, *others, executable=executable, **options)
+        super().__init__(args, *others, **options)
 
 
 subprocess.Popen = MarkedPopen  # an audit hook would be called for each file and import, too
@@ -159,6 +159,7 @@ def warm_python():
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(specs):
     "Workers are forks too, so that the library is imported once for all of them."
+    gc.enable()
     for spec in specs:
         spec.python = warm_python()
 

@@ -132,7 +132,7 @@ def test_the_commands_in_other_locales(language, charset, rows, tmp_path, python
     }
     environment.pop("PYTHONIOENCODING", None)
     command = [interpreter, "program.py"]
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=240)
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=600)
     output = (ended.stdout + ended.stderr).decode(errors="replace")
     assert ended.returncode == 0, output[-3000:]
     assert "encoding UTF-8" not in output and "help" in output

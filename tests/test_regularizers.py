@@ -198,6 +198,8 @@ def language_gradients(folder, examples, weights):
     ("opt", {}),
     ("cohere", {"logit_scale": 0.5}),
     ("granite", {"logits_scaling": 3.0}),
+    ("qwen3_moe", {}),
+    ("gpt_neox", {}),
 ], ids=str)
 def test_the_language_model_learns_as_in_transformers(family, options, tmp_path):
     "The gradient of the loss of language alone, packed and padded, against responses one at a time."

@@ -21,6 +21,7 @@ from transformers import TrainingArguments
 
 from .attribute_rows import check_all_rated, check_ratings, rated_attributes
 from .columns import check_same_verdicts
+from .length_losses import LENGTH_LOSSES
 from .losses import LOSSES, PlackettLuce
 from .reward import RewardModel
 from .run_record import CHANGEABLE
@@ -66,9 +67,17 @@ class RewardConfig(TrainingArguments):
         "help": "Initial learning rate of the head, with the schedule of learning_rate, which is the default."})
     freeze_layers: int = field(default=0, metadata={
         "help": "Number of layers, from the bottom, that stay as they are, with the embeddings; 0 trains everything."})
+    length_loss: Literal[tuple(LENGTH_LOSSES)] = field(default="none", metadata={
+        "help": "What keeps the reward from learning length: residual compares rewards without what length explains in "
+                "a batch, odin learns a second head for it, with the attributes quality and length."})
+    length_coefficient: float = field(default=1.0, metadata={
+        "help": "Coefficient of the length explained (residual) or of the correlations with length (odin)."})
     good_weight: float = field(default=1.0, metadata={
         "help": "Weight of a good response relative to a bad one, such as 3 where one in four is good; with the loss "
                 "binary."})
+    ema_decay: Optional[float] = field(default=None, metadata={
+        "help": "Let the model be the exponential moving average of its weights over about the last 1 / (1 - decay) "
+                "steps, such as 0.99: it is evaluated and saved. By default the weights of the last step."})
     resume_changes: Optional[list[str]] = field(default=None, metadata={
         "help": "What a resumed run may change of what it was begun with, by name, such as seed or train_data. Without "
                 "it other values are refused; the learning rate, its schedule and the length of the run may change."})
@@ -155,6 +164,8 @@ def check_arguments(
             raise ValueError(f"{name} is {value}; expected 0 or more.")
     if args.head_start not in ("random", "zero", "fitted"):
         raise ValueError(f"head_start is {args.head_start!r}; expected 'random', 'zero' or 'fitted'.")
+    if args.ema_decay is not None and not 0 < args.ema_decay < 1:
+        raise ValueError(f"ema_decay is {args.ema_decay}; expected a number between 0 and 1, such as 0.99, or None.")
     unknown = sorted(set(args.resume_changes or ()) - set(CHANGEABLE))
     if unknown:
         raise ValueError(f"resume_changes has {unknown[0]!r}; expected names of {', '.join(CHANGEABLE)}.")

@@ -41,7 +41,7 @@ METHODS = {
         "head_start": "fitted", "model": {"pooling": "mean", "num_hidden_layers": 20}, "freeze_layers": 14,
     },
 }
-COMMON = {"per_device_train_batch_size": 16, "learning_rate": 1e-4}
+COMMON = {"per_device_train_batch_size": 8, "learning_rate": 1e-4}
 
 
 class Clock:
@@ -94,7 +94,13 @@ def train_ours(model_name, rows, options, seed, clock, folder):
     model = RewardModel(model_name, device="cpu", **{"dropout": 0.0, **options.pop("model", {})})
     args = RewardConfig(folder, seed=seed, **trainer_options(), **options)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_name)
-    trainer = RewardTrainer(model, args, Dataset.from_list(without_keys(rows)), processing_class=tokenizer, callbacks=[clock.callback()])
+    trainer = RewardTrainer(
+        model,
+        args,
+        train_dataset=Dataset.from_list(without_keys(rows)),
+        processing_class=tokenizer,
+        callbacks=[clock.callback()],
+    )
     clock.start()
     trainer.train()
     return trainer
@@ -165,8 +171,10 @@ def run_one(arguments, method, seed):
             model = RewardModel.from_pretrained(folder, device="cpu", dtype=torch.float32)
         else:
             model = trainer.model
+    tokenizer = trainer.processing_class
+    del trainer # with the optimizer's states
     model.backbone.to(torch.bfloat16) # the head stays in float32
-    scorer = Scorer(model, trainer.processing_class)
+    scorer = Scorer(model, tokenizer)
     tables = []
     for name, rows in sets.items():
         tables.append(pairs_of(scorer, without_keys(rows), blind=seed == 0).assign(set=name))

@@ -79,6 +79,14 @@ def _padded(batch, is_best):
     return Predictions(rows, positions - 1, ids[rows, positions], number[rows])
 
 # %% ../nbs/05o_language_loss.ipynb #4a8d9be7
+class _Outputs(BaseModelOutputWithPast):
+    "Outputs of a backbone, None where a family has others."
+
+    def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
 class _GivenStates(nn.Module):
     "In place of a backbone: returns states that were computed before."
 
@@ -88,7 +96,7 @@ class _GivenStates(nn.Module):
         self.others = [backbone] # in a list, since it is no part of the head
 
     def forward(self, *_, **__):
-        return BaseModelOutputWithPast(last_hidden_state=self.states)
+        return _Outputs(last_hidden_state=self.states)
 
     @property
     def decoder(self): # which OPT calls
@@ -131,7 +139,10 @@ def vocabulary_head(
         language_model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
     head = language_model.get_output_embeddings()
     name = next(name for name, module in language_model.named_modules() if module is head)
-    language_model.set_submodule(language_model.base_model_prefix, _GivenStates(model.backbone))
+    inputs = language_model.get_input_embeddings()
+    for path, child in list(language_model.named_children()):
+        if any(module is inputs for module in child.modules()):
+            language_model.set_submodule(path, _GivenStates(model.backbone))
     embeddings = model.get_input_embeddings()
     if config.tie_word_embeddings:
         head.weight = embeddings.weight
@@ -140,18 +151,19 @@ def vocabulary_head(
         raise _no_head(model, f"its vocabulary head has {len(head.weight)} tokens, and {model.num_embeddings} exist")
     for part, weight in list(head.named_parameters()):
         if weight.is_meta:
-            loaded = _saved_weight(model, f"{name}.{part}").to(device, dtype)
+            loaded = _saved_weight(model, name, part).to(device, dtype)
             setattr(head, part, nn.Parameter(loaded, requires_grad=False))
     return language_model
 
 
-def _saved_weight(model, name):
-    "Return a weight of the base checkpoint."
+def _saved_weight(model, name, part):
+    "Return a weight of the vocabulary head in the base checkpoint."
     source = model.config.name_or_path
     files = weight_map(source, model.base_source, model.config) if source else {}
-    saved_name = next((saved for saved in files if saved.endswith(name)), None)
+    names = (f"{name}.{part}", f"embed_out.{part}") # the second is that of files of GPT-NeoX
+    saved_name = next((saved for saved in files if saved.endswith(names)), None)
     if saved_name is None:
-        raise _no_head(model, f"its checkpoint has no {name}")
+        raise _no_head(model, f"its checkpoint has no {name}.{part}")
     with open_weights(find_weights(source, files[saved_name], model.base_source)) as weights:
         return weights.get_tensor(saved_name)
 
@@ -165,6 +177,7 @@ class LanguageLoss:
         model: RewardModel, # a decoder; a hook is put on its backbone until `close`
     ):
         self.head = vocabulary_head(model)
+        self.given = next(module for module in self.head.modules() if isinstance(module, _GivenStates))
         self.states = None
         self.hook = model.backbone.register_forward_hook(self._keep)
 
@@ -194,7 +207,6 @@ class LanguageLoss:
         return sums / found.comparisons.bincount(minlength=len(sums)).clamp(min=1)
 
     def _losses(self, states, tokens):
-        base = self.head.get_submodule(self.head.base_model_prefix)
-        base.states = states[None]
+        self.given.states = states[None]
         logits = self.head(input_ids=tokens[None], use_cache=False).logits[0]
         return F.cross_entropy(logits.float(), tokens, reduction="none")

@@ -338,11 +338,11 @@ def test_what_rewards_reach_by_chance():
         (constant["by_chance"]["best_found"], constant["by_chance"]["ndcg"])
     )
     assert constant["by_chance"]["best_found"] == pytest.approx((1 / 4 + 2 / 3) / 2)
-    many_ranks = 800 * ranks
+    many_ranks = 300 * ranks
     rewards = [generator.random(len(own)).tolist() for own in many_ranks]
     drawn = ranking(table(rewards, many_ranks))
-    assert drawn["best_found"] == pytest.approx(constant["best_found"], abs=0.03)
-    assert drawn["ndcg"] == pytest.approx(constant["ndcg"], abs=0.01)
+    assert drawn["best_found"] == pytest.approx(constant["best_found"], abs=0.05)
+    assert drawn["ndcg"] == pytest.approx(constant["ndcg"], abs=0.015)
     assert constant["best_found_interval"]["value"] == constant["best_found"]
 
 
@@ -784,7 +784,12 @@ def test_training_and_evaluation_agree(model, tmp_path):
         str(tmp_path), per_device_eval_batch_size=7, report_to="none", use_cpu=True, disable_tqdm=True
     )
     data = [row for row in rows() if len(set(row["scores"])) > 1]
-    trainer = RewardTrainer(reward_model, config, None, Dataset.from_list(data), word_tokenizer())
+    trainer = RewardTrainer(
+        reward_model,
+        config,
+        eval_dataset=Dataset.from_list(data),
+        processing_class=word_tokenizer(),
+    )
     metrics = trainer.evaluate()
     report = evaluate(Scorer(reward_model, word_tokenizer()), map(to_comparison, data)).report
     for name in (

@@ -297,7 +297,14 @@ def test_training_and_an_adapter_keep_the_pooling(bases, tmp_path, pooling):
         before = {name: weight.clone() for name, weight in model.named_parameters()}
         folder = tmp_path / ("adapter" if adapter else "whole")
         args = RewardConfig(str(folder), **options)
-        trainer = RewardTrainer(model, args, rows, rows, word_tokenizer(), peft_config=adapter)
+        trainer = RewardTrainer(
+            model,
+            args,
+            train_dataset=rows,
+            eval_dataset=rows,
+            processing_class=word_tokenizer(),
+            peft_config=adapter,
+        )
         trainer.train()
         assert trainer.data_collator.func is pack_comparisons
         if pooling == "attention":
@@ -320,6 +327,11 @@ def test_training_and_an_adapter_keep_the_pooling(bases, tmp_path, pooling):
 def test_rows_that_were_tokenized_without_starts_are_refused(bases, tmp_path):
     rows = tokenize_rows(Dataset.from_list(PAIRS), word_tokenizer(), 32)
     args = RewardConfig(str(tmp_path), report_to="none", use_cpu=True, max_steps=1)
-    trainer = RewardTrainer(new_model(bases["llama"], "mean"), args, rows, None, word_tokenizer())
+    trainer = RewardTrainer(
+        new_model(bases["llama"], "mean"),
+        args,
+        train_dataset=rows,
+        processing_class=word_tokenizer(),
+    )
     with pytest.raises(ValueError, match="tokenize_rows.*response_starts=True"):
         trainer.train()

@@ -49,12 +49,17 @@ def evaluations():
     }
 
 
-def test_figures_are_those_of_the_evaluation(evaluations):
+@pytest.fixture(scope="module")
+def html_page(evaluations):
+    return report_html(evaluations)
+
+
+def test_figures_are_those_of_the_evaluation(evaluations, html_page):
     report = evaluations["pairs.jsonl"]["first"].report
     low = 100 * report["accuracy_interval"]["low"]
     high = 100 * report["accuracy_interval"]["high"]
     share = f"{100 * report['accuracy']:.1f} ({low:.1f} to {high:.1f})"
-    for page in (report_markdown(evaluations), html.unescape(report_html(evaluations))):
+    for page in (report_markdown(evaluations), html.unescape(html_page)):
         for what in (
             share,
             "first without the prompt",
@@ -240,7 +245,7 @@ def test_all_files_or_none(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_page_that_needs_nothing_else(evaluations, tmp_path):
+def test_one_page_that_needs_nothing_else(evaluations, html_page, tmp_path):
     write_report(evaluations, tmp_path / "report")
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         "report.html",
@@ -251,7 +256,7 @@ def test_one_page_that_needs_nothing_else(evaluations, tmp_path):
     assert page.count("<svg ") == 4 + 4 + 5
     assert not re.search(r"(src|href)=\"(?!data:|#)|url\((?!#)|@import", page)
     assert len(set(re.findall(r'\bid="([^"]*)"', page))) == page.count(' id="') # drawings share no name
-    assert page == report_html(evaluations) # the same each time
+    assert page == html_page # the same each time
     small = {"rated": {"length": evaluate(LENGTH, [Comparison("p", ("a", "b"), (1, 1), (2.0, 1.0))])}} # quick to draw
     record = {"date": "2026-01-31 14:05 UTC", "command": "rlhf_reward evaluate --data 'a b'"}
     dated = report_html(small, record)

@@ -151,7 +151,14 @@ def prepare_trainer(
     if eval_set is None:
         train_set, eval_set = hold_out(train_set, seed=args.seed)
         eval_rows = rows_with_prompts(train_rows, eval_set["prompt_key"])
-    trainer = RewardTrainer(model, args, train_set, eval_set, tokenizer, peft_config=peft_config)
+    trainer = RewardTrainer(
+        model,
+        args,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
     trainer.eval_rows = eval_rows
     return trainer
 
@@ -206,20 +213,17 @@ def _stopped(stop, trainer):
 
 def _save_and_evaluate(trainer, job, pairs=None):
     "Save the model, then evaluate and describe it; return the metrics."
+    from rlhf_reward.output_folder import not_lost
+
     args = trainer.args
     if job.merge_adapter:
         from rlhf_reward.adapters import merge_adapter
 
         merge_adapter(trainer.model)
-    try:
-        trainer.save_model(_internal_call=True)  # before the evaluation, which may fail too
-    except OSError as error:
-        if trainer.last_checkpoint is None:
-            raise
-        raise OSError(
-            f"{error} The training is not lost: to continue from {trainer.last_checkpoint}, add "
-            "--resume_from_checkpoint true."
-        ) from error
+    is_saved = args.save_strategy != "no" and not job.merge_adapter  # by `train`
+    if not is_saved:
+        with not_lost(trainer.last_checkpoint):
+            trainer.save_model(_internal_call=True)  # before the evaluation, which may fail too
     if pairs is not None:
         learn_weights(trainer, job, pairs)
     metrics = trainer.evaluate()

@@ -141,6 +141,8 @@ def test_train_takes_the_names_of_the_others(tmp_path):
     ("verify", ["--modle", "m"], "did you mean 'model'?"),
     ("convert", ["a", "b", "c"], "unknown argument 'c'"),
     ("convert", ["a", "--model", "b"], "model is given twice, as a and as --model b"),
+    ("completion", ["fish"], "shell is 'fish'; expected one of bash, zsh, tcsh."),
+    ("completion", [], "there is no shell; expected --shell SHELL, or it without --shell."),
     ("train", ["--out_dir", "x"], "did you mean 'output_dir'?"),
     ("train", ["none.yaml"], "one of the recipes attributes, full, kwise, lora, qlora"),
     ("train", [str(RECIPES["full"].parent / "fsdp2.yaml")], "is for accelerate; expected arguments of the command"),

@@ -165,6 +165,9 @@ class CommandParser(argparse.ArgumentParser):
                 given = rest.pop(0)
             if not given and not is_printed:
                 self.error(f"there is no {name}; expected --{name} {options[name].metavar}, or it without --{name}.")
+            choices = options[name].choices
+            if given and choices and given not in choices:
+                self.error(f"{name} is {given!r}; expected one of {', '.join(choices)}.")
             setattr(values, name, given)
         if rest:
             self.error(f"unknown argument {rest[0]!r} {ON_COMMAND_LINE}.")

@@ -13,7 +13,7 @@ from rlhf_reward.reward import RewardModel
 from rlhf_reward.synthetic import tiny_decoder
 
 pytestmark = pytest.mark.usefixtures("few_synthetic_rows")
-QUICK = ["--max_steps", "2", "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"]
+QUICK = ["--max_steps", "1", "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"]
 IMPORTED_BY_HELP = """
 import sys
 from rlhf_reward.cli import COMMANDS, main

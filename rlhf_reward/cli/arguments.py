@@ -185,6 +185,12 @@ def scoring_parser(
         "checkpoint records; without it for one made elsewhere)",
     )
     group.add_argument("--attribute_weights", metavar="NAME=NUMBER,…", help=WEIGHTS_HELP)
+    if command != "calibrate":
+        group.add_argument(
+            "--calibrated",
+            action="store_true",
+            help="rewards without what the length of a response explains, of a checkpoint of calibrate",
+        )
     group.add_argument(
         "--chat_template",
         help="for messages on a model without a chat template: a file with a Jinja chat template, or a model whose "
@@ -236,8 +242,11 @@ def open_scorer(
             not options.joined_text,
             options.ends_with_eos,
             parse_weights(options.attribute_weights),
+            calibrated=getattr(options, "calibrated", False),
             **model_options,
         )
+    if scorer.length_calibration:
+        print(f"Rewards of {model or options.model} are calibrated by length, on {scorer.length_calibration.data}.")
     if options.chat_template:
         scorer.tokenizer.chat_template = read_chat_template(options.chat_template)
         report_template(scorer.tokenizer)

@@ -214,12 +214,23 @@ def _print_summary(data, by_model):
     width = max(len(name) for name, _ in lines)
     for name, figure in lines:
         print(f"  {name:<{width}}  {figure}")
+    _print_verdicts(reports)
     for model, report in reports.items():
         if "benchmark" in report:
             benchmark = report["benchmark"]
             interval = benchmark["score_interval"]
             score = _with_interval(interval) if interval else format(benchmark["score"], ".4f")
             print(f"  {benchmark['name']} of {model}: {score}")
+
+
+def _print_verdicts(reports):
+    "Print whether each model is better than length and than no prompt."
+    from rlhf_reward.verdict import verdict_lines
+
+    for model, report in reports.items():
+        for dataset, sentence in verdict_lines(report) if report["pairs"] else ():
+            subject = f"{model}, {dataset}" if dataset else model
+            print(f"  {subject}: {sentence}")
 
 
 def _print_ranking(ranking):
@@ -271,6 +282,7 @@ def evaluate(
     processes, device = shared_processes(options)
     with exit_on_error("evaluate"):
         from rlhf_reward.report import prepare_report, write_report
+        from rlhf_reward.report_record import report_record
 
         if processes.is_main_process:
             prepare_report(options.output)
@@ -278,7 +290,7 @@ def evaluate(
         asked = _asked_benchmarks(benchmarks, options.benchmark_dir)
         evaluations = _evaluate_all(options, models, files, asked, missing, processes, device)
         if processes.is_main_process:
-            write_report(evaluations, options.output)
+            write_report(evaluations, options.output, report_record(["evaluate", *argv]))
     if processes.is_main_process:
         report = json.loads((Path(options.output) / "report.json").read_text(encoding="utf-8"))
         for data, by_model in evaluations.items():

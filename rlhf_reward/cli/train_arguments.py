@@ -91,6 +91,10 @@ class TrainArguments(AttributeArguments):
             "10,000 rows."
         },
     )
+    pooling: Optional[Literal["last", "first", "classifier", "mean", "attention"]] = field(
+        default=None,
+        metadata={"help": "What is read: mean or attention over the response, for this library alone (default: last)"},
+    )
     dropout: float = field(default=0.1, metadata={"help": "Dropout before the reward head during training."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32",

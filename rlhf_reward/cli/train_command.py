@@ -95,7 +95,7 @@ def _open_model(name, job, args):
     from rlhf_reward.other_heads import convert_remedy, head_to_convert
     from rlhf_reward.reward import RewardModel, is_reward_model
 
-    options = {}
+    options = {"pooling": job.pooling}
     if job.attn_implementation:
         options["attn_implementation"] = job.attn_implementation
     if job.load_in_4bit:
@@ -133,6 +133,7 @@ def prepare_trainer(
 
     from rlhf_reward.checkpoint_files import open_tokenizer
     from rlhf_reward.data import hold_out
+    from rlhf_reward.held_out import rows_with_prompts
     from rlhf_reward.training import RewardTrainer, tokenize_for_model
 
     set_seed(args.seed)
@@ -149,7 +150,17 @@ def prepare_trainer(
     eval_set = tokenize(eval_rows, label_of(evaluation_sets(job)))
     if eval_set is None:
         train_set, eval_set = hold_out(train_set, seed=args.seed)
-    return RewardTrainer(model, args, train_set, eval_set, tokenizer, peft_config=peft_config)
+        eval_rows = rows_with_prompts(train_rows, eval_set["prompt_key"])
+    trainer = RewardTrainer(
+        model,
+        args,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+    trainer.eval_rows = eval_rows
+    return trainer
 
 # %% ../../nbs/09b_cli_train.ipynb #9b938616
 def train(
@@ -202,24 +213,22 @@ def _stopped(stop, trainer):
 
 def _save_and_evaluate(trainer, job, pairs=None):
     "Save the model, then evaluate and describe it; return the metrics."
+    from rlhf_reward.output_folder import not_lost
+
     args = trainer.args
     if job.merge_adapter:
         from rlhf_reward.adapters import merge_adapter
 
         merge_adapter(trainer.model)
-    try:
-        trainer.save_model(_internal_call=True)  # before the evaluation, which may fail too
-    except OSError as error:
-        if trainer.last_checkpoint is None:
-            raise
-        raise OSError(
-            f"{error} The training is not lost: to continue from {trainer.last_checkpoint}, add "
-            "--resume_from_checkpoint true."
-        ) from error
+    is_saved = args.save_strategy != "no" and not job.merge_adapter  # by `train`
+    if not is_saved:
+        with not_lost(trainer.last_checkpoint):
+            trainer.save_model(_internal_call=True)  # before the evaluation, which may fail too
     if pairs is not None:
         learn_weights(trainer, job, pairs)
     metrics = trainer.evaluate()
     trainer.set_reward_scale(metrics, _held_data(job))
+    verdict = trainer.verdict(name=_held_data(job)) if metrics["eval_pairs"] else None
     names = [one.name for one in training_sets(job)]
     trainer.create_model_card(dataset=names)
     if args.push_to_hub:
@@ -231,7 +240,7 @@ def _save_and_evaluate(trainer, job, pairs=None):
         metrics["eval_longer_wins"] = longer_wins(trainer.eval_dataset)
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
-        print(f"\n{_summary(metrics)}\nCheckpoint:        {args.output_dir}")
+        print(f"\n{_summary(metrics, verdict)}\nCheckpoint:        {args.output_dir}")
         print_next(*next_words(job, args.output_dir))
     return metrics
 
@@ -241,8 +250,8 @@ def _held_data(job):
     return label_of(evaluation_sets(job)) or f"held out of {label_of(training_sets(job))}"
 
 
-def _summary(metrics):
-    "Return the accuracy and its baseline; without pairs, the agreement with ratings and labels."
+def _summary(metrics, verdict=None):
+    "Return the accuracy, its baseline and the verdict; without pairs, the agreement with ratings and labels."
     if not metrics["eval_pairs"]:
         names = ("spearman", "pearson", "mse", "auroc", "labels_right", "offset")
         found = [f"{name} {metrics[f'eval_{name}']:.4f}" for name in names if f"eval_{name}" in metrics]
@@ -257,4 +266,7 @@ def _summary(metrics):
         dataset = name.removeprefix("eval_").removesuffix("_accuracy")
         if name.endswith("_accuracy") and name != "eval_accuracy": # of a set of a mixture
             lines.append(f"  {dataset}: {accuracy:.4f} over {metrics[f'eval_{dataset}_pairs']} pairs")
-    return "\n".join([*lines, f"Longer wins:       {metrics['eval_longer_wins']:.4f}"])
+    lines.append(f"Longer wins:       {metrics['eval_longer_wins']:.4f}")
+    if verdict:
+        lines.append(verdict)
+    return "\n".join(lines)

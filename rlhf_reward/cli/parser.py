@@ -182,8 +182,8 @@ def given_words(
     options = options_by_name(parser)
     words = []
     for name in names:
-        value = getattr(values, options[name].dest)
-        if value == options[name].default:
+        value = getattr(values, options[name].dest) if name in options else None
+        if value is None or value == options[name].default:
             continue
         words.append(f"--{name}")
         if value is not True:

@@ -29,6 +29,8 @@ LEAST = {
     "serve": ["--model", "m"],
     "verify": ["--model", "m", "--folder", "other"],
     "convert": ["theirs", "ours"],
+    "average": ["one", "two", "--output", "mean"],
+    "calibrate": ["--model", "m", "--data", "rows.jsonl", "--output", "calibrated"],
     "env": [],
     "completion": ["bash"],
 }
@@ -73,8 +75,9 @@ def test_every_option_of_every_command_has_both_spellings():
         for name, action in options_by_name(parser).items():
             if name in GENERAL or action.dest in ("url", "tool"):
                 continue
-            others = [word for word in parser.words if word != name]
-            argv = [f"--{word}=x" for word in others] if parser.words else least(command)
+            argv = least(command)
+            if name in parser.words:  # which are then given by name
+                argv = [f"--{word}=x" for word in {*parser.words, "output"} & set(options_by_name(parser)) - {name}]
             found = []
             for spelled in (f"--{name}", f"--{name.replace('_', '-')}"):
                 found.append(parser.parse_args([*argv, spelled, *value_for(action)]))
@@ -141,6 +144,8 @@ def test_train_takes_the_names_of_the_others(tmp_path):
     ("verify", ["--modle", "m"], "did you mean 'model'?"),
     ("convert", ["a", "b", "c"], "unknown argument 'c'"),
     ("convert", ["a", "--model", "b"], "model is given twice, as a and as --model b"),
+    ("completion", ["fish"], "shell is 'fish'; expected one of bash, zsh, tcsh."),
+    ("completion", [], "there is no shell; expected --shell SHELL, or it without --shell."),
     ("train", ["--out_dir", "x"], "did you mean 'output_dir'?"),
     ("train", ["none.yaml"], "one of the recipes attributes, full, kwise, lora, qlora"),
     ("train", [str(RECIPES["full"].parent / "fsdp2.yaml")], "is for accelerate; expected arguments of the command"),

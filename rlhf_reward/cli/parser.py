@@ -165,6 +165,9 @@ class CommandParser(argparse.ArgumentParser):
                 given = rest.pop(0)
             if not given and not is_printed:
                 self.error(f"there is no {name}; expected --{name} {options[name].metavar}, or it without --{name}.")
+            choices = options[name].choices
+            if given and choices and given not in choices:
+                self.error(f"{name} is {given!r}; expected one of {', '.join(choices)}.")
             setattr(values, name, given)
         if rest:
             self.error(f"unknown argument {rest[0]!r} {ON_COMMAND_LINE}.")
@@ -179,8 +182,8 @@ def given_words(
     options = options_by_name(parser)
     words = []
     for name in names:
-        value = getattr(values, options[name].dest)
-        if value == options[name].default:
+        value = getattr(values, options[name].dest) if name in options else None
+        if value is None or value == options[name].default:
             continue
         words.append(f"--{name}")
         if value is not True:

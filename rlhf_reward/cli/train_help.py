@@ -24,7 +24,7 @@ GROUPS = {  # title: (shown by --help, shown by --help-all only)
     ),
     "model": (
         "model chat_template",
-        "dtype attn_implementation dropout attributes attribute_weights learn_attribute_weights",
+        "dtype attn_implementation dropout pooling attributes attribute_weights learn_attribute_weights",
     ),
     "adapter": ("lora_r load_in_4bit merge_adapter", "lora_alpha lora_dropout lora_target_modules"),
     "reward": (

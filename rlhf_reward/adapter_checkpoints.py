@@ -22,10 +22,11 @@ from .checkpoint_files import ADAPTER_FILE as FILE
 from .checkpoint_files import ADAPTER_HEAD as HEAD # defined here before
 from .checkpoint_files import ADAPTER_PREFIX as PREFIX
 from .checkpoint_files import adapter_base, adapter_head, adapter_model_config, find_file, is_adapter
-from .checkpoint_files import is_encoder_head, is_sft_adapter
-from .checkpoints import facts_to_save, head_to_save, set_plain_output, tokenizer_to_save
+from .checkpoint_files import is_encoder_head, is_sft_adapter, note_source
+from .checkpoints import facts_to_save, head_to_save, save_tokenizer, set_plain_output, tokenizer_to_save
 from .encoder_heads import check_bias, modules_to_save, train_layers_before_head
 from .other_heads import convert_remedy, head_to_convert
+from .pooling import copy_head, saved_head_shape
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #6b0a208a
 def add_adapter(
@@ -63,7 +64,7 @@ def add_adapter(
 def save_adapter(
     model: nn.Module, # a `RewardModel` with an adapter
     folder: Union[str, Path], # made if it does not exist
-    tokenizer: PreTrainedTokenizerBase, # the model's own
+    tokenizer: Optional[PreTrainedTokenizerBase], # the model's own; without it the checkpoint is incomplete
     state_dict: Optional[dict[str, torch.Tensor]] = None, # gathered, of a sharded model; by default the model's own
 ):
     """
@@ -78,19 +79,18 @@ def save_adapter(
     state = _peft_weights(model, weights)
     save_file(state, folder / FILE, metadata={"format": "pt"})
     _peft_config(model).save_pretrained(folder)
-    tokenizer_copy = tokenizer_to_save(tokenizer, model.config)
-    if tokenizer_copy.pad_token_id >= model.num_embeddings:
+    tokenizer_copy = None if tokenizer is None else tokenizer_to_save(tokenizer, model.config)
+    if tokenizer_copy is not None and tokenizer_copy.pad_token_id >= model.num_embeddings:
         template = tokenizer_copy.chat_template
         tokenizer_copy = copy.deepcopy(tokenizer)
         tokenizer_copy.chat_template = template
     config = copy.deepcopy(model.config)
     set_plain_output(config, model.attributes)
-    if model.pooling == "last":
+    if tokenizer_copy is not None and model.pooling == "last":
         config.pad_token_id = tokenizer_copy.pad_token_id
     config.rlhf_reward = facts_to_save(model)
     config.save_pretrained(folder)
-    Path(folder, "chat_template.jinja").unlink(missing_ok=True) # of an earlier tokenizer
-    tokenizer_copy.save_pretrained(folder)
+    save_tokenizer(tokenizer_copy, folder)
 
 
 def load_adapter(
@@ -108,7 +108,7 @@ def load_adapter(
     head = state.pop(name, None)
     for bias in of_bias:
         check_bias(folder, state.pop(bias, None))
-    shape = tuple(model.score.weight.shape)
+    shape = saved_head_shape(model.pooling, *model.score.weight.shape)
     if head is not None and tuple(head.shape) != shape:
         raise ValueError(
             f"The reward head of {str(folder)!r} is {tuple(head.shape)}; expected an adapter with {name} of shape "
@@ -116,8 +116,7 @@ def load_adapter(
         )
     load_adapter_weights(model.backbone, state, folder)
     if head is not None:
-        with torch.no_grad():
-            model.score.weight.copy_(head)
+        copy_head(model, head)
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #8f068d7a
 class _AdapterFolder(NamedTuple):
@@ -201,6 +200,7 @@ def from_adapter(
             f"The reward head of {str(folder)!r} does not exist; expected an adapter with {head}, or a base model with "
             f"a head. {error}"
         ) from error
+    note_source(model, folder, kwargs)
     if has_head or saved.facts:
         model.ends_with_eos = saved.facts.get("ends_with_eos", False)
     if has_head:

@@ -83,6 +83,7 @@ class AttributeSum(nn.Module):
 # %% ../nbs/01m_attributes.ipynb #93f322ac
 class AttributesMixin:
     "Part of a model with an `attribute_sum`: the names and weights of its attributes."
+    head_is_new = True # until that of a checkpoint is loaded, or training has begun
 
     @property
     def attributes(self) -> tuple[str, ...]: # in the order of the outputs
@@ -114,7 +115,8 @@ class AttributesMixin:
         saved: dict[str, float], # of the checkpoint, empty if it has none
         chosen: Optional[dict[str, float]], # by the user, as in `set_attribute_weights`
     ) -> None:
-        "Use the weights of a checkpoint, unless others were chosen."
+        "Use the weights of a checkpoint, whose head is a trained one, unless others were chosen."
+        self.head_is_new = False
         if saved:
             self.attribute_sum.set(saved)
         if chosen is not None:

@@ -266,6 +266,7 @@ def _run_options(scorer, normalize):
         "ends_with_eos": model.ends_with_eos,
         "attribute_weights": model.attribute_weights or None,
         "chat_template": scorer.tokenizer.chat_template,
+        "length_calibration": scorer.length_calibration.facts() if scorer.length_calibration else None,
     }
 
 

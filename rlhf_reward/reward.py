@@ -19,7 +19,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from .adapter_checkpoints import from_adapter, save_adapter
 from .attributes import AttributesMixin, AttributeSum, checked_attributes
 from .branching import branched_states
-from .checkpoint_files import check_finite, is_adapter, refuse_own_code
+from .checkpoint_files import check_finite, is_adapter, note_source, refuse_own_code
 from .checkpoints import checked_dropout, load_config, num_embeddings_of, save_checkpoint
 from .encoder_heads import check_not_packed
 # defined here before
@@ -27,15 +27,17 @@ from .checkpoint_files import hub_options
 from .checkpoints import MIXES_PADDING, default_pooling, head_size, is_reward_model, load_backbone
 from .checkpoints import sequence_classifier, tokenizer_to_save, unsharded
 from .heads import head_labels, load_head, new_head
-from .inputs import check_shapes, check_values, left_aligned, require, right_padded
+from .inputs import aligned_types, check_shapes, check_values, left_aligned, require, right_padded
+from .model_tools import ModelTools
 from .other_heads import keep_openrlhf_scale
-from .placing import check_device, place
+from .placing import best_device, check_device, place
+from .pooling import check_response_tokens, copy_head, new_response_pooling
 from .rope import check_length, choose_frequencies_by_text, scales_by_length
 from .sft_adapters import base_of, open_base
 from .losses import bradley_terry
 
 # %% ../nbs/01_reward.ipynb #d9d2abf6
-class BackboneProperties(AttributesMixin, nn.Module):
+class BackboneProperties(AttributesMixin, ModelTools, nn.Module):
     "The part of `RewardModel` that its `backbone` and config answer for trainers and tools."
 
     @property
@@ -59,23 +61,6 @@ class BackboneProperties(AttributesMixin, nn.Module):
                 limit -= module.padding_idx + 1 # RoBERTa's positions begin after it
         return limit if limit > 0 else None
 
-    @property
-    def hf_device_map(self) -> dict: # the backbone's; raises `AttributeError` if it is on one device
-        return self.backbone.hf_device_map
-
-    @property
-    def _no_split_modules(self) -> list[str]: # the backbone's, by which FSDP shards
-        return self.backbone._no_split_modules
-
-    def activation_checkpointing_enable(self, **kwargs): # as on the backbone; the Trainer calls it
-        # without it reentrant checkpoints see no gradient after frozen embeddings
-        self.backbone.enable_input_require_grads()
-        self.backbone.activation_checkpointing_enable(**kwargs)
-
-    def gradient_checkpointing_enable(self, **kwargs): # its name before transformers 5.23
-        self.backbone.enable_input_require_grads()
-        self.backbone.gradient_checkpointing_enable(**kwargs)
-
     def _rows_and_ends(self, input_ids, attention_mask, position_ids, end_positions):
         "Return the inputs, padded on the right unless packed, and the row and position that each reward is read at."
         if end_positions is not None:
@@ -93,6 +78,13 @@ class BackboneProperties(AttributesMixin, nn.Module):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         return inputs if position_ids is None else {**inputs, "position_ids": position_ids}
 
+    def _segments(self, token_type_ids, attention_mask, end_positions, shape):
+        "Return token types for a backbone that takes them."
+        if token_type_ids is None:
+            return {}
+        types = aligned_types(token_type_ids, attention_mask, end_positions, shape)
+        return {"token_type_ids": types} if "token_type_ids" in self._input_names else {}
+
     def _hidden_states(self, inputs, branches, packed_sequences):
         "Return the last hidden states, (batch_size, seq_len, hidden_size), or what a classifier makes of them."
         if branches is None:
@@ -100,6 +92,35 @@ class BackboneProperties(AttributesMixin, nn.Module):
             outputs = self.backbone(**inputs, **self._backbone_kwargs, **options)
             return outputs.logits if self.pooling == "classifier" else outputs.last_hidden_state
         return branched_states(self.backbone, self._input_names, inputs, branches, **self._backbone_kwargs)
+
+    def _pooled(self, states, rows, ends, response_tokens):
+        "Return what the head reads, (num_responses, hidden_size)."
+        if self.pooling == "classifier":
+            return states
+        if self.response_pooling is None:
+            return states[rows, ends]
+        if not torch.compiler.is_compiling():
+            check_response_tokens(self.pooling, response_tokens, states.shape[:2], len(rows), wait=not self.training)
+        return self.response_pooling(states, response_tokens, len(rows))
+
+    def save_pretrained(
+        self,
+        folder: Union[str, Path], # made if it does not exist
+        # saved with the weights, with its chat template; without it the checkpoint is incomplete, which is reported
+        tokenizer: Optional[PreTrainedTokenizerBase] = None,
+        state_dict: Optional[dict[str, torch.Tensor]] = None, # gathered, of a sharded model; by default the model's own
+    ):
+        """
+        Save weights (safetensors), config and tokenizer, for `from_pretrained` and for transformers.
+
+        `AutoModelForSequenceClassification` gives the same rewards for every family that has such a class, with the
+        default pooling. A decoder's finds the last token by its id, so a tokenizer whose pad token can end a text (or
+        that has none) is saved with one of its own, `<|pad|>`, and the embeddings with a row for it where none is free.
+        It pads on the right. A half-precision checkpoint rounds the head there; here it stays in float32. The tokenizer
+        and the model in memory do not change. Of a model with an adapter, the adapter and the head are saved.
+        """
+        save = save_adapter if hasattr(self.backbone, "peft_config") else save_checkpoint
+        save(self, folder, tokenizer, state_dict)
 
     def normalize(
         self,
@@ -132,8 +153,7 @@ class RewardModel(BackboneProperties):
     A transformers backbone, dropout and a bias-free linear head: one float32 reward for each sequence.
 
     The reward is the head's output without a sigmoid. The head has no bias because a constant cancels in every
-    pairwise loss, and because every serving tool expects none. Like any model from transformers it starts in evaluation
-    mode; call `train()` before training, so that dropout is active.
+    pairwise loss, and because every serving tool expects none. It starts in evaluation mode, as transformers' models.
     """
     accepts_loss_kwargs = False # makes transformers.Trainer divide the loss by the accumulation steps
 
@@ -142,13 +162,15 @@ class RewardModel(BackboneProperties):
         model_name: str, # folder or hub name of a model of transformers, or of an SFT adapter, which is merged
         dropout: float = 0.1, # probability to zero an element of the pooled hidden state while training
         device: str = "cuda", # of the model, such as 'cuda', 'cuda:1' or 'cpu'; not used with a `device_map`
-        # read by the head, see `open_backbone`: 'last' of a decoder, 'classifier' or 'first' of an encoder
+        # read by the head, see `open_backbone`: 'last' of a decoder, 'classifier' or 'first' of an encoder, or 'mean'
+        # or 'attention' over the response, which no other tool opens
         pooling: Optional[str] = None,
         attributes: Optional[Sequence[str]] = None, # an output each, whose weighted sum is the reward; None: one output
         **kwargs, # for `AutoModel.from_pretrained`; dtype is float32 unless given: half precision loses small updates
     ):
         super().__init__()
         check_device(device, kwargs.get("device_map"))
+        note_source(self, model_name, kwargs)
         self.merged_adapter, base_name, options = base_of(model_name, kwargs)
         base_name, config = load_config(base_name, options)
         self.ends_with_eos = getattr(config, "rlhf_reward", {}).get("ends_with_eos", True)
@@ -162,6 +184,7 @@ class RewardModel(BackboneProperties):
         self.dropout = nn.Dropout(checked_dropout(dropout))
         self.attribute_sum = AttributeSum(checked_attributes(attributes))
         self.score = new_head(width, len(self.attribute_sum.weights))
+        self.response_pooling = new_response_pooling(self.pooling, width)
         place(self.eval(), device, kwargs.get("device_map"))
         check_finite(model_name, self.backbone.state_dict().items())
 
@@ -175,6 +198,10 @@ class RewardModel(BackboneProperties):
         branches: Optional[TensorType["num_sequences", 3, int]] = None, # of `BranchedBatch`, all tokens in one row
         attributes: bool = False, # return the outputs that a reward is the sum of, (batch_size, num_attributes)
         packed_sequences: Optional[dict[int, dict]] = None, # of `kernels.add_sequences`, for attention without a mask
+        # for 'mean' or 'attention': row, position (of the real tokens, in a padded row) and response of each token read
+        response_tokens: Optional[TensorType["num_tokens", 3, int]] = None,
+        # of segments, as a tokenizer of BERT returns them; backbones without segments ignore them
+        token_type_ids: Optional[TensorType["batch_size", "seq_len", int]] = None,
     ) -> TensorType["batch_size", 1, float]: # float32 rewards; (num_responses, 1) with `end_positions`
         """
         Return one reward for each row, or for each of `end_positions`.
@@ -185,46 +212,26 @@ class RewardModel(BackboneProperties):
         Raises `ValueError` for shapes that do not fit, a row without a real token, or ids outside the vocabulary. In
         training on a GPU such values stop the run without naming them; under `torch.compile` they are not checked.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         check_shapes(input_ids, attention_mask, position_ids, end_positions)
         check_not_packed(self.pooling, end_positions)
         if not torch.compiler.is_compiling():
             check_values(input_ids, attention_mask, end_positions, self.num_embeddings, wait=not self.training)
         inputs, rows, ends = self._rows_and_ends(input_ids, attention_mask, position_ids, end_positions)
+        inputs |= self._segments(token_type_ids, attention_mask, end_positions, input_ids.shape)
         check_length(self.config, inputs["input_ids"], inputs.get("position_ids"))
         states = self._hidden_states(inputs, branches, packed_sequences)
-        pooled = states if self.pooling == "classifier" else states[rows, ends]
-        with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
-            pooled = self.dropout(pooled.to(self.score.weight)) # its device and dtype
-            outputs = self.score(pooled).float()
+        with torch.autocast(states.device.type, enabled=False): # the head stays in float32 under bf16 training
+            pooled = self._pooled(states, rows, ends, response_tokens).to(self.score.weight) # its device and dtype
+            outputs = self.score(self.dropout(pooled)).float()
             return outputs if attributes else self.attribute_sum(outputs)
-
-    def save_pretrained(
-        self,
-        folder: Union[str, Path], # made if it does not exist
-        tokenizer: PreTrainedTokenizerBase, # saved with the weights, with its chat template
-        state_dict: Optional[dict[str, torch.Tensor]] = None, # gathered, of a sharded model; by default the model's own
-    ):
-        """
-        Save weights (safetensors), config and tokenizer, for `from_pretrained` and for transformers.
-
-        `AutoModelForSequenceClassification` gives the same rewards for every family that has such a class, with the
-        default pooling. A decoder's finds the last token by its id, so a tokenizer whose pad token can end a text (or
-        that has none) is saved with one of its own, `<|pad|>`, and the embeddings with a row for it where none is free.
-        The tokenizer is saved to pad on the right, since transformers' GPT-2 and similar count positions from the
-        padding. A half-precision checkpoint rounds the head there; here it stays in float32. The tokenizer and the
-        model in memory do not change. Of a model with an adapter, the adapter and the head are saved.
-        """
-        save = save_adapter if hasattr(self.backbone, "peft_config") else save_checkpoint
-        save(self, folder, tokenizer, state_dict)
 
     @classmethod
     def from_pretrained(
         cls,
         model_name: str, # folder that `save_pretrained` wrote, or name of a classifier with a `score` head
         dropout: float = 0.1, # as in `RewardModel`
-        device: str = "cuda", # as in `RewardModel`
+        device: Optional[str] = None, # as in `RewardModel`; by default 'cuda' if available, else 'cpu'
         pooling: Optional[str] = None, # as in `RewardModel`; by default what was saved
         attribute_weights: Optional[dict[str, float]] = None, # of the labels of several; by default those saved
         **kwargs, # for `AutoModel.from_pretrained`; dtype is the checkpoint's unless given
@@ -235,6 +242,7 @@ class RewardModel(BackboneProperties):
         `ends_with_eos` is what was saved. A model made elsewhere is assumed to be trained on texts as its tokenizer and
         chat template write them, without an end-of-sequence token of ours. An adapter loads with its base model.
         """
+        device = device or best_device()
         if is_adapter(model_name, kwargs):
             return from_adapter(RewardModel, model_name, dropout, device, pooling, attribute_weights, **kwargs)
         _, config = load_config(model_name, kwargs)
@@ -244,7 +252,7 @@ class RewardModel(BackboneProperties):
         model = cls(model_name, dropout, device, pooling, names, **{"dtype": "auto", **kwargs})
         keep_openrlhf_scale(model.config)
         model.ends_with_eos = getattr(model.config, "rlhf_reward", {}).get("ends_with_eos", False)
-        model.score.weight.data.copy_(load_head(model_name, kwargs, config, len(model.score.weight)))
+        copy_head(model, load_head(model_name, kwargs, config, len(model.score.weight), model.pooling))
         model.use_weights(saved, attribute_weights)
         return model
 

@@ -37,6 +37,10 @@ class StepLossMixin:
         "Return rewards (num_comparisons, K), and the loss and weight of each comparison."
         names = {"attributes": True} if self.model.attributes else {}
         outputs = model(**model_inputs(inputs, self.model), **names) # (num_responses, num_attributes), or one reward
+        return *self._losses_of(outputs, inputs), self._weights(inputs)
+
+    def _losses_of(self, outputs, inputs):
+        "Return rewards (num_comparisons, K) and the loss of each comparison, of the outputs of a model."
         rewards = by_comparison(self.model.attribute_sum(outputs), inputs["ranks"])
         losses = torch.zeros_like(inputs["weights"])
         if self._learns_reward():
@@ -44,7 +48,7 @@ class StepLossMixin:
         if self.model.attributes:
             columns = [by_comparison(column[:, None], inputs["ranks"]) for column in outputs.unbind(dim=1)]
             losses = losses + attribute_losses(torch.stack(columns, dim=2), inputs["attributes"])
-        return rewards, losses, self._weights(inputs)
+        return rewards, losses
 
     def _learns_reward(self):
         "Return whether the loss is one of the reward: regression learns the ratings of attributes, if there are any."
@@ -102,8 +106,11 @@ class StepLossMixin:
             self.step_records.add(self.state.global_step + 1, inputs, rewards, losses)
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
         total = total.clamp(min=torch.finfo(losses.dtype).tiny) # the loss of a step without weight is 0
-        loss = (losses * weights).sum() / total
+        loss = (losses * weights).sum() / total + self._added_terms(model, inputs, rewards, losses, weights, total)
         return (loss, rewards) if return_outputs else loss
+
+    def _added_terms(self, *_): # see `regularizers`
+        return 0.0
 
     def prediction_step(
         self,

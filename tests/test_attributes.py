@@ -29,6 +29,8 @@ from rlhf_reward.reward import is_reward_model
 from rlhf_reward.rows import to_comparison, to_responses
 from rlhf_reward.scoring import Scorer
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 NAMES = ["verbosity", "helpfulness", "clarity"] # not in the order of the alphabet
 WEIGHTS = {"verbosity": -0.4, "helpfulness": 0.65}
 ALL_WEIGHTS = {**WEIGHTS, "clarity": 0.0}
@@ -417,7 +419,7 @@ def trainer_of(base, folder, rows, loss="regression", model=None, **options):
     args = RewardConfig(
         str(folder), loss=loss, use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no", **options
     )
-    return RewardTrainer(model or new_model(base), args, table(rows), processing_class=word_tokenizer())
+    return RewardTrainer(model or new_model(base), args, train_dataset=table(rows), processing_class=word_tokenizer())
 
 
 ALL_RATED = [ # each attribute has a rating somewhere
@@ -471,7 +473,7 @@ def test_a_run_without_what_attributes_learn_from_is_refused(base, tmp_path):
     other = tokenize_rows(table(ALL_RATED), word_tokenizer(), None, attributes=NAMES[::-1])
     with pytest.raises(ValueError, match="was tokenized with the attributes .*'clarity', 'helpfulness', 'verbosity'"):
         args = RewardConfig(str(tmp_path), loss="regression", use_cpu=True, report_to="none")
-        RewardTrainer(new_model(base), args, other, processing_class=word_tokenizer())
+        RewardTrainer(new_model(base), args, train_dataset=other, processing_class=word_tokenizer())
 
 
 def test_a_run_resumes_with_the_same_attributes_only(base, tmp_path):
@@ -641,7 +643,7 @@ def test_the_report_has_the_figures_of_each_attribute(saved, monkeypatch):
     assert figures["helpfulness"]["ratings"]["pearson"] == pytest.approx(np.corrcoef(*zip(*known))[0, 1], abs=1e-5)
     evaluations = {"data": {"model": found, "rule": evaluate(Rule(lambda prompt, response: len(response)), rows)}}
     for page in (report.report_markdown(evaluations), report.report_html(evaluations)):
-        assert page.count("Attributes of model") == 1 and "Attributes of rule" not in page
+        assert page.count("Attributes, model") == 1 and "Attributes, rule" not in page
         assert all(name in page for name in NAMES)
     assert json.dumps(report.report_json(evaluations), allow_nan=False)
 

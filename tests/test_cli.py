@@ -13,20 +13,22 @@ from rlhf_reward.reward import RewardModel
 from rlhf_reward.synthetic import tiny_decoder
 
 pytestmark = pytest.mark.usefixtures("few_synthetic_rows")
-QUICK = ["--max_steps", "2", "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"]
+QUICK = ["--max_steps", "1", "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"]
 IMPORTED_BY_HELP = """
 import sys
-import rlhf_reward.cli
-try:
-    rlhf_reward.cli.main(["--help"])
-except SystemExit:
-    print("heavy:", {"torch", "transformers", "datasets"} & set(sys.modules))
+from rlhf_reward.cli import COMMANDS, main
+for argv in ([], ["--help"], *([name, option] for name in COMMANDS for option in ("--help", "--help-all"))):
+    try:
+        main(argv)
+    except SystemExit:
+        pass
+print("heavy:", {"torch", "transformers", "datasets", "numpy", "yaml"} & set(sys.modules))
 """
 
 
 @pytest.mark.process
 def test_help_imports_nothing_heavy():
-    "So help is printed at once."
+    "So help is printed at once, that of each command too, and all of it."
     command = [sys.executable, "-c", IMPORTED_BY_HELP]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "train" in output and output.endswith("heavy: set()\n")
@@ -34,7 +36,7 @@ def test_help_imports_nothing_heavy():
 
 def test_help_of_train_lists_all_arguments(capsys):
     with pytest.raises(SystemExit) as exit:
-        main(["train", "--help"])
+        main(["train", "--help-all"])
     help = capsys.readouterr().out
     assert exit.value.code == 0
     for name in ("--model", "--dataset", "--max_length", "--gradient_accumulation_steps", "--fsdp"):
@@ -167,7 +169,9 @@ def test_training_on_a_file_ends_with_accuracy_baseline_and_checkpoint(tmp_path,
     argv = ["--model", base, "--dataset", str(tmp_path / "train.jsonl")]
     argv += ["--eval_dataset", str(tmp_path / "eval.jsonl"), "--columns", "prompt=question"]
     metrics = train([*argv, "--output_dir", str(tmp_path / "out"), *QUICK])
-    printed = capsys.readouterr().out
+    printed, errors = capsys.readouterr()
+    data = f"--data {tmp_path / 'eval.jsonl'} --columns=prompt=question"
+    assert f"Next: rlhf_reward evaluate --model {tmp_path / 'out'} {data} --output report\n" in errors
     assert f"Held-out accuracy: {metrics['eval_accuracy']:.4f} over 9 pairs" in printed
     assert "Longer wins:       1.0000" in printed
     assert f"Checkpoint:        {tmp_path / 'out'}" in printed
@@ -290,7 +294,8 @@ def test_every_command_leaves_the_process_group(tmp_path, monkeypatch):
         if argv:
             raise ValueError("no rows")
 
-    monkeypatch.setitem(rlhf_reward.cli.COMMANDS, "score", (member, ""))
+    commands = rlhf_reward.cli.COMMANDS
+    monkeypatch.setitem(commands, "score", commands["score"]._replace(run=member))
     main(["score"])
     assert not distributed.is_initialized()
     with pytest.raises(ValueError, match="^no rows$"):
@@ -409,6 +414,8 @@ def test_known_sets_are_trained_on_audited_and_evaluated(tmp_path, capsys):
         found = json.loads((tmp_path / f"report_{form}" / "report.json").read_text())
         accuracies.append(found["data"][str(file)]["models"][str(tmp_path / "out")]["accuracy"])
     assert sum(accuracies) == 1  # the labels are opposite
+    following = f"Next: rlhf_reward score --model {tmp_path / 'out'} --data ROWS.jsonl --output scored.jsonl\n"
+    assert capsys.readouterr().err.count(following) == 2
 
 
 def test_score_writes_rows_of_known_sets_as_they_are(tmp_path):

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from .adapter_averaging import averaged_config, averaged_factor, check_linear, is_factor
-from .averaging_parts import Part, check_same, read_part
+from .averaging_parts import SPREADS, check_same, read_part
 from .checkpoint_files import ADAPTER_FILE, check_finite, local_name, open_tokenizer, open_weights
 from .checkpoint_files import read_offset
 from .evaluation import evaluate
@@ -208,6 +208,8 @@ def _write(parts, measured, folder):
         save_file(tensors, folder / ADAPTER_FILE, {"format": "pt"})
         config = averaged_config(first.adapter, len(parts))
         _write_json(folder / "adapter_config.json", config)
+    if any(name in part.facts for part in parts for name in SPREADS):
+        logger.warning("The average has one head, the mean of all, and no spread of its rewards, which parts have.")
     facts = dict(first.form)
     facts["averaged"] = [{"model": model.model, "head_scaled_by": model.factor} for model in measured]
     config = {name: value for name, value in first.config.items() if name != "transformers_weights"}
@@ -277,7 +279,8 @@ def _averaged_tensors(parts, factors, names):
             tensors[name] = averaged_factor(name, list(values), uses_rslora)
             continue
         scales = factors if name in first.head else [1.0] * len(parts)
-        tensors[name], squares = _mean(name, values, scales)
+        has_query = name in first.head and first.form.get("pooling") == "attention"
+        tensors[name], squares = _mean(name, values, scales, has_query)
         if tensors[name].ndim > 1 and tensors[name].is_floating_point():
             distances += squares, tensors[name].double().pow(2).sum().item()
     check_finite(f"the average of {first.name} and others", tensors.items())
@@ -292,7 +295,7 @@ def _read(part, name, opened):
     return opened[path].get_tensor(name)
 
 
-def _mean(name, tensors, scales):
+def _mean(name, tensors, scales, has_query=False):
     """
     Return the mean of tensors, each times its scale, in the dtype of the first, and their squared distance from it.
 
@@ -303,17 +306,25 @@ def _mean(name, tensors, scales):
     for number, (tensor, scale) in enumerate(zip(tensors, scales), start=1):
         if mean is None:
             first = tensor
-            mean = tensor.float() * scale
+            mean = _scaled(tensor, scale, has_query)
             continue
         if not first.is_floating_point() and not torch.equal(tensor, first):
             raise ValueError(f"The parts differ in {name}, which is of {first.dtype}; expected the same in all.")
-        value = tensor.float() * scale
+        value = _scaled(tensor, scale, has_query)
         before = value - mean
         mean = mean + before / number
         squares += (before * (value - mean)).sum(dtype=torch.float64).item()
     if not first.is_floating_point():
         return first, 0.0
     return mean.to(first.dtype), squares / number
+
+
+def _scaled(tensor, scale, has_query):
+    "Return a tensor in float32 times its scale, without the query of pooling by attention, the last row of a head."
+    scaled = tensor.float() * scale
+    if has_query:
+        scaled[-1] = tensor[-1].float()
+    return scaled
 
 
 def _warn_of_distance(parts, distances):

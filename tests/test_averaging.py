@@ -159,6 +159,16 @@ def test_other_families_attributes_and_encoders_are_averaged(tmp_path):
         assert_close(found(IDS), opened[0](IDS), rtol=1e-5, atol=1e-6)
 
 
+def test_the_query_of_pooling_by_attention_is_averaged_and_not_scaled(base, tmp_path):
+    models = [save_part(base, tmp_path / f"{seed}", seed, std=float(seed), pooling="attention") for seed in (1, 2)]
+    average_checkpoints(models, tmp_path / "mean")
+    first, second, mean = (RewardModel.from_pretrained(path, device="cpu") for path in (*models, tmp_path / "mean"))
+    query = (first.response_pooling.query + second.response_pooling.query) / 2
+    assert query.abs().max() > 0
+    assert_close(mean.response_pooling.query, query)
+    assert_close(mean.score.weight, (first.score.weight * 1.5 + second.score.weight * 0.75) / 2)
+
+
 def test_a_classifier_made_elsewhere_and_a_learned_offset_are_averaged(base, parts, tmp_path):
     elsewhere = []
     for part in parts[:2]:
@@ -299,11 +309,14 @@ def test_what_differs_is_refused_by_name(base, parts, tmp_path):
     assert not (tmp_path / "mean").exists() and not (tmp_path / "mean.part").exists()
 
 
-def test_what_does_not_change_the_function_may_differ(base, parts, tmp_path):
+def test_what_does_not_change_the_function_may_differ(base, parts, tmp_path, caplog):
     padding = word_tokenizer(padding_side="left", model_max_length=50)
     other = Path(save_part(base, tmp_path / "other", 5, std=1.0, tokenizer=padding))
     change_json(other / "config.json", transformers_version="5.0.0", attention_dropout=0.1, use_cache=False)
+    spread = json.loads((other / "config.json").read_text())["rlhf_reward"]
+    change_json(other / "config.json", rlhf_reward={**spread, "laplace": {"data": "mine"}})
     average_checkpoints([parts[0], other], tmp_path / "mean")
+    assert "no spread of its rewards" in caplog.text
 
 
 # ----- adapters

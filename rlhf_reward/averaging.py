@@ -8,7 +8,6 @@ __all__ = ['logger', 'COLUMNS', 'AveragedModel', 'Average', 'average_checkpoints
 # %% ../nbs/01o_averaging.ipynb #4e8b09ea
 import json
 import logging
-import math
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from .adapter_averaging import averaged_config, averaged_factor, check_linear, is_factor
-from .averaging_parts import SPREADS, check_same, read_part
+from .averaging_parts import SPREADS, check_recorded, check_same, read_part
 from .checkpoint_files import ADAPTER_FILE, check_finite, local_name, open_tokenizer, open_weights
 from .checkpoint_files import read_offset
 from .evaluation import evaluate
@@ -72,7 +71,8 @@ def average_checkpoints(
     if data is None:
         measured = [_recorded(part) for part in parts]
         if align:
-            _check_recorded(parts)
+            remedy = "Pass rows to measure them on (--data), or align=False (--unaligned) to average heads as they are."
+            check_recorded(parts, remedy)
     else:
         data = data if hasattr(data, "__len__") else list(data) # it is read several times
         measured = [_measured(part.name, data, name, on_bad_row, options) for part in parts]
@@ -160,28 +160,6 @@ def _recorded(part):
     return AveragedModel(part.name, None, part.facts.get("reward_mean"), part.facts.get("reward_std"))
 
 
-def _check_recorded(parts):
-    "Raise `ValueError` unless training has recorded the scales of all parts, over the same data."
-    if any("attribute_weights" in part.facts for part in parts):
-        return
-    remedy = "Pass rows to measure them on (--data), or align=False (--unaligned) to average the heads as they are."
-    for part in parts:
-        std = part.facts.get("reward_std")
-        if not isinstance(std, (int, float)) or not 0 < std < math.inf:
-            raise ValueError(
-                f"{part.name!r} records {'no standard deviation' if std is None else f'the standard deviation {std}'} "
-                f"of its rewards; expected one above 0 for each part, to bring them to one scale. {remedy}"
-            )
-    first = parts[0].facts.get("reward_over")
-    for part in parts[1:]:
-        over = part.facts.get("reward_over")
-        if over != first:
-            raise ValueError(
-                f"The standard deviation of the rewards of {part.name!r} is over {over}, and that of "
-                f"{parts[0].name!r} over {first}; expected the same data. {remedy}"
-            )
-
-
 def _measured(model, data, name, on_bad_row, options):
     "Return a model with its figures on the data. Raise `ValueError` if all of its rewards are equal."
     scorer = Scorer.from_pretrained(model, **options)
@@ -208,7 +186,7 @@ def _write(parts, measured, folder):
         save_file(tensors, folder / ADAPTER_FILE, {"format": "pt"})
         config = averaged_config(first.adapter, len(parts))
         _write_json(folder / "adapter_config.json", config)
-    if any(name in part.facts for part in parts for name in SPREADS):
+    if any(part.facts.keys() & set(SPREADS) for part in parts):
         logger.warning("The average has one head, the mean of all, and no spread of its rewards, which parts have.")
     facts = dict(first.form)
     facts["averaged"] = [{"model": model.model, "head_scaled_by": model.factor} for model in measured]

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MEASURED', 'SPREADS', 'ONE_BASE', 'ONE_TOKENIZER', 'Part', 'read_part', 'PartDifference', 'check_same',
-           'part_differences', 'tokenizer_differences']
+           'part_differences', 'check_recorded', 'tokenizer_differences']
 
 # %% ../nbs/01o_averaging_parts.ipynb #984da550
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple, Optional
@@ -190,6 +191,30 @@ def _shown(values, name):
         return "(none)"
     shown = values[name] if isinstance(values[name], str) else json.dumps(values[name], default=str)
     return shown if len(shown) <= 80 else shown[:79] + "…"
+
+# %% ../nbs/01o_averaging_parts.ipynb #5c1a1e01
+def check_recorded(
+    parts: list[Part], # two or more
+    remedy: str, # a sentence for the message
+) -> None:
+    "Raise `ValueError` unless training has recorded the scales of all parts, over the same data."
+    if any("attribute_weights" in part.facts for part in parts):
+        return
+    for part in parts:
+        std = part.facts.get("reward_std")
+        if not isinstance(std, (int, float)) or not 0 < std < math.inf:
+            raise ValueError(
+                f"{part.name!r} records {'no standard deviation' if std is None else f'the standard deviation {std}'} "
+                f"of its rewards; expected one above 0 for each part, to bring them to one scale. {remedy}"
+            )
+    first = parts[0].facts.get("reward_over")
+    for part in parts[1:]:
+        over = part.facts.get("reward_over")
+        if over != first:
+            raise ValueError(
+                f"The standard deviation of the rewards of {part.name!r} is over {over}, and that of "
+                f"{parts[0].name!r} over {first}; expected the same data. {remedy}"
+            )
 
 # %% ../nbs/01o_averaging_parts.ipynb #79a3752f
 def tokenizer_differences(

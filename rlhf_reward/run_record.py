@@ -117,6 +117,8 @@ FACTS = ( # arguments that a resumed run has unchanged, unless `resume_changes` 
     "center_rewards_coefficient",
     "label_smoothing_factor",
     "good_weight",
+    "length_loss",
+    "length_coefficient",
     "sum_to_zero_coefficient",
     "lm_coefficient",
     "rdrop_coefficient",

@@ -131,7 +131,7 @@ def data_source(
 # %% ../../nbs/09a_cli_arguments.ipynb #d9ef0097
 MODEL_OPTIONS = (  # of `scoring_parser`, which the next command needs too
     "dtype", "attn_implementation", "max_length", "on_overlong", "joined_text", "ends_with_eos", "attribute_weights",
-    "chat_template",
+    "chat_template", "calibrated",
 )
 
 

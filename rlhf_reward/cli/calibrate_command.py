@@ -74,4 +74,5 @@ def calibrate(
     for number in range(0, len(calibration.lengths), max(1, len(calibration.lengths) // 5)):
         print(f"  {calibration.lengths[number]:>6.0f}  {calibration.means[number]:.4f}")
     print(f"Checkpoint:  {options.output}")
-    print_next("score", "--model", options.output, "--calibrated", *given_words(parser, options, MODEL_OPTIONS))
+    # its last option is --calibrated
+    print_next("score", "--model", options.output, "--calibrated", *given_words(parser, options, MODEL_OPTIONS[:-1]))

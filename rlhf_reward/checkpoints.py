@@ -31,7 +31,9 @@ from .composite import insert_backbone, text_config, text_options
 from .heads import head_shapes, head_size
 from .other_heads import refuse_pickle
 from .placing import check_in_memory
+from .several_heads import HEADS, mean_head, one_row
 from .templates import chat_marks, freeze_date
+from .uncertainty import LAPLACE, save_uncertainty
 
 # %% ../nbs/01b_checkpoints.ipynb #3c878b83
 MIXES_PADDING = ("convbert", "fnet", "nystromformer", "yoso") # encoders whose real tokens see the padding, mask or not
@@ -277,7 +279,8 @@ def save_checkpoint(model, folder, tokenizer, state_dict=None):
     config.vocab_size = max(config.vocab_size, num_embeddings)
     checkpoint = None
     if model.pooling == "last":
-        checkpoint = sequence_classifier(config, model.backbone, model.score)
+        head = one_row(model.score) if model.heads > 1 else model.score
+        checkpoint = sequence_classifier(config, model.backbone, head)
     opens_elsewhere = checkpoint is not None or model.pooling == "classifier"
     config.rlhf_reward = {**facts_to_save(model), "opens_as_sequence_classification": opens_elsewhere}
     if checkpoint is None:
@@ -295,11 +298,12 @@ def save_checkpoint(model, folder, tokenizer, state_dict=None):
     check_in_memory(weights)
     state = head_to_save(model, weights)
     for name, weight in weights.items():
-        if name != "score.weight":
+        if name.startswith("backbone."):
             state[prefix + name.removeprefix("backbone.")] = weight
     _pad_embeddings(model, state, prefix, num_embeddings)
     checkpoint.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
+    save_uncertainty(model, folder, weights)
 
 
 def facts_to_save(model):
@@ -307,7 +311,9 @@ def facts_to_save(model):
     facts = dict(getattr(model.config, "rlhf_reward", {}))
     facts.pop("note", None)
     facts.pop("head", None)
-    facts.pop(WEIGHTS, None)
+    for name in (WEIGHTS, HEADS, LAPLACE):
+        facts.pop(name, None)
+    facts.update(model.uncertainty_facts())
     if model.attributes:
         facts[WEIGHTS] = model.attribute_weights
     if model.pooling == "classifier":
@@ -319,6 +325,8 @@ def head_to_save(model, weights):
     "Return the head by the names of its family's classifier, with a bias of 0 where that has one."
     name, *of_bias = model.head_names
     head = weights["score.weight"]
+    if model.heads > 1:
+        head = mean_head(head)
     return {name: head, **{bias: head.new_zeros(len(head)) for bias in of_bias}}
 
 

@@ -217,6 +217,9 @@ def _data_parts(summary: DataSummary):
     parts.append(_markdown_table(["", *summary.models], summary.figures))
     for model, lines in summary.attributes:
         parts += [f"Attributes of {escape_markdown(model)}", _markdown_table(ATTRIBUTE_COLUMNS, lines)]
+    for table in summary.details:
+        parts += [f"### {escape_markdown(table.title)}", escape_markdown(table.note)]
+        parts.append(_markdown_table(table.columns, table.lines))
     if summary.sources:
         parts.append(_markdown_table(summary.source_columns, summary.sources))
     return parts

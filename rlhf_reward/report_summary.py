@@ -21,6 +21,7 @@ from .agreement import Estimate
 from .attribute_statistics import AttributeStatistics
 from .intervals import Interval
 from .omissions import report_omissions
+from .reward_details import DetailTable, detail_tables
 from .statistics import BestOfN, Calibration
 
 Evaluations = dict[str, dict[str, Evaluation]] # by name of the data, then of the model
@@ -242,6 +243,7 @@ class DataSummary:
     sources: list[list[str]] # one line for each source; empty for a single one
     benchmarks: list[tuple[str, BenchmarkTables]] # of each model on a benchmark
     attributes: list[tuple[str, list[list[str]]]] # of each model that has some, as `attribute_lines` returns them
+    details: list[DetailTable] # about spread and over-optimization, of the models that have them
     compared: Optional[ModelComparison] # None for a single model
     curves: list[tuple[str, list[BestOfN]]] # best of n, of each model on data with ratings
     mistakes: list[tuple[str, list[Mistake]]] # of each model
@@ -282,6 +284,7 @@ def _summary_of_data(data, models):
         attributes=[
             (model, attribute_lines(found["attributes"])) for model, found in reports.items() if "attributes" in found
         ],
+        details=detail_tables(reports),
         compared=compare(models) if len(models) > 1 and has_pairs else None,
         curves=[(model, report["best_of_n"]) for model, report in reports.items() if report.get("best_of_n")],
         mistakes=[(model, evaluation.mistakes()) for model, evaluation in models.items() if has_pairs],

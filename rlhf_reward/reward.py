@@ -16,11 +16,11 @@ from torch import nn
 from torchtyping import TensorType
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from .adapter_checkpoints import from_adapter, save_adapter
+from .adapter_checkpoints import SavingMixin, from_adapter
 from .attributes import AttributesMixin, AttributeSum, checked_attributes
 from .branching import branched_states
 from .checkpoint_files import check_finite, is_adapter, refuse_own_code
-from .checkpoints import checked_dropout, load_config, num_embeddings_of, save_checkpoint
+from .checkpoints import checked_dropout, load_config, num_embeddings_of
 from .encoder_heads import check_not_packed
 # defined here before
 from .checkpoint_files import hub_options
@@ -31,11 +31,13 @@ from .inputs import check_shapes, check_values, left_aligned, require, right_pad
 from .other_heads import keep_openrlhf_scale
 from .placing import check_device, place
 from .rope import check_length, choose_frequencies_by_text, scales_by_length
+from .several_heads import HeadLevels, checked_heads, saved_heads
 from .sft_adapters import base_of, open_base
+from .uncertainty import UncertaintyMixin, load_uncertainty
 from .losses import bradley_terry
 
 # %% ../nbs/01_reward.ipynb #d9d2abf6
-class BackboneProperties(AttributesMixin, nn.Module):
+class BackboneProperties(AttributesMixin, UncertaintyMixin, SavingMixin, nn.Module):
     "The part of `RewardModel` that its `backbone` and config answer for trainers and tools."
 
     @property
@@ -145,6 +147,7 @@ class RewardModel(BackboneProperties):
         # read by the head, see `open_backbone`: 'last' of a decoder, 'classifier' or 'first' of an encoder
         pooling: Optional[str] = None,
         attributes: Optional[Sequence[str]] = None, # an output each, whose weighted sum is the reward; None: one output
+        heads: int = 1, # linear heads on the same states; the reward is their mean, and their spread how sure it is
         **kwargs, # for `AutoModel.from_pretrained`; dtype is float32 unless given: half precision loses small updates
     ):
         super().__init__()
@@ -160,7 +163,9 @@ class RewardModel(BackboneProperties):
         self._input_names = frozenset(inspect.signature(self.backbone.forward).parameters) # before any adapter
         self._backbone_kwargs = {"use_cache": False} if "use_cache" in self._input_names else {}
         self.dropout = nn.Dropout(checked_dropout(dropout))
-        self.attribute_sum = AttributeSum(checked_attributes(attributes))
+        self.attribute_sum = AttributeSum(checked_attributes(attributes), checked_heads(heads, attributes))
+        self.head_levels = HeadLevels(heads) if heads > 1 else None
+        self.posterior = None # see `laplace.fit_laplace`
         self.score = new_head(width, len(self.attribute_sum.weights))
         place(self.eval(), device, kwargs.get("device_map"))
         check_finite(model_name, self.backbone.state_dict().items())
@@ -175,6 +180,8 @@ class RewardModel(BackboneProperties):
         branches: Optional[TensorType["num_sequences", 3, int]] = None, # of `BranchedBatch`, all tokens in one row
         attributes: bool = False, # return the outputs that a reward is the sum of, (batch_size, num_attributes)
         packed_sequences: Optional[dict[int, dict]] = None, # of `kernels.add_sequences`, for attention without a mask
+        per_head: bool = False, # return the rewards of all heads, (batch_size, heads)
+        uncertainty: bool = False, # return rewards and (batch_size, num_deviations), as in `UncertainReward`
     ) -> TensorType["batch_size", 1, float]: # float32 rewards; (num_responses, 1) with `end_positions`
         """
         Return one reward for each row, or for each of `end_positions`.
@@ -197,27 +204,7 @@ class RewardModel(BackboneProperties):
         pooled = states if self.pooling == "classifier" else states[rows, ends]
         with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
             pooled = self.dropout(pooled.to(self.score.weight)) # its device and dtype
-            outputs = self.score(pooled).float()
-            return outputs if attributes else self.attribute_sum(outputs)
-
-    def save_pretrained(
-        self,
-        folder: Union[str, Path], # made if it does not exist
-        tokenizer: PreTrainedTokenizerBase, # saved with the weights, with its chat template
-        state_dict: Optional[dict[str, torch.Tensor]] = None, # gathered, of a sharded model; by default the model's own
-    ):
-        """
-        Save weights (safetensors), config and tokenizer, for `from_pretrained` and for transformers.
-
-        `AutoModelForSequenceClassification` gives the same rewards for every family that has such a class, with the
-        default pooling. A decoder's finds the last token by its id, so a tokenizer whose pad token can end a text (or
-        that has none) is saved with one of its own, `<|pad|>`, and the embeddings with a row for it where none is free.
-        The tokenizer is saved to pad on the right, since transformers' GPT-2 and similar count positions from the
-        padding. A half-precision checkpoint rounds the head there; here it stays in float32. The tokenizer and the
-        model in memory do not change. Of a model with an adapter, the adapter and the head are saved.
-        """
-        save = save_adapter if hasattr(self.backbone, "peft_config") else save_checkpoint
-        save(self, folder, tokenizer, state_dict)
+            return self.outputs(pooled, attributes, per_head, uncertainty)
 
     @classmethod
     def from_pretrained(
@@ -241,10 +228,13 @@ class RewardModel(BackboneProperties):
         if not hasattr(config, "rlhf_reward"):
             refuse_own_code(model_name, config, kwargs)
         names, saved = head_labels(model_name, kwargs, config, attribute_weights)
-        model = cls(model_name, dropout, device, pooling, names, **{"dtype": "auto", **kwargs})
+        facts = getattr(config, "rlhf_reward", {})
+        model = cls(model_name, dropout, device, pooling, names, saved_heads(facts), **{"dtype": "auto", **kwargs})
         keep_openrlhf_scale(model.config)
         model.ends_with_eos = getattr(model.config, "rlhf_reward", {}).get("ends_with_eos", False)
-        model.score.weight.data.copy_(load_head(model_name, kwargs, config, len(model.score.weight)))
+        head = load_head(model_name, kwargs, config, max(1, len(model.attributes)))
+        model.score.weight.data.copy_(head) # the same for all heads
+        load_uncertainty(model, model_name, kwargs, facts)
         model.use_weights(saved, attribute_weights)
         return model
 

@@ -9,6 +9,7 @@ __all__ = ['StepLossMixin', 'train_loss_parameters', 'StepRecord', 'StepMetrics'
 # %% ../nbs/05d_steps.ipynb #0c4034b6
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Optional
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import EvalPrediction
 
 from .attributes import attribute_losses
+from .bootstrap import step_losses
 from .losses import Regression, RewardLoss
 from .metrics import PairMetrics, pair_metrics
 from .packing import by_comparison, model_inputs
@@ -35,16 +37,20 @@ class StepLossMixin:
 
     def _losses(self, model, inputs):
         "Return rewards (num_comparisons, K), and the loss and weight of each comparison."
-        names = {"attributes": True} if self.model.attributes else {}
-        outputs = model(**model_inputs(inputs, self.model), **names) # (num_responses, num_attributes), or one reward
+        options = {"attributes": bool(self.model.attributes), "per_head": self.model.heads > 1}
+        outputs = model(**model_inputs(inputs, self.model), **options) # (num_responses, attributes, heads or 1)
         rewards = by_comparison(self.model.attribute_sum(outputs), inputs["ranks"])
         losses = torch.zeros_like(inputs["weights"])
         if self._learns_reward():
-            losses = self.reward_loss(rewards, *self._targets(inputs), inputs["preferences"])
+            loss = partial(self._loss_of, inputs)
+            losses = step_losses(self.model, loss, outputs, rewards, inputs, self.args.seed, model.training)
         if self.model.attributes:
             columns = [by_comparison(column[:, None], inputs["ranks"]) for column in outputs.unbind(dim=1)]
             losses = losses + attribute_losses(torch.stack(columns, dim=2), inputs["attributes"])
         return rewards, losses, self._weights(inputs)
+
+    def _loss_of(self, batch, rewards):
+        return self.reward_loss(rewards, *self._targets(batch), batch["preferences"])
 
     def _learns_reward(self):
         "Return whether the loss is one of the reward: regression learns the ratings of attributes, if there are any."

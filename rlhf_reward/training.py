@@ -21,7 +21,6 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import TrainOutput
 
 from .arguments import RewardConfig, check_arguments, check_for_loss, check_inputs, check_state_dict_type
-from .attributes import forget_reward_scale
 from .card import ModelCardMixin
 from .unread import plain_rows
 from .log_line import show_log_line
@@ -123,7 +122,7 @@ class RewardTrainer(
                 apply_liger_kernel(self.model.backbone, self.args.liger_kernel_config)
                 # the Trainer looks for a model of transformers, and warns
                 logging.getLogger("transformers.integrations.liger").setLevel(logging.ERROR)
-            forget_reward_scale(self.model.config)
+            self.model.forget_measured()
             self.step_records = StepRecords()
             with saved_on_signal(self) if self.args.save_on_signal else nullcontext():
                 output = super().train(checkpoint, **kwargs)

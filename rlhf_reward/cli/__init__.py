@@ -8,6 +8,7 @@ from rlhf_reward.cli.arguments import leave_process_group, parse_columns, write_
 from rlhf_reward.cli.audit_command import audit
 from rlhf_reward.cli.convert_command import convert
 from rlhf_reward.cli.evaluate_command import evaluate
+from rlhf_reward.cli.laplace_command import laplace
 from rlhf_reward.cli.score_command import score
 from rlhf_reward.cli.serve_command import serve
 from rlhf_reward.cli.train_command import SYNTHETIC, TrainArguments, parse_train, train
@@ -19,6 +20,7 @@ __all__ = [
     "audit",
     "convert",
     "evaluate",
+    "laplace",
     "main",
     "parse_columns",
     "parse_train",
@@ -35,6 +37,7 @@ COMMANDS = {
     "serve": (serve, "serve rewards over HTTP, also in the formats of vLLM and OpenRLHF"),
     "verify": (verify, "compare rewards with those of a server or another library, and name why they differ"),
     "audit": (audit, "report what a file of preferences contains and what would spoil a training run"),
+    "laplace": (laplace, "add to a trained model how sure its rewards are, from one pass over comparisons"),
     "convert": (convert, "write a reward model of another library as a checkpoint that every tool opens"),
 }
 

@@ -40,6 +40,11 @@ def _score_parser():
         help="to mean 0 and standard deviation 1 over the data that training evaluated on",
     )
     parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="write the spread of each reward too, of a model with several heads or from rlhf_reward laplace",
+    )
+    parser.add_argument(
         "--on_bad_row",
         default="error",
         choices=["error", "skip"],
@@ -72,6 +77,7 @@ def score(
                 on_bad_row=options.on_bad_row,
                 processes=processes,
                 form=options.form,
+                uncertainty=options.uncertainty,
                 **data_source(options, options.data),
             )
     except KeyboardInterrupt:

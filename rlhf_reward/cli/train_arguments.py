@@ -14,11 +14,12 @@ from typing import Literal, Optional
 
 from .arguments import DATA_HELP, parse_columns, parse_verdicts, parse_weights
 from .attributes import AttributeArguments
+from .heads import HeadArguments
 from .train_data import SYNTHETIC, evaluation_sets, names_of, training_sets
 
 # %% ../../nbs/09g_cli_train_arguments.ipynb #017737ad
 @dataclass
-class TrainArguments(AttributeArguments):
+class TrainArguments(AttributeArguments, HeadArguments):
     "Arguments of `rlhf_reward train` in addition to those of `RewardConfig`."
 
     model: Optional[str] = field(

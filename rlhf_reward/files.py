@@ -260,7 +260,7 @@ def _options_file(part):
     return Path(f"{part}.json")
 
 
-def _run_options(scorer, normalize, uncertainty):
+def _run_options(scorer, normalize, uncertainty=False):
     "Return what has to be equal when a run is resumed, except for its rows and `on_bad_row`."
     model = scorer.model
     weights = hashlib.sha256()

@@ -29,9 +29,10 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(PYTEST) --fuzz-cases 250
 
-# After editing a notebook: write the modules, run the notebooks for their outputs, clean them, write the README.
+# After editing a notebook: write the modules, the list of options, run the notebooks for their outputs, clean them, write the README.
 export: $(INSTALLED)
 	$(BIN)/nbdev_export
+	$(BIN)/python tools/options.py
 
 notebooks: export
 	for notebook in $(NOTEBOOKS); do $(BIN)/jupyter execute --inplace $$notebook || exit 1; done

@@ -26,6 +26,7 @@ from .checkpoint_files import is_encoder_head, is_sft_adapter
 from .checkpoints import facts_to_save, head_to_save, save_checkpoint, set_plain_output, tokenizer_to_save
 from .encoder_heads import check_bias, modules_to_save, train_layers_before_head
 from .other_heads import convert_remedy, head_to_convert
+from .pooling import copy_head, saved_head_shape
 from .several_heads import load_heads, saved_heads
 from .uncertainty import load_posterior, save_uncertainty
 
@@ -111,7 +112,7 @@ def load_adapter(
     head = state.pop(name, None)
     for bias in of_bias:
         check_bias(folder, state.pop(bias, None))
-    shape = (max(1, len(model.attributes)), model.score.in_features)
+    shape = saved_head_shape(model.pooling, model.num_saved_rows, model.score.in_features)
     if head is not None and tuple(head.shape) != shape:
         raise ValueError(
             f"The reward head of {str(folder)!r} is {tuple(head.shape)}; expected an adapter with {name} of shape "
@@ -119,8 +120,7 @@ def load_adapter(
         )
     load_adapter_weights(model.backbone, state, folder)
     if head is not None:
-        with torch.no_grad():
-            model.score.weight.copy_(head)
+        copy_head(model, head)
         if model.heads > 1:
             load_heads(model, folder, kwargs)
 
@@ -140,9 +140,8 @@ class SavingMixin:
         `AutoModelForSequenceClassification` gives the same rewards for every family that has such a class, with the
         default pooling. A decoder's finds the last token by its id, so a tokenizer whose pad token can end a text (or
         that has none) is saved with one of its own, `<|pad|>`, and the embeddings with a row for it where none is free.
-        The tokenizer is saved to pad on the right, since transformers' GPT-2 and similar count positions from the
-        padding. A half-precision checkpoint rounds the head there; here it stays in float32. The tokenizer and the
-        model in memory do not change. Of a model with an adapter, the adapter and the head are saved.
+        It pads on the right. A half-precision checkpoint rounds the head there; here it stays in float32. The tokenizer
+        and the model in memory do not change. Of a model with an adapter, the adapter and the head are saved.
         """
         save = save_adapter if hasattr(self.backbone, "peft_config") else save_checkpoint
         save(self, folder, tokenizer, state_dict)

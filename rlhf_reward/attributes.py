@@ -9,6 +9,7 @@ __all__ = ['WEIGHTS', 'checked_attributes', 'checked_weights', 'AttributeSum', '
 
 # %% ../nbs/01m_attributes.ipynb #58862d62
 import math
+from dataclasses import is_dataclass, replace
 from typing import Any, NamedTuple, Optional, Sequence, Union
 
 import torch
@@ -84,6 +85,7 @@ class AttributeSum(nn.Module):
 # %% ../nbs/01m_attributes.ipynb #93f322ac
 class AttributesMixin:
     "Part of a model with an `attribute_sum`: the names and weights of its attributes."
+    head_is_new = True # until that of a checkpoint is loaded, or training has begun
 
     @property
     def attributes(self) -> tuple[str, ...]: # in the order of the outputs
@@ -115,7 +117,8 @@ class AttributesMixin:
         saved: dict[str, float], # of the checkpoint, empty if it has none
         chosen: Optional[dict[str, float]], # by the user, as in `set_attribute_weights`
     ) -> None:
-        "Use the weights of a checkpoint, unless others were chosen."
+        "Use the weights of a checkpoint, whose head is a trained one, unless others were chosen."
+        self.head_is_new = False
         if saved:
             self.attribute_sum.set(saved)
         if chosen is not None:
@@ -211,5 +214,7 @@ def with_reward(
     reward: Union[float, AttributeRewards], # of a model without or with attributes
     number: float, # such as the normalized reward
 ) -> Union[float, AttributeRewards]:
-    "Return another reward with the same attributes, if there are any."
-    return reward._replace(reward=number) if isinstance(reward, AttributeRewards) else number
+    "Return another reward with the same attributes or the same spread, if there are any."
+    if isinstance(reward, AttributeRewards):
+        return reward._replace(reward=number)
+    return replace(reward, reward=number) if is_dataclass(reward) else number

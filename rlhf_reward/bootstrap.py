@@ -46,7 +46,7 @@ def bootstrap_weights(
     rows: TensorType["num_comparisons", int], # their numbers in the data, as in `targets.Targets`
     datasets: TensorType["num_comparisons", "longest", int], # the names of their sets, as there
     heads: int, # of the model
-    seed: int, # of the run
+    seed: int = 0, # of the draw; the same in every run, so that heads with a fitted start see the same data after it
 ) -> TensorType["num_comparisons", "heads", float]: # exponential with mean 1
     "Return the weight of each comparison for each head."
     keys = _mixed(_hashed_names(datasets) + torch.full_like(rows.long(), seed + 1) * GOLDEN)
@@ -61,27 +61,25 @@ def losses_of_heads(
     outputs: TensorType["num_responses", "heads", float], # of the model
     targets: Targets, # of the batch
     loss: Callable[[torch.Tensor], torch.Tensor], # of rewards (num_comparisons, K): (num_comparisons,)
-    seed: int, # of the run
 ) -> TensorType["num_comparisons"]:
     "Return the mean over the heads of the weighted losses."
-    weights = bootstrap_weights(targets["rows"], targets["datasets"], outputs.shape[1], seed)
+    weights = bootstrap_weights(targets["rows"], targets["datasets"], outputs.shape[1])
     losses = []
     for output in outputs.unbind(dim=1):
         losses.append(loss(by_comparison(output[:, None], targets["ranks"])))
-    return (weights * torch.stack(losses, dim=1)).mean(dim=1)
+    losses = torch.stack(losses, dim=1) # (num_comparisons, heads)
+    return (weights.to(losses) * losses).mean(dim=1)
 
 
 def step_losses(
-    model: RewardModel, # with one head or several; notes the levels of several in training
+    model: RewardModel, # with one head or several
     loss: Callable[[torch.Tensor], torch.Tensor], # as in `losses_of_heads`
     outputs: TensorType["num_responses", "heads", float], # of the model
     rewards: TensorType["num_comparisons", "K"], # the means of the heads
     targets: Targets, # of the batch
-    seed: int, # of the run
     is_training: bool, # in an evaluation the loss is that of the mean
 ) -> TensorType["num_comparisons"]:
     "Return the losses of a step."
     if model.heads == 1 or not is_training:
         return loss(rewards)
-    model.head_levels.note(outputs)
-    return losses_of_heads(outputs, targets, loss, seed)
+    return losses_of_heads(outputs, targets, loss)

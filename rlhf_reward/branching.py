@@ -18,6 +18,7 @@ from torch import nn
 from transformers import DynamicCache, PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .response_tokens import response_tokens
 from .rope import is_on_both_sides
 from .targets import Targets, make_targets
 from .tokenized import TokenizedComparison, whole_sequences
@@ -35,6 +36,7 @@ class BranchedBatch(Targets):
     # or `PREFIX`, or `WHOLE` for a sequence that shares nothing
     branches: torch.Tensor
     end_positions: torch.Tensor # (num_responses, 2): 0 and the position of each response's last token
+    response_tokens: torch.Tensor # (num_tokens, 3), if the examples have `response_starts`
 
 # %% ../nbs/04b_branching.ipynb #89a20e07
 def branch_comparisons(
@@ -64,12 +66,12 @@ def branch_comparisons(
                 rests.append(_Sequence(rest, [(index, response)], len(prefixes), len(prefix)))
             else:
                 ends_here.append((index, response))
-        prefixes.append(_Sequence(prefix, ends_here, PREFIX))
+        prefixes.append(_Sequence(prefix, [*ends_here, (index, PREFIX)], PREFIX))
     writer = _Writer()
     writer.write(wholes, padding)
     writer.write(prefixes, padding if prefix_padding is None else prefix_padding)
     writer.write(rests, padding)
-    return {**writer.tensors(), **make_targets(examples)}
+    return {**writer.tensors(), **response_tokens(examples, writer.ends(examples)), **make_targets(examples)}
 
 # %% ../nbs/04b_branching.ipynb #db66d4cd
 def group_by_length(
@@ -212,7 +214,7 @@ def branched_states(
 # %% ../nbs/04b_branching.ipynb #38be6d58
 class _Sequence(NamedTuple):
     ids: list[int]
-    ends: list[tuple[int, int]] # comparison and response, of the responses that end with the sequence
+    ends: list[tuple[int, int]] # comparison and response, or `PREFIX`, of what ends with the sequence
     branch: int = WHOLE # as in `branches`
     first_position: int = 0
 
@@ -223,7 +225,7 @@ class _Writer:
     def __init__(self):
         self.tokens = [] # (id, 1 or 0 for padding, position)
         self.branches = []
-        self.end_of = {} # (comparison, response) → position of its last token
+        self.end_of = {} # (comparison, response or `PREFIX`) → position of its last token
         self.num_calls = 0
 
     def write(self, sequences, padding):
@@ -257,8 +259,17 @@ class _Writer:
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "branches": torch.tensor(self.branches),
-            "end_positions": torch.tensor([(0, self.end_of[key]) for key in sorted(self.end_of)]),
+            "end_positions": torch.tensor([(0, self.end_of[key]) for key in sorted(self.end_of) if key[1] != PREFIX]),
         }
+
+    def ends(self, examples):
+        "Return the row of each response, and where its prefix and itself end, as `response_tokens` takes them."
+        ends = []
+        for index, example in enumerate(examples):
+            for response, rest in enumerate(example["rests"]):
+                end = self.end_of[index, response]
+                ends.append((0, self.end_of.get((index, PREFIX), end - len(rest)), end))
+        return ends
 
 # %% ../nbs/04b_branching.ipynb #9424e80f
 def _left_padded(tensors, dim=-2):

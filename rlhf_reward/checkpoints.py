@@ -29,6 +29,7 @@ from .checkpoint_files import is_encoder_head, is_sft_adapter, load_config, own_
 from .checkpoint_files import weight_map, weight_shapes
 from .composite import insert_backbone, text_config, text_options
 from .heads import head_shapes, head_size
+from .pooling import head_as_saved, saved_head_shape
 from .other_heads import refuse_pickle
 from .placing import check_in_memory
 from .several_heads import HEADS, mean_head, one_row
@@ -100,7 +101,9 @@ def is_reward_model(
         if own_code(config) or default_pooling(config) != "last":
             return False
     num_rows = len(saved_weights(config.to_dict())) or 1
-    return head_shapes(model_name, kwargs, config) == {"score.weight": (num_rows, head_size(config))}
+    pooling = getattr(config, "rlhf_reward", {}).get("pooling")
+    shape = saved_head_shape(pooling, num_rows, head_size(config))
+    return head_shapes(model_name, kwargs, config) == {"score.weight": shape}
 
 # %% ../nbs/01b_checkpoints.ipynb #54313795
 def checked_dropout(dropout):
@@ -324,9 +327,8 @@ def facts_to_save(model):
 def head_to_save(model, weights):
     "Return the head by the names of its family's classifier, with a bias of 0 where that has one."
     name, *of_bias = model.head_names
-    head = weights["score.weight"]
-    if model.heads > 1:
-        head = mean_head(head)
+    rows = mean_head(weights["score.weight"]) if model.heads > 1 else weights["score.weight"]
+    head = head_as_saved(model.pooling, rows, weights.get("response_pooling.query"))
     return {name: head, **{bias: head.new_zeros(len(head)) for bias in of_bias}}
 
 

@@ -19,11 +19,12 @@ from .attributes import saved_weights
 from .checkpoint_files import own_code
 from .checkpoints import check_complete, default_pooling, head_size, load_backbone, load_checked, unsharded
 from .inputs import rounding
+from .pooling import RESPONSE_POOLINGS
 
 logger = logging.getLogger(__name__)
 
 # %% ../nbs/01j_encoder_heads.ipynb #53324fd9
-POOLINGS = ("last", "first", "classifier")
+POOLINGS = ("last", "first", "classifier", *RESPONSE_POOLINGS)
 
 
 class OpenedBackbone(NamedTuple):
@@ -47,7 +48,7 @@ def open_backbone(
     An encoder without a classifier of that form is read at its first token unless 'classifier' is asked for.
     """
     if pooling not in (None, *POOLINGS):
-        raise ValueError(f"pooling is {pooling!r}; expected 'last', 'first' or 'classifier'.")
+        raise ValueError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}.")
     chosen = pooling or default_pooling(config)
     if pooling == "classifier" or pooling is None and chosen == "first":
         try:

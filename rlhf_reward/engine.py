@@ -225,8 +225,8 @@ class ComparisonScorer(ABC):
 
     omitted: Mapping[str, int] = MappingProxyType({}) # what the template left out → comparisons
     attributes: tuple[str, ...] = () # names of the outputs that a reward is the sum of
-    has_uncertainty: bool = False # whether rewards have a spread
     num_truncated: int = 0 # comparisons whose prompt was cut
+    has_uncertainty: bool = False # whether rewards have a spread
 
     @abstractmethod
     def tokenize_each(

@@ -23,8 +23,7 @@ from .columns import read_columns
 from .comparison import Comparison, Text, shared_length, without_prompt
 from .engine import NotFinite
 from .grouping import group_sequences
-from .intervals import Interval, JackknifeInterval, interval, jackknife
-from .intervals import jackknife_p_value, sign_flip_p_value
+from .intervals import Interval, JackknifeInterval, interval, jackknife, jackknife_p_value, sign_flip_p_value
 from .mixed_rows import dataset_of, own_row
 from .model_ranking import Ranking, rank_compared
 from .reward_details import DetailFigures, detail_figures, with_spread
@@ -64,8 +63,7 @@ def evaluate(
     data = list(plain_rows(data))
     read = partial(_read, verdicts=read_columns(data, name, features))
     omitted_before = Counter(scorer.omitted)
-    numbers = numbers or range(1, len(data) + 1)
-    usable = _grouped_rows(_usable_rows(scorer, data, on_bad_row, name, numbers, read))
+    usable = _grouped_rows(_usable_rows(scorer, data, on_bad_row, name, numbers or range(1, len(data) + 1), read))
     omitted = Counter(scorer.omitted) - omitted_before
     comparisons = usable.comparisons
     prompts = [str(comparison.prompt) for comparison in comparisons]
@@ -81,6 +79,7 @@ def evaluate(
     ))
     report = {**statistics(responses, seed, scorer.offset), "left_out": usable.left_out, "omitted": dict(omitted)}
     report.update(detail_figures(scorer, responses, comparisons, scored, seed))
+    report |= {"length_calibration": scorer.length_calibration.facts()} if scorer.length_calibration else {}
     show_progress = processes is None or processes.is_main_process
     report["sources"] = _statistics_by("source", responses, seed, scorer.offset, show_progress)
     datasets = [dataset for _, dataset in usable.in_sets]
@@ -103,6 +102,7 @@ class EvaluationReport(Statistics, DetailFigures, total=False):
     sources: dict[str, Statistics] # by source; the number of comparisons alone if none has a pair
     datasets: dict[str, Statistics] # the same by set, of a mixture
     benchmark: dict[str, Any] # only from `benchmarks.evaluate_benchmark`
+    length_calibration: dict[str, Any] # how it was measured, if the rewards are calibrated by length
 
 
 class MistakenResponse(TypedDict):
@@ -110,6 +110,7 @@ class MistakenResponse(TypedDict):
     text: Text # as in the data
     reward: float # the model's output
     rank: int # 1 is best
+    tokens: int # its length
 
 
 class Mistake(TypedDict):
@@ -145,9 +146,8 @@ class Evaluation:
         count: int = 20, # at most
     ) -> list[Mistake]: # most confident first
         "Return the pairs on which the model is most confidently wrong."
-        wrong = self.pairs.query("margin < 0").nsmallest(count, "margin")
         mistakes = []
-        for pair in wrong.itertuples():
+        for pair in self.pairs.query("margin < 0").nsmallest(count, "margin").itertuples():
             comparison = self.comparisons[pair.comparison]
             number = self.rows[pair.comparison]
             number, dataset = self.in_sets[pair.comparison] if self.in_sets else (number, None)
@@ -166,7 +166,8 @@ class Evaluation:
     def _mistaken_response(self, line):
         row = self.responses.iloc[line]
         text = self.comparisons[row["comparison"]].responses[row["response"]]
-        return MistakenResponse(text=text, reward=float(row["reward"]), rank=int(row["rank"]))
+        rank, tokens = int(row["rank"]), int(row["tokens"])
+        return MistakenResponse(text=text, reward=float(row["reward"]), rank=rank, tokens=tokens)
 
 # %% ../nbs/07_evaluation.ipynb #720e0c25
 class ScoreDifference(JackknifeInterval):
@@ -372,10 +373,8 @@ def _agreement(margins):
     "Return the share of pairs that each two models order alike."
     signs = {name: np.sign(values) for name, values in margins.items()}
     agreement = {}
-    for first in signs:
-        agreement[first] = {}
-        for second in signs:
-            agreement[first][second] = float((signs[first] == signs[second]).mean())
+    for first, own in signs.items():
+        agreement[first] = {second: float((own == signs[second]).mean()) for second in signs}
     return agreement
 
 

@@ -278,6 +278,7 @@ def _run_options(scorer, normalize, uncertainty=False):
         "attribute_weights": model.attribute_weights or None,
         "uncertainty": model.uncertainty_facts() if uncertainty else None,
         "chat_template": scorer.tokenizer.chat_template,
+        "length_calibration": scorer.length_calibration.facts() if scorer.length_calibration else None,
     }
 
 

@@ -163,6 +163,7 @@ def merge_tokenized(
         labels=labels,
         attributes=_joined_columns(example["attributes"] for example in examples),
         attribute_names=first["attribute_names"] or (),
+        response_starts=_joined(example["response_starts"] for example in examples),
     )
 
 

@@ -16,6 +16,7 @@ from .checkpoint_files import check_finite, find_weights, is_openrlhf, open_weig
 from .checkpoint_files import weight_shapes
 from .composite import text_config
 from .other_heads import convert_remedy, head_to_convert
+from .pooling import saved_head_shape
 
 # %% ../nbs/01n_heads.ipynb #314ba816
 def new_head(width, num_rows):
@@ -83,9 +84,9 @@ def head_labels(model_name, kwargs, config, chosen):
     return names, saved
 
 
-def load_head(model_name, kwargs, config, num_rows=1):
-    "Load the weight of the reward head. Raises `ValueError` unless it has so many rows and no bias."
-    shape = (num_rows, head_size(config))
+def load_head(model_name, kwargs, config, num_rows=1, pooling="last"):
+    "Load the weight of the reward head, as saved. Raises `ValueError` unless it has its shape for this pooling."
+    shape = saved_head_shape(pooling, num_rows, head_size(config))
     files = _head_files(model_name, kwargs, config)
     shapes = _shapes_in(model_name, kwargs, files)
     if shapes != {"score.weight": shape}:

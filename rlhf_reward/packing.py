@@ -23,6 +23,8 @@ from .filling import best_fit, cheapest_rows
 from .inputs import ROUNDING, rounding # the first was defined here before
 from .kernels import attention_dropout, packed_kernels
 from .placing import input_device, to_device
+from .pooling import RESPONSE_POOLINGS
+from .response_tokens import response_tokens
 from .reward import RewardModel
 from .rope import is_on_both_sides, length_limits
 from .targets import Targets, make_targets, num_tokens, pad_right
@@ -36,6 +38,7 @@ class PaddedBatch(Targets):
     "A batch with a row for each response."
     input_ids: torch.Tensor # (num_responses, seq_len)
     attention_mask: torch.Tensor # (num_responses, seq_len), 0 is padding
+    response_tokens: torch.Tensor # (num_tokens, 3), if the examples have `response_starts`
 
 
 class PackedBatch(Targets):
@@ -45,6 +48,7 @@ class PackedBatch(Targets):
     comparison_ids: torch.Tensor # number of the comparison in its row, 0 is padding
     response_ids: torch.Tensor # number of the response in its comparison, 0 is the prefix
     end_positions: torch.Tensor # (num_responses, 2): the row and the position of each response's last token
+    response_tokens: torch.Tensor # (num_tokens, 3), if the examples have `response_starts`
 
 # %% ../nbs/04_packing.ipynb #99a546dd
 def pad_comparisons(
@@ -52,12 +56,15 @@ def pad_comparisons(
 ) -> PaddedBatch: # padded on the right
     "Make one row for each response of each comparison, in order. K may differ from comparison to comparison."
     sequences = []
+    ends = []
     for example in examples:
         for ids in whole_sequences(example):
+            ends.append((len(sequences), len(example["shared_prefix"]) - 1, len(ids) - 1))
             sequences.append(torch.tensor(ids))
     return {
         "input_ids": pad_right(sequences),
         "attention_mask": pad_right([torch.ones_like(ids) for ids in sequences]),
+        **response_tokens(examples, ends),
         **make_targets(examples),
     }
 
@@ -78,19 +85,20 @@ def pack_comparisons(
     lengths = [num_tokens(example) for example in examples]
     assignment = cheapest_rows(lengths) if row_length is None else best_fit(lengths, row_length)
     rows = []
-    ends = [None] * len(examples) # for each comparison a list of (row, position)
+    ends = [None] * len(examples) # for each comparison a list of (row, end of the prefix, end)
     for row_number, indices in enumerate(assignment):
         row = _Row()
         for index in indices:
-            last_tokens = row.append(examples[index])
-            ends[index] = [(row_number, position) for position in last_tokens]
+            ends[index] = [(row_number, *positions) for positions in row.append(examples[index])]
         rows.append(row)
+    ends = list(itertools.chain.from_iterable(ends))
     return {
         "input_ids": pad_right([torch.tensor(row.input_ids) for row in rows]),
         "position_ids": pad_right([torch.tensor(row.position_ids) for row in rows]),
         "comparison_ids": pad_right([torch.tensor(row.comparison_ids) for row in rows]),
         "response_ids": pad_right([torch.tensor(row.response_ids) for row in rows]),
-        "end_positions": torch.tensor(list(itertools.chain.from_iterable(ends))),
+        "end_positions": torch.tensor([(row, end) for row, _, end in ends]),
+        **response_tokens(examples, ends),
         **make_targets(examples),
     }
 
@@ -100,13 +108,12 @@ def model_inputs(
     model: RewardModel, # on the same device
 ) -> dict[str, Any]: # arguments of `RewardModel.forward`
     "Return the model's arguments for a batch; its rewards are (num_responses, 1), in the order of the responses."
-    if "end_positions" not in batch:
-        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    if "branches" in batch:
-        names = ("input_ids", "attention_mask", "position_ids", "end_positions", "branches")
-        return {name: batch[name] for name in names}
-    names = ("input_ids", "position_ids", "end_positions", "packed_sequences")
+    names = ["input_ids", "position_ids", "end_positions", "branches", "packed_sequences"]
+    if model.pooling in RESPONSE_POOLINGS:
+        names.append("response_tokens")
     inputs = {name: batch[name] for name in names if name in batch}
+    if "attention_mask" in batch: # padded or branched
+        return {**inputs, "attention_mask": batch["attention_mask"]}
     dtype = next(model.backbone.parameters()).dtype
     return {**inputs, "attention_mask": attention_mask(batch, model.config, dtype)}
 
@@ -161,12 +168,14 @@ def check_padding(
     examples: list[TokenizedComparison], # from `tokens.tokenize_rows`
 ) -> None:
     "Raise `ValueError` if a text has another reward in a padded batch of the comparisons than alone."
-    device = input_device(model)
     alone = []
     with _evaluating(model):
         together = _rewards(model, pad_comparisons(examples))
         for example in examples:
-            alone += [model(torch.tensor([ids], device=device)) for ids in whole_sequences(example)]
+            starts = example.get("response_starts") or itertools.repeat(0)
+            for ids, start in zip(whole_sequences(example), starts):
+                single = tokenized_comparison([], [ids], response_starts=[start])
+                alone.append(_rewards(model, pad_comparisons([single])))
     differences = (together - torch.cat(alone)).abs()
     if not _is_rounding(differences.max().item(), together, model):
         number = int(differences.argmax())
@@ -257,7 +266,7 @@ class _Row:
         self.num_comparisons = 0
 
     def append(self, example):
-        "Add a comparison and return the position in the row where each of its responses ends."
+        "Add a comparison and return where its prefix ends in the row, and where each of its responses does."
         self.num_comparisons += 1 # the first is 1, since 0 is padding
         prefix = example["shared_prefix"]
         self._extend(prefix, 0, response=0)
@@ -265,7 +274,7 @@ class _Row:
         ends = []
         for response, rest in enumerate(example["rests"], start=1):
             self._extend(rest, len(prefix), response)
-            ends.append(len(self.input_ids) - 1 if rest else prefix_end)
+            ends.append((prefix_end, len(self.input_ids) - 1 if rest else prefix_end))
         return ends
 
     def _extend(self, ids, first_position, response):
@@ -380,7 +389,7 @@ def _branched(model, examples, attention, for_training):
 def _forked(ids):
     "Return a comparison of two responses to the first half of the tokens."
     half = max(len(ids) // 2, 1)
-    return tokenized_comparison(ids[:half], [ids[half:], ids[half:][::-1]])
+    return tokenized_comparison(ids[:half], [ids[half:], ids[half:][::-1]], response_starts=[half - 1, half])
 
 
 TRIALS = {"packed": _packed, "branched": _branched} # (model, examples, attention, for_training) → Layout

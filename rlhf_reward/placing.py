@@ -52,11 +52,13 @@ def check_device(device, device_map=None):
 
 
 def place(model, device, device_map):
-    "Move a reward model to its device; with a device map, its head to the hidden states of the backbone."
+    "Move a reward model to its device; with a device map, what reads the hidden states of the backbone, to these."
     if device_map is None:
         model.to(device)
     elif hasattr(model, "score"): # else the head is part of what transformers has placed
-        model.score.to(input_device(model.backbone))
+        for part in (model.score, model.response_pooling):
+            if part is not None:
+                part.to(input_device(model.backbone))
 
 
 def check_in_memory(weights):

@@ -5,33 +5,41 @@
 # %% ../nbs/07b_report.ipynb #9c164c06
 from __future__ import annotations
 
-import base64
 import html
 import importlib.resources
+import itertools
 import json
 import os
 from pathlib import Path
 from typing import Optional, TypedDict, Union
 
 import jinja2
+from markupsafe import Markup
 
 from . import __version__
 from .comparison import Text
 from .evaluation import EvaluationReport, Mistake, ModelComparison, compare
-from .markdown import escape_markdown, fence_for, markdown_table
+from .markdown import code_span, escape_markdown, fence_for, markdown_table
 from .model_ranking import RANKING_COLUMNS, ranking_lines, ranking_note
-from .report_plots import import_matplotlib, plots
+from .report_plots import import_matplotlib, in_page, plots
+from .report_record import ReportRecord
+from .report_sections import report_sections
 from rlhf_reward.report_summary import (
-    ATTRIBUTE_COLUMNS,
     DataSummary,
     Evaluations,
-    show_number,
     show_score_difference,
     show_share,
     summarize,
 )
 from .suite import SuiteTable, suite_lines, suite_table
+from .verdict import MIN_PROMPTS, verdict
 
+METHODS = (
+    'The verdict compares a model pair by pair with "longer wins" or "shorter wins", whichever is right more often, '
+    "and with the same model without the prompt. A difference counts if its 95 % interval, by bootstrap over prompts, "
+    f"does not contain 0; with fewer than {MIN_PROMPTS} prompts there is no verdict. The confidence of the calibration "
+    "is σ of the margin's size, in ten bins from 0.5 to 1; lengths are in tokens of the response."
+)
 INTERVALS = (
     "Shares are in percent, with 95 % intervals by bootstrap over prompts; where all prompts agree, by the exact "
     "binomial interval over prompts. The range of random rewards is that of 1000 draws. Numbers of responses and "
@@ -49,20 +57,21 @@ SUITE_NOTE = (
 )
 
 # %% auto #0
-__all__ = ['INTERVALS', 'COMPARED', 'SUITE_NOTE', 'write_report', 'prepare_report', 'ModelReport', 'DataReport', 'JsonReport',
-           'report_json', 'report_html', 'readable', 'report_markdown']
+__all__ = ['METHODS', 'INTERVALS', 'COMPARED', 'SUITE_NOTE', 'write_report', 'prepare_report', 'ModelReport', 'DataReport',
+           'JsonReport', 'report_json', 'report_html', 'readable', 'report_markdown']
 
 # %% ../nbs/07b_report.ipynb #942ed5ae
 def write_report(
     evaluations: Evaluations, # by name of the data, then of the model
     folder: Union[str, Path], # created if it does not exist
+    record: Optional[ReportRecord] = None, # date and command, from `report_record.report_record`
 ) -> None:
     "Write `report.json`, `report.md` and `report.html`, all or none."
-    figures = report_json(evaluations)
+    figures = report_json(evaluations, record)
     texts = {
         "report.json": json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n",
-        "report.md": report_markdown(evaluations),
-        "report.html": report_html(evaluations),
+        "report.md": report_markdown(evaluations, record),
+        "report.html": report_html(evaluations, record),
     }
     folder = prepare_report(folder)
     for name, text in texts.items():
@@ -88,7 +97,8 @@ def prepare_report(
 
 # %% ../nbs/07b_report.ipynb #550cdefb
 class ModelReport(EvaluationReport, total=False):
-    "The figures of a model, and its most confident mistakes."
+    "The figures of a model, the verdict on it, and its most confident mistakes."
+    verdict: str # from `verdict.verdict`
     mistakes: list[Mistake] # at most 20
 
 
@@ -101,35 +111,53 @@ class DataReport(TypedDict):
 class JsonReport(TypedDict):
     "The content of `report.json`."
     rlhf_reward: str # version
+    record: ReportRecord # date and command, as far as they are known
     data: dict[str, DataReport] # by name
     suite: Optional[SuiteTable] # the scores of all benchmarks; None with fewer than two
 
 
 def report_json(
     evaluations: Evaluations, # by name of the data, then of the model
+    record: Optional[ReportRecord] = None, # date and command, from `report_record.report_record`
 ) -> JsonReport: # ready for `json.dumps`
     "Return all figures, and the mistakes with their texts."
     data_reports = {}
     for data, models in evaluations.items():
         model_reports = {}
         for model, evaluation in models.items():
-            model_reports[model] = {**evaluation.report, "mistakes": evaluation.mistakes()}
+            model_reports[model] = {
+                **evaluation.report,
+                "verdict": verdict(evaluation.report),
+                "mistakes": evaluation.mistakes(),
+            }
         has_pairs = all(evaluation.report["pairs"] for evaluation in models.values())
         compared = compare(models) if len(models) > 1 and has_pairs else None
         data_reports[data] = DataReport(models=model_reports, compared=compared)
-    return JsonReport(rlhf_reward=__version__, data=data_reports, suite=suite_table(evaluations))
+    return JsonReport(
+        rlhf_reward=__version__,
+        record=record or {},
+        data=data_reports,
+        suite=suite_table(evaluations),
+    )
 
 # %% ../nbs/07b_report.ipynb #f9bbc6d2
 def report_html(
     evaluations: Evaluations, # by name of the data, then of the model
+    record: Optional[ReportRecord] = None, # date and command, from `report_record.report_record`
 ) -> str: # one page that needs nothing else
     "Return the figures, the plots and the mistakes. Raise `ImportError` without matplotlib."
+    numbers = itertools.count()
+
+    def embedded(drawing, label):
+        return Markup(in_page(drawing, label, f"p{next(numbers)}")) if drawing else ""
+
     def pictures(data, model):
-        sources = []
-        for name, drawing in plots(evaluations[data][model]).items():
-            encoded = base64.b64encode(drawing.encode()).decode()
-            sources.append((name, f"data:image/svg+xml;base64,{encoded}"))
-        return sources
+        drawings = plots(evaluations[data][model])
+        return [embedded(drawing, f"{name} of {model}") for name, drawing in drawings.items()]
+
+    def sections(data, model):
+        made = report_sections(evaluations[data][model])
+        return [(section, embedded(section.drawing, f"{section.title} of {model}")) for section in made]
 
     environment = jinja2.Environment(
         autoescape=True,
@@ -143,15 +171,16 @@ def report_html(
         summaries=summarize(evaluations),
         suite=_suite_lines(evaluations),
         suite_note=SUITE_NOTE,
+        record=record or {},
         pictures=pictures,
+        sections=sections,
         readable=readable,
         show_share=show_share,
-        show_score_difference=show_score_difference,
-        show_number=show_number,
-        attribute_columns=ATTRIBUTE_COLUMNS,
         version=__version__,
+        methods=METHODS,
         intervals=INTERVALS,
         compared=COMPARED,
+        compared_tables=_compared_tables,
         ranking_columns=RANKING_COLUMNS,
         ranking_lines=ranking_lines,
         ranking_note=ranking_note,
@@ -175,28 +204,55 @@ def readable(
 # %% ../nbs/07b_report.ipynb #0730052f
 def report_markdown(
     evaluations: Evaluations, # by name of the data, then of the model
+    record: Optional[ReportRecord] = None, # date and command, from `report_record.report_record`
 ) -> str: # Markdown
     "Return the figures as tables, and the mistakes."
-    parts = ["# Evaluation", INTERVALS]
+    summaries = summarize(evaluations)
+    parts = ["# Evaluation", *_headline_parts(summaries, record or {})]
     suite = _suite_lines(evaluations)
     if suite:
         parts += ["## Benchmarks", SUITE_NOTE, _markdown_table(suite[0], suite[1:])]
-    for summary in summarize(evaluations):
+    for summary in summaries:
         parts += _data_parts(summary)
         if summary.compared:
             parts += _comparison_parts(summary)
-        for model, curve in summary.curves:
-            header = [f"best of n, {model}", "picked", "best", "mean", "comparisons"]
-            lines = []
-            for point in curve:
-                ratings = [show_number(point[name]) for name in ("picked", "best", "mean")]
-                lines.append([point["n"], *ratings, point["comparisons"]])
-            parts.append(_markdown_table(header, lines))
+        for model in summary.models:
+            for section in report_sections(evaluations[summary.data][model]):
+                parts += _section_parts(section, model)
         for model, mistakes in summary.mistakes:
             parts += _mistake_parts(model, mistakes)
+    parts += ["## Methods", METHODS, INTERVALS]
     return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/07b_report.ipynb #87770544
+def _headline_parts(summaries, record):
+    "Return the verdicts, and where they are from."
+    parts = []
+    for summary in summaries:
+        for headline in summary.headlines:
+            subject = f"**{escape_markdown(headline.model)}** on {escape_markdown(summary.data)}"
+            for dataset, sentence in headline.lines:
+                part = f", {escape_markdown(dataset)}" if dataset else ""
+                parts.append(f"{subject}{part}: {sentence}")
+    facts = []
+    for label, value in (("Evaluated", record.get("date")), ("Command", record.get("command"))):
+        if value:
+            facts.append(f"- {label}: {code_span(value)}")
+    for summary in summaries:
+        facts.append(
+            f"- Data: {escape_markdown(summary.data)}, {summary.counts['comparisons']} comparisons, "
+            f"sha256 `{summary.hash}`"
+        )
+    return [*parts, "\n".join([*facts, f"- rlhf_reward {__version__}"])]
+
+
+def _section_parts(section, model):
+    parts = [f"### {escape_markdown(section.title)}, {escape_markdown(model)}"]
+    if section.note:
+        parts.append(escape_markdown(section.note))
+    return parts + [_markdown_table(section.columns, section.lines)] if section.lines else parts
+
+# %% ../nbs/07b_report.ipynb #87770545
 def _data_parts(summary: DataSummary):
     "Return what is reported of each model alone."
     counts = summary.counts
@@ -212,14 +268,10 @@ def _data_parts(summary: DataSummary):
         parts.append(f"Of these comparisons, for {escape_markdown(model)}, {html.escape(omitted, quote=False)}.")
     for model, benchmark in summary.benchmarks:
         parts += _benchmark_parts(model, benchmark)
-    if summary.accuracy:
-        parts.append(_markdown_table(["", "accuracy over all pairs"], summary.accuracy))
+    if summary.whiskers:
+        lines = [(whisker.label, show_share(whisker.interval)) for whisker in summary.whiskers]
+        parts.append(_markdown_table(["", "accuracy over all pairs, %"], lines))
     parts.append(_markdown_table(["", *summary.models], summary.figures))
-    for model, lines in summary.attributes:
-        parts += [f"Attributes of {escape_markdown(model)}", _markdown_table(ATTRIBUTE_COLUMNS, lines)]
-    for table in summary.details:
-        parts += [f"### {escape_markdown(table.title)}", escape_markdown(table.note)]
-        parts.append(_markdown_table(table.columns, table.lines))
     if summary.sources:
         parts.append(_markdown_table(summary.source_columns, summary.sources))
     return parts
@@ -239,6 +291,17 @@ def _benchmark_parts(model, benchmark):
 
 def _comparison_parts(summary: DataSummary):
     compared = summary.compared
+    parts = [
+        f"{COMPARED} {compared['comparisons']} comparisons that all models have.",
+        ranking_note(compared["ranking"]),
+        _markdown_table(RANKING_COLUMNS, ranking_lines(compared["ranking"])),
+    ]
+    return parts + [_markdown_table(columns, lines) for columns, lines in _compared_tables(summary)]
+
+
+def _compared_tables(summary: DataSummary):
+    "Return header and lines of the differences of two models, and of how often they agree."
+    compared = summary.compared
     differences = []
     scores = []
     for pair in compared["pairs"]:
@@ -248,19 +311,13 @@ def _comparison_parts(summary: DataSummary):
         if pair["score_difference"]:
             scores.append([models, *show_score_difference(pair["score_difference"])])
     header = ["models", "difference", "p by prompts", "only the first right", "only the second right"]
-    parts = [
-        f"{COMPARED} {compared['comparisons']} comparisons that all models have.",
-        ranking_note(compared["ranking"]),
-        _markdown_table(RANKING_COLUMNS, ranking_lines(compared["ranking"])),
-        _markdown_table(header, differences),
-    ]
+    tables = [(header, differences)]
     if scores:
-        parts.append(_markdown_table(["models", "difference of the benchmark's scores", "p"], scores))
+        tables.append((["models", "difference of the benchmark's scores", "p"], scores))
     agreement = []
     for model, row in compared["agreement"].items():
         agreement.append([model, *(f"{100 * value:.1f}" for value in row.values())])
-    parts.append(_markdown_table(["agree on, %", *summary.models], agreement))
-    return parts
+    return [*tables, (["agree on, %", *summary.models], agreement)]
 
 
 def _mistake_parts(model, mistakes):
@@ -274,7 +331,8 @@ def _mistake_parts(model, mistakes):
         for label, name in (("Chosen", "chosen"), ("Rejected", "rejected")):
             response = mistake[name]
             text = _markdown_text(readable(response["text"]))
-            parts.append(f"{label}, reward {response['reward']:.3f}:\n\n{text}")
+            figures = f"reward {response['reward']:.3f}, {response['tokens']} tokens"
+            parts.append(f"{label}, {figures}:\n\n{text}")
     if not mistakes:
         parts.append("None.")
     return parts

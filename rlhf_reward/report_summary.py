@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from rlhf_reward.evaluation import (
     Evaluation,
@@ -21,15 +21,17 @@ from .agreement import Estimate
 from .attribute_statistics import AttributeStatistics
 from .intervals import Interval
 from .omissions import report_omissions
-from .reward_details import DetailTable, detail_tables
-from .statistics import BestOfN, Calibration
+from .report_charts import SourceChart, Whisker, accuracy_whiskers, source_whiskers
+from .report_record import data_hash
+from .statistics import Calibration
+from .verdict import Standing, standing, verdict_lines
 
 Evaluations = dict[str, dict[str, Evaluation]] # by name of the data, then of the model
 
 # %% auto #0
 __all__ = ['Evaluations', 'ATTRIBUTE_COLUMNS', 'show_share', 'show_number', 'show_estimate', 'show_score_difference',
-           'figure_lines', 'agreement_lines', 'attribute_lines', 'BenchmarkTables', 'benchmark_tables', 'DataSummary',
-           'summarize']
+           'figure_lines', 'agreement_lines', 'attribute_lines', 'BenchmarkTables', 'benchmark_tables', 'Headline',
+           'DataSummary', 'summarize']
 
 # %% ../nbs/07h_report_summary.ipynb #07aac2da
 def show_share(
@@ -75,6 +77,8 @@ def figure_lines(
 ) -> list[tuple[str, str]]: # label and value
     "Return the lines of the table of figures: those of pairs, of ratings and of labels, as far as there are some."
     lines = _pair_lines(report) if report["pairs"] else []
+    if "length_calibration" in report:
+        lines = [("Rewards calibrated by length, on", report["length_calibration"]["data"]), *lines]
     return lines + agreement_lines(report)
 
 
@@ -229,23 +233,31 @@ def benchmark_tables(
     return BenchmarkTables(report["name"], rule, figures, matrices)
 
 # %% ../nbs/07h_report_summary.ipynb #9e4deb7f
+class Headline(NamedTuple):
+    "The first lines of a report on a model."
+    model: str # its name
+    standing: Standing # the verdict in a word
+    accuracy: Optional[tuple[str, str]] # in percent, and its interval; None without pairs
+    lines: list[tuple[str, str]] # the verdicts, from `verdict.verdict_lines`
+
+
 @dataclass
 class DataSummary:
     "All tables of one set of comparisons."
     data: str # name of the data
+    hash: str # of the comparisons of the first model, from `report_record.data_hash`
+    headlines: list[Headline] # of each model
     counts: dict[str, int] # comparisons, prompts, responses, pairs
     models: list[str] # names
     left_out: list[tuple[str, LeftOut]] # of each model that left out rows
     omitted: list[tuple[str, str]] # of each model whose chat template leaves something out, in words
-    accuracy: list[tuple[str, str]] # of models and baselines
+    whiskers: list[Whisker] # the accuracy of models and baselines
+    source_charts: list[SourceChart] # the same by source
     figures: list[list[str]] # label, and the value of each model
     source_columns: list[str] # header of `sources`
     sources: list[list[str]] # one line for each source; empty for a single one
     benchmarks: list[tuple[str, BenchmarkTables]] # of each model on a benchmark
-    attributes: list[tuple[str, list[list[str]]]] # of each model that has some, as `attribute_lines` returns them
-    details: list[DetailTable] # about spread and over-optimization, of the models that have them
     compared: Optional[ModelComparison] # None for a single model
-    curves: list[tuple[str, list[BestOfN]]] # best of n, of each model on data with ratings
     mistakes: list[tuple[str, list[Mistake]]] # of each model
 
 
@@ -268,38 +280,34 @@ def _summary_of_data(data, models):
     without_prompt = [f"{model} without the prompt" for model in reports] if has_pairs else []
     return DataSummary(
         data=data,
+        hash=data_hash(next(iter(models.values())).comparisons),
+        headlines=[_headline(model, report) for model, report in reports.items()],
         counts={name: first[name] for name in ("comparisons", "prompts", "responses", "pairs")},
         models=list(reports),
         left_out=[(model, report["left_out"]) for model, report in reports.items() if report["left_out"]],
         omitted=[
             (model, report_omissions(report["omitted"])) for model, report in reports.items() if report["omitted"]
         ],
-        accuracy=_accuracy_lines(reports, baselines) if has_pairs else [],
+        whiskers=accuracy_whiskers(reports),
+        source_charts=source_whiskers(reports),
         figures=figures,
         source_columns=["source", "pairs" if has_pairs else "responses", *reports, *without_prompt, *baselines],
         sources=_source_lines(list(reports.values()), baselines, has_pairs),
         benchmarks=[
             (model, benchmark_tables(report["benchmark"])) for model, report in reports.items() if "benchmark" in report
         ],
-        attributes=[
-            (model, attribute_lines(found["attributes"])) for model, found in reports.items() if "attributes" in found
-        ],
-        details=detail_tables(reports),
         compared=compare(models) if len(models) > 1 and has_pairs else None,
-        curves=[(model, report["best_of_n"]) for model, report in reports.items() if report.get("best_of_n")],
         mistakes=[(model, evaluation.mistakes()) for model, evaluation in models.items() if has_pairs],
     )
 
 
-def _accuracy_lines(reports, baselines):
-    "Return the accuracy of each model, with and without the prompt, and the baselines of the first."
-    first = next(iter(reports.values()))
-    lines = [(model, show_share(report["accuracy_interval"])) for model, report in reports.items()]
-    for model, report in reports.items():
-        lines.append((f"{model} without the prompt", show_share(report["baselines"]["prompt-blind"])))
-    for name in baselines:
-        lines.append((name, show_share(first["baselines"][name])))
-    return lines
+def _headline(model, report):
+    "Return the first lines on a model."
+    accuracy = None
+    if report["pairs"]:
+        share, _, ends = show_share(report["accuracy_interval"]).partition(" ")
+        accuracy = (share, ends.strip("()"))
+    return Headline(model, standing(report), accuracy, verdict_lines(report))
 
 
 def _source_lines(reports, baselines, has_pairs):

@@ -158,11 +158,13 @@ def use_new_rates(
     optimizer: torch.optim.Optimizer, # with the state of a checkpoint
     scheduler: Any, # of the Trainer, with the state of a checkpoint
     groups: list[dict[str, Any]], # values of the optimizer's groups before, as the arguments have them
-    ratio: float, # of the new learning rate to the old one
+    ratio: float, # of the new learning rate to the old one, for groups without `initial_lr`
 ) -> None:
     "Apply the learning rate, the decay and the other values of new arguments."
     for group, values in zip(optimizer.param_groups, groups):
         old = group["lr"]
+        if group.get("initial_lr") and "initial_lr" in values:
+            ratio = values["initial_lr"] / group["initial_lr"] # of this group: the head may have its own rate
         group.update(values)
         group["lr"] = old * ratio
     if isinstance(scheduler, LambdaLR):
@@ -205,11 +207,12 @@ class RunMixin:
     def note_model(
         self,
         model: RewardModel, # to be trained
+        head_is_apart: bool = False, # in a group of the optimizer
     ) -> None:
         "Keep what tells the model from others, before it is trained."
         self._model_facts = {
             "model": weights_fingerprint(model),
-            "form": form_of(model, self.reward_loss),
+            "form": form_of(model, self.reward_loss, head_is_apart),
             "adapter": adapter_facts(model),
             "attributes": model.attribute_weights or None,
             "dtype": str(next(model.backbone.parameters()).dtype).removeprefix("torch."),

@@ -30,6 +30,7 @@ from .heads import head_labels, load_head, new_head
 from .inputs import check_shapes, check_values, left_aligned, require, right_padded
 from .other_heads import keep_openrlhf_scale
 from .placing import check_device, place
+from .pooling import check_response_tokens, copy_head, new_response_pooling
 from .rope import check_length, choose_frequencies_by_text, scales_by_length
 from .several_heads import HeadLevels, checked_heads, saved_heads
 from .sft_adapters import base_of, open_base
@@ -103,6 +104,16 @@ class BackboneProperties(AttributesMixin, UncertaintyMixin, SavingMixin, nn.Modu
             return outputs.logits if self.pooling == "classifier" else outputs.last_hidden_state
         return branched_states(self.backbone, self._input_names, inputs, branches, **self._backbone_kwargs)
 
+    def _pooled(self, states, rows, ends, response_tokens):
+        "Return what the head reads, (num_responses, hidden_size)."
+        if self.pooling == "classifier":
+            return states
+        if self.response_pooling is None:
+            return states[rows, ends]
+        if not torch.compiler.is_compiling():
+            check_response_tokens(self.pooling, response_tokens, states.shape[:2], len(rows), wait=not self.training)
+        return self.response_pooling(states, response_tokens, len(rows))
+
     def normalize(
         self,
         rewards: TensorType["batch_size", 1], # as `forward` returns them
@@ -134,8 +145,7 @@ class RewardModel(BackboneProperties):
     A transformers backbone, dropout and a bias-free linear head: one float32 reward for each sequence.
 
     The reward is the head's output without a sigmoid. The head has no bias because a constant cancels in every
-    pairwise loss, and because every serving tool expects none. Like any model from transformers it starts in evaluation
-    mode; call `train()` before training, so that dropout is active.
+    pairwise loss, and because every serving tool expects none. It starts in evaluation mode, as transformers' models.
     """
     accepts_loss_kwargs = False # makes transformers.Trainer divide the loss by the accumulation steps
 
@@ -144,7 +154,8 @@ class RewardModel(BackboneProperties):
         model_name: str, # folder or hub name of a model of transformers, or of an SFT adapter, which is merged
         dropout: float = 0.1, # probability to zero an element of the pooled hidden state while training
         device: str = "cuda", # of the model, such as 'cuda', 'cuda:1' or 'cpu'; not used with a `device_map`
-        # read by the head, see `open_backbone`: 'last' of a decoder, 'classifier' or 'first' of an encoder
+        # read by the head, see `open_backbone`: 'last' of a decoder, 'classifier' or 'first' of an encoder, or 'mean'
+        # or 'attention' over the response, which no other tool opens
         pooling: Optional[str] = None,
         attributes: Optional[Sequence[str]] = None, # an output each, whose weighted sum is the reward; None: one output
         heads: int = 1, # linear heads on the same states; the reward is their mean, and their spread how sure it is
@@ -167,6 +178,7 @@ class RewardModel(BackboneProperties):
         self.head_levels = HeadLevels(heads) if heads > 1 else None
         self.posterior = None # see `laplace.fit_laplace`
         self.score = new_head(width, len(self.attribute_sum.weights))
+        self.response_pooling = new_response_pooling(self.pooling, width)
         place(self.eval(), device, kwargs.get("device_map"))
         check_finite(model_name, self.backbone.state_dict().items())
 
@@ -180,6 +192,8 @@ class RewardModel(BackboneProperties):
         branches: Optional[TensorType["num_sequences", 3, int]] = None, # of `BranchedBatch`, all tokens in one row
         attributes: bool = False, # return the outputs that a reward is the sum of, (batch_size, num_attributes)
         packed_sequences: Optional[dict[int, dict]] = None, # of `kernels.add_sequences`, for attention without a mask
+        # for 'mean' or 'attention': row, position (of the real tokens, in a padded row) and response of each token read
+        response_tokens: Optional[TensorType["num_tokens", 3, int]] = None,
         per_head: bool = False, # return the rewards of all heads, (batch_size, heads)
         uncertainty: bool = False, # return rewards and (batch_size, num_deviations), as in `UncertainReward`
     ) -> TensorType["batch_size", 1, float]: # float32 rewards; (num_responses, 1) with `end_positions`
@@ -192,8 +206,7 @@ class RewardModel(BackboneProperties):
         Raises `ValueError` for shapes that do not fit, a row without a real token, or ids outside the vocabulary. In
         training on a GPU such values stop the run without naming them; under `torch.compile` they are not checked.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         check_shapes(input_ids, attention_mask, position_ids, end_positions)
         check_not_packed(self.pooling, end_positions)
         if not torch.compiler.is_compiling():
@@ -201,10 +214,9 @@ class RewardModel(BackboneProperties):
         inputs, rows, ends = self._rows_and_ends(input_ids, attention_mask, position_ids, end_positions)
         check_length(self.config, inputs["input_ids"], inputs.get("position_ids"))
         states = self._hidden_states(inputs, branches, packed_sequences)
-        pooled = states if self.pooling == "classifier" else states[rows, ends]
-        with torch.autocast(pooled.device.type, enabled=False): # the head stays in float32 under bf16 training
-            pooled = self.dropout(pooled.to(self.score.weight)) # its device and dtype
-            return self.outputs(pooled, attributes, per_head, uncertainty)
+        with torch.autocast(states.device.type, enabled=False): # the head stays in float32 under bf16 training
+            pooled = self._pooled(states, rows, ends, response_tokens).to(self.score.weight) # its device and dtype
+            return self.outputs(self.dropout(pooled), attributes, per_head, uncertainty)
 
     @classmethod
     def from_pretrained(
@@ -232,8 +244,7 @@ class RewardModel(BackboneProperties):
         model = cls(model_name, dropout, device, pooling, names, saved_heads(facts), **{"dtype": "auto", **kwargs})
         keep_openrlhf_scale(model.config)
         model.ends_with_eos = getattr(model.config, "rlhf_reward", {}).get("ends_with_eos", False)
-        head = load_head(model_name, kwargs, config, max(1, len(model.attributes)))
-        model.score.weight.data.copy_(head) # the same for all heads
+        copy_head(model, load_head(model_name, kwargs, config, model.num_saved_rows, model.pooling))
         load_uncertainty(model, model_name, kwargs, facts)
         model.use_weights(saved, attribute_weights)
         return model

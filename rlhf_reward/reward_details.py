@@ -5,23 +5,20 @@
 # %% ../nbs/07x_reward_details.ipynb #c9ed0700
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import pandas as pd
 
 from .attribute_statistics import AttributeStatistics, attribute_statistics
 from .comparison import Comparison
-from .overoptimization import OPTIMIZATION_COLUMNS, OPTIMIZATION_NOTE, GoldCurve, optimization_lines
-from .overoptimization import rated_curve
+from .overoptimization import GoldCurve, rated_curve
 from .scoring import BaseScorer
-from .spread_statistics import SPREAD_COLUMNS, SPREAD_NOTE, SpreadStatistics, pair_spreads
-from .spread_statistics import spread_group_lines, spread_lines, spread_statistics
+from .spread_statistics import SpreadStatistics, pair_spreads, spread_statistics
 from .tables import pair_table
 from .uncertainty import UncertainReward
 
 # %% auto #0
-__all__ = ['with_spread', 'DetailFigures', 'detail_figures', 'DetailTable', 'detail_tables']
+__all__ = ['with_spread', 'DetailFigures', 'detail_figures']
 
 # %% ../nbs/07x_reward_details.ipynb #bd529635
 def with_spread(
@@ -62,32 +59,3 @@ def detail_figures(
         figures["uncertainty"] = spread_statistics(pairs["margin"].to_numpy(), spreads, pairs["sureness"].to_numpy())
     curve = rated_curve(responses, seed)
     return figures if curve is None else {**figures, "overoptimization": curve}
-
-# %% ../nbs/07x_reward_details.ipynb #bdbfe7b7
-@dataclass
-class DetailTable:
-    "A table of a report."
-    title: str # with the name of the model
-    note: str # below the title
-    columns: list[str] # the header
-    lines: list[list[str]] # with a value for each column
-
-
-def detail_tables(
-    reports: dict[str, dict[str, Any]], # `evaluation.EvaluationReport` of each model
-) -> list[DetailTable]: # ready to lay out
-    "Return the tables about spread and over-optimization of all models that have them."
-    tables = []
-    for model, report in reports.items():
-        if "uncertainty" in report:
-            figures = report["uncertainty"]
-            lines = list(map(list, spread_lines(figures)))
-            tables.append(DetailTable(f"How sure {model} is", SPREAD_NOTE, ["", "figure"], lines))
-            groups = spread_group_lines(figures)
-            tables.append(DetailTable(f"Errors of {model} by spread", "", list(SPREAD_COLUMNS), groups))
-        if "overoptimization" in report:
-            found = report["overoptimization"]
-            note = OPTIMIZATION_NOTE.format(gold=found["gold"], pessimism=found["pessimism"])
-            lines = optimization_lines(found["curve"])
-            tables.append(DetailTable(f"Best of n by {model}", note, list(OPTIMIZATION_COLUMNS), lines))
-    return tables

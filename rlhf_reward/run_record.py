@@ -25,7 +25,7 @@ from .reward import RewardModel
 
 # %% ../nbs/05g_run_record.ipynb #efa5cb0d
 LEARNED_COLUMNS = ("shared_prefix", "rests", "ranks", "margins", "ratings", "weight") # what a loss learns from
-_IF_GIVEN = ("attributes", "preference", "labels") # likewise, in data that has them
+_IF_GIVEN = ("attributes", "preference", "labels", "response_starts") # likewise, in data that has them
 
 
 def data_fingerprint(
@@ -83,6 +83,7 @@ def _bytes_of_weights(model, has_adapter) -> Iterator[bytes]:
 def form_of(
     model: RewardModel, # before training, with its adapter
     loss: RewardLoss, # with or without parameters
+    head_is_apart: bool = False, # in a group of the optimizer
 ) -> str: # number of weights and a hash of their names and shapes
     "Return what has to be equal for the state of an optimizer to fit."
     trained = []
@@ -91,7 +92,8 @@ def form_of(
         shapes.append((name, tuple(weight.shape), weight.requires_grad))
         if weight.requires_grad:
             trained.append(name)
-    return f"{len(trained)} trained of {len(shapes)} weights, {Hasher.hash_bytes(repr(shapes).encode())}"
+    apart = ", the head apart" * head_is_apart
+    return f"{len(trained)} trained of {len(shapes)} weights{apart}, {Hasher.hash_bytes(repr(shapes).encode())}"
 
 
 def adapter_facts(
@@ -115,6 +117,11 @@ FACTS = ( # arguments that a resumed run has unchanged, unless `resume_changes` 
     "center_rewards_coefficient",
     "label_smoothing_factor",
     "good_weight",
+    "sum_to_zero_coefficient",
+    "lm_coefficient",
+    "rdrop_coefficient",
+    "head_start",
+    "freeze_layers",
     "max_length",
     "seed",
     "data_seed",
@@ -130,6 +137,7 @@ FACTS = ( # arguments that a resumed run has unchanged, unless `resume_changes` 
 )
 SETTINGS = ( # arguments that a resumed run may change
     "learning_rate",
+    "head_learning_rate",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
     "warmup_steps",
@@ -142,7 +150,7 @@ SETTINGS = ( # arguments that a resumed run may change
     "max_grad_norm",
 )
 # facts that the state of the optimizer depends on, and what the outputs of the model are
-UNCHANGEABLE = ("form", "adapter", "attributes", "optim", "optim_args")
+UNCHANGEABLE = ("form", "adapter", "attributes", "freeze_layers", "optim", "optim_args")
 OF_MODEL_AND_DATA = ("model", "train_data", "eval_data", "total_batch_size", "dtype", "dropout")
 # what `resume_changes` can name
 CHANGEABLE = OF_MODEL_AND_DATA + tuple(name for name in FACTS if name not in UNCHANGEABLE)

@@ -22,7 +22,7 @@ from .tokens import TokenizedComparison, tokenized_comparison
 # %% ../nbs/05c_sampling.ipynb #ba564ca9
 def filler_comparison() -> TokenizedComparison:
     "Return the comparison of weight 0 that fills the last step."
-    return tokenized_comparison(shared_prefix=[0], rests=[[], []], ranks=[0, 0], weight=0.0)
+    return tokenized_comparison([0], [[], []], ranks=[0, 0], weight=0.0, response_starts=[0, 0])
 
 
 def padded_to_steps(

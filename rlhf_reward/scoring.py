@@ -22,6 +22,7 @@ from .checkpoint_files import local_name, open_tokenizer, read_offset
 from .comparison import Comparison, Text
 from .encoders import EncoderClassifier, open_model
 from .engine import Cancelled, ComparisonScorer, NotFinite, RewardEngine
+from .length_calibration import LengthCalibration, read_calibration
 from .omissions import report_omissions
 from .placing import input_device
 from .reward import RewardModel
@@ -84,6 +85,12 @@ def ranked_by_bound(
 class BaseScorer(ComparisonScorer):
     "Scores, ranks and compares texts with the rewards that a subclass computes, as `Scorer` and `evaluation.Rule` do."
     offset: Optional[float] = None # the reward from which a response is good, learned by the loss binary
+    length_calibration: Optional[LengthCalibration] = None # by which all rewards are calibrated, if at all
+
+    @property
+    def has_uncertainty(self) -> bool: # of its model, if it has one
+        "Whether rewards have a spread."
+        return getattr(getattr(self, "model", None), "has_uncertainty", False)
 
     @property
     def reward_options(self) -> dict[str, bool]: # of `rewards`
@@ -220,6 +227,7 @@ class Scorer(RewardEngine, BaseScorer):
         ends_with_eos: Optional[bool] = None,
         # of a model with attributes or several labels, by default those saved; labels that it leaves out count nothing
         attribute_weights: Optional[dict[str, float]] = None,
+        calibrated: bool = False, # rewards without what their lengths explain, see `length_calibration`
         **kwargs: Any, # for transformers' `from_pretrained`: dtype, attn_implementation, revision, …
     ) -> "Scorer":
         """
@@ -235,15 +243,13 @@ class Scorer(RewardEngine, BaseScorer):
         if ends_with_eos is not None:
             scorer.reader.set_end(ends_with_eos)
         scorer.offset = read_offset(name, kwargs)
+        if calibrated:
+            read_calibration(name, model, **kwargs).apply_to(scorer)
         return scorer
 
     @property
     def attributes(self) -> tuple[str, ...]: # of the model, empty for one output
         return getattr(self.model, "attributes", ())
-
-    @property
-    def has_uncertainty(self) -> bool: # of the model, see `uncertainty.UncertaintyMixin`
-        return getattr(self.model, "has_uncertainty", False)
 
     def tokenize_each(
         self,
@@ -259,11 +265,9 @@ class Scorer(RewardEngine, BaseScorer):
         num_cut = 0
         omitted = [result.omitted for result in fitted if not isinstance(result, ValueError) and result.omitted]
         for result in fitted:
-            if isinstance(result, ValueError):
-                tokenized.append(result)
-            else:
-                tokenized.append(result.sequences)
-                num_cut += result.was_cut
+            is_error = isinstance(result, ValueError)
+            tokenized.append(result if is_error else result.sequences)
+            num_cut += not is_error and result.was_cut
         if num_cut:
             self.num_truncated += num_cut
             logger.warning("Cut the prompt of %d of %d to %d tokens.", num_cut, len(comparisons), self.max_length)
@@ -272,6 +276,16 @@ class Scorer(RewardEngine, BaseScorer):
             self.omitted.update(counts)
             logger.warning("In %d of %d comparisons, %s.", len(omitted), len(comparisons), report_omissions(counts))
         return tokenized
+
+    def rewards(
+        self,
+        sequences: list[list[list]], # K for each comparison, from `tokenize`
+        *args: Any, # further ones of `RewardEngine.rewards`
+        **options: Any, # the same
+    ) -> list[list[float]]: # K for each comparison, in the order given
+        "Return the reward of each sequence, as `RewardEngine.rewards` does, calibrated if the scorer is."
+        rewards = super().rewards(sequences, *args, **options)
+        return self.length_calibration.apply(rewards, sequences) if self.length_calibration else rewards
 
     def normalized(
         self,

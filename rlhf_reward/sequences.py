@@ -18,6 +18,8 @@ from .encoding import TooLong, encode, end_token, fit_length, length_remedy, lon
 from .omissions import render_checked
 from .packing import choose_layout, model_inputs
 from .placing import input_device, to_device
+from .pooling import RESPONSE_POOLINGS
+from .response_tokens import marked, rendered_prompts, response_starts, unmarked
 from .reward import RewardModel
 from .templates import Conversation, as_conversation, chat_marks
 from .tokens import TokenizedComparison, tokenized_comparison
@@ -27,7 +29,9 @@ logger = logging.getLogger(__name__)
 # %% ../nbs/06c_sequences.ipynb #e135d270
 class Fitted(NamedTuple):
     "The sequences of a comparison, of at most `max_length` tokens."
-    sequences: list[list] # K, of token ids, or of (token id, token type) for a classifier on an encoder
+    # K, of token ids; of (token id, token type) for a classifier on an encoder, or of (token id, mark) where it counts
+    # which of them are the response's, see `response_tokens.marked`
+    sequences: list[list]
     was_cut: bool # the prompt lost its oldest tokens
     omitted: tuple[str, ...] = () # what the chat template leaves out, as `omissions.Rendered` has it
 
@@ -44,9 +48,10 @@ class TextReader:
         layout.apply_to(model)
         self.collator = layout.collator
         self.packs = layout.difference is None
+        self.marks = model.pooling in RESPONSE_POOLINGS # the tokens of responses
         # the checkpoint does not record whether it was trained on strings that end with the end-of-sequence token
         self._assumes_end = not model.ends_with_eos and "ends_with_eos" not in getattr(model.config, "rlhf_reward", {})
-        if layout.difference and model.pooling == "last":
+        if layout.difference and model.pooling not in ("first", "classifier"):
             logger.warning("This %s is scored with padded batches: %s.", model.config.model_type, layout.difference)
 
     def tokenize_each(
@@ -73,6 +78,10 @@ class TextReader:
                 result = fitted if isinstance(fitted, ValueError) else fitted._replace(omitted=result.omitted)
             results.append(result)
         return results
+
+    def mark_responses(self) -> None:
+        "From now on, let sequences show which tokens are the response's."
+        self.marks = True
 
     def set_end(
         self,
@@ -128,25 +137,39 @@ class TextReader:
                 f"has {length} tokens, and too few of them are the prompt's to be cut; expected at most {max_length}."
             )
             raise TooLong(problem, length, max_length, remedy, longest(sequences))
-        return Fitted(kept, was_cut=kept is not sequences)
+        was_cut = kept is not sequences
+        if self.marks:
+            starts = response_starts(rendered_prompts(comparison, tokenizer), sequences, kept, tokenizer)
+            kept = [marked(ids, start) for ids, start in zip(kept, starts)]
+        return Fitted(kept, was_cut)
 
     def model_inputs(
         self,
-        examples: list[TokenizedComparison], # with prefix and rests
+        examples: list[TokenizedComparison], # with prefix and rests, of sequences as `Fitted` has them
     ) -> dict[str, Any]: # arguments of the model's `forward`
         "Return one batch, packed or padded, on the device of the model."
+        if self.marks:
+            examples = [unmarked(example) for example in examples]
         return model_inputs(to_device(self.collator(examples), input_device(self.model)), self.model)
 
 # %% ../nbs/06c_sequences.ipynb #d479eb34
 class ClassifierReader:
     "Reads comparisons for a model that has `sequences` and `collate` of its own, such as `EncoderClassifier`."
     packs = False
+    marks = False
 
     def __init__(
         self,
         model: nn.Module, # with `sequences` and `collate`
     ):
         self.model = model
+
+    def mark_responses(self) -> None:
+        "Raise `ValueError`: only the classifier knows what it reads."
+        raise ValueError(
+            "The model is an encoder with a head of its own, whose tokens of a response are not known; expected a "
+            "RewardModel."
+        )
 
     def set_end(
         self,
@@ -231,6 +254,7 @@ def _dummy_comparisons(num_ids):
     for prefix_length, rest_lengths in ((20, (6, 9, 3)), (0, (12,)), (0, (7, 15))):
         shared_prefix = random_ids(prefix_length)
         rests = [random_ids(length) for length in rest_lengths]
-        comparisons.append(tokenized_comparison(shared_prefix, rests))
+        starts = [max(prefix_length - 2, 1)] * len(rests) # some of the prefix may be a response's
+        comparisons.append(tokenized_comparison(shared_prefix, rests, response_starts=starts))
     return comparisons
 

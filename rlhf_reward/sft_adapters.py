@@ -21,6 +21,7 @@ from .checkpoint_files import ADAPTER_HEAD, adapter_base, is_adapter, is_encoder
 from .checkpoint_files import load_config, open_tokenizer
 from .checkpoints import check_complete, default_pooling, head_size, load_checked, remove_pooler, text_config
 from .encoder_heads import OpenedBackbone, open_backbone
+from .pooling import RESPONSE_POOLINGS
 
 logger = logging.getLogger(__name__)
 
@@ -110,10 +111,10 @@ def open_base(
     if folder is None:
         return open_backbone(base_name, config, pooling, kwargs)
     pooling = pooling or default_pooling(config)
-    if pooling not in ("last", "first"):
+    if pooling not in ("last", "first", *RESPONSE_POOLINGS):
         raise ValueError(
-            f"pooling is {pooling!r}, and {str(folder)!r} an adapter of a language model; expected 'last' or 'first', "
-            "or the folder of merge_sft_adapter."
+            f"pooling is {pooling!r}, and {str(folder)!r} an adapter of a language model; expected 'last', 'first', "
+            "'mean' or 'attention', or the folder of merge_sft_adapter."
         )
     backbone = open_merged(folder, **kwargs).base_model
     remove_pooler(backbone)

@@ -19,10 +19,12 @@ from sklearn.metrics import ndcg_score
 from .agreement import LabelFigures, RatingFigures, label_figures, rating_figures
 from .intervals import Interval, interval, jackknife
 from .tables import correctness, each_comparison, pair_table, response_table
+from .verdict import Advantages, advantages
 
 # %% auto #0
-__all__ = ['Baselines', 'CalibrationBin', 'Calibration', 'calibration', 'LengthGroup', 'LengthBias', 'length_bias',
-           'RankingByChance', 'Ranking', 'ranking', 'BestOfN', 'best_of_n', 'baselines', 'Statistics', 'statistics']
+__all__ = ['Baselines', 'CalibrationBin', 'Calibration', 'calibration', 'confident_pairs', 'LengthGroup', 'LengthBias',
+           'length_bias', 'RankingByChance', 'Ranking', 'ranking', 'BestOfN', 'best_of_n', 'baselines', 'Statistics',
+           'statistics']
 
 # %% ../nbs/07e_statistics.ipynb #34cbc65a
 class CalibrationBin(TypedDict):
@@ -48,10 +50,8 @@ def calibration(
 ) -> Calibration:
     "Return how well σ of the margins predicts how often the model is right, or agrees with a soft label."
     sureness = np.ones(len(margins)) if sureness is None else sureness
-    confidence = expit(np.abs(margins))
-    bins = np.minimum(((confidence - 0.5) * 20).astype(int), 9) # ten from 0.5 to 1
-    accuracy = sureness * correctness(margins) + (1 - sureness) * correctness(-margins)
-    groups = pd.DataFrame({"confidence": confidence, "accuracy": accuracy}).groupby(bins)
+    confident = confident_pairs(margins, sureness)
+    groups = confident.groupby("bin")
     table = groups.mean().assign(pairs=groups.size())
     errors = (table["accuracy"] - table["confidence"]).abs()
     temperature, at_bound = _best_temperature(margins, sureness)
@@ -63,6 +63,19 @@ def calibration(
         log_loss_at_temperature=_log_loss(margins, sureness, temperature or 1.0),
         bins=table.to_dict("records"),
     )
+
+
+def confident_pairs(
+    margins: np.ndarray, # (num_pairs,), r_w − r_l
+    sureness: np.ndarray, # (num_pairs,), probability that the winner is better
+) -> pd.DataFrame: # with the columns confidence, accuracy and bin, one of ten from 0.5 to 1
+    "Return how sure the model is of each pair, and how far it is right."
+    confidence = expit(np.abs(margins))
+    return pd.DataFrame({
+        "confidence": confidence,
+        "accuracy": sureness * correctness(margins) + (1 - sureness) * correctness(-margins),
+        "bin": np.minimum(((confidence - 0.5) * 20).astype(int), 9),
+    })
 
 
 def _log_loss(margins, sureness, temperature):
@@ -302,6 +315,7 @@ class Statistics(TypedDict, total=False):
     rejected_reward_std: float # standard deviation
     accuracy_interval: Interval # by bootstrap over prompts
     baselines: Baselines # accuracies that cost nothing
+    advantages: Advantages # from `verdict.advantages`
     calibration: Calibration # from `calibration`
     length: LengthBias # from `length_bias`
     ranking: Optional[Ranking] # from `ranking`
@@ -341,6 +355,7 @@ def statistics(
         **_metrics_of_training(responses),
         "accuracy_interval": interval(correctness(margins), pairs["prompt"], seed),
         "baselines": baselines(pairs, len(responses), seed),
+        "advantages": advantages(pairs, seed),
         "calibration": calibration(margins, pairs["sureness"].to_numpy()),
         "length": length_bias(responses, pairs, seed),
         "ranking": ranking(responses, seed),

@@ -39,15 +39,20 @@ class StepLossMixin:
         "Return rewards (num_comparisons, K), and the loss and weight of each comparison."
         options = {"attributes": bool(self.model.attributes), "per_head": self.model.heads > 1}
         outputs = model(**model_inputs(inputs, self.model), **options) # (num_responses, attributes, heads or 1)
+        self.model.note_levels(outputs)
+        return *self._losses_of(outputs, inputs, model.training), self._weights(inputs)
+
+    def _losses_of(self, outputs, inputs, is_training=True):
+        "Return rewards (num_comparisons, K) and the loss of each comparison, of the outputs of a model."
         rewards = by_comparison(self.model.attribute_sum(outputs), inputs["ranks"])
         losses = torch.zeros_like(inputs["weights"])
         if self._learns_reward():
             loss = partial(self._loss_of, inputs)
-            losses = step_losses(self.model, loss, outputs, rewards, inputs, self.args.seed, model.training)
+            losses = step_losses(self.model, loss, outputs, rewards, inputs, is_training)
         if self.model.attributes:
             columns = [by_comparison(column[:, None], inputs["ranks"]) for column in outputs.unbind(dim=1)]
             losses = losses + attribute_losses(torch.stack(columns, dim=2), inputs["attributes"])
-        return rewards, losses, self._weights(inputs)
+        return rewards, losses
 
     def _loss_of(self, batch, rewards):
         return self.reward_loss(rewards, *self._targets(batch), batch["preferences"])
@@ -108,8 +113,11 @@ class StepLossMixin:
             self.step_records.add(self.state.global_step + 1, inputs, rewards, losses)
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
         total = total.clamp(min=torch.finfo(losses.dtype).tiny) # the loss of a step without weight is 0
-        loss = (losses * weights).sum() / total
+        loss = (losses * weights).sum() / total + self._added_terms(model, inputs, rewards, losses, weights, total)
         return (loss, rewards) if return_outputs else loss
+
+    def _added_terms(self, *_): # see `regularizers`
+        return 0.0
 
     def prediction_step(
         self,

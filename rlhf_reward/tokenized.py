@@ -28,6 +28,7 @@ class TokenizedComparison(TypedDict):
     row: int # its number in the data, from 1; in a mixture in its set
     dataset: Optional[str] # the name of its set in a mixture
     labels: Optional[list[bool]] # K, whether each response is good, `None` if unknown
+    response_starts: Optional[list[int]] # K, position in the sequence of the first token of each response, if needed
 
 
 FEATURES = Features({ # a `TokenizedComparison` in a table of `datasets`
@@ -46,6 +47,7 @@ FEATURES = Features({ # a `TokenizedComparison` in a table of `datasets`
     "row": Value("int64"),
     "dataset": Value("string"),
     "labels": List(Value("bool")),
+    "response_starts": List(Value("int32")),
 })
 
 
@@ -64,6 +66,7 @@ def tokenized_comparison(
     attribute_names: Sequence[str] = (), # of the model that it is for
     labels: Optional[Sequence[Optional[bool]]] = None, # K, if known
     preference: Optional[float] = None, # as in `Comparison`
+    response_starts: Optional[Sequence[int]] = None, # K, as in `TokenizedComparison`
 ) -> TokenizedComparison: # with its length
     "Return a tokenized comparison with these fields."
     return TokenizedComparison(
@@ -82,6 +85,7 @@ def tokenized_comparison(
         row=row,
         dataset=dataset,
         labels=None if labels is None else list(labels),
+        response_starts=None if response_starts is None else list(response_starts),
     )
 
 

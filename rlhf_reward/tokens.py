@@ -25,6 +25,7 @@ from .encoding import TooLong, encode, end_token, fit_length
 from .encoding import render, render_comparison, truncate_prompt # re-exported: this module was their home
 from .mixed_rows import ReportsBySet, dataset_of, own_row
 from .omissions import render_checked, report_omissions
+from .response_tokens import rendered_prompts, response_starts
 from .rows import read_row, to_comparison
 from .templates import chat_marks, freeze_date
 from .tokenized import FEATURES, TokenizedComparison, tokenized_comparison, whole_sequences
@@ -48,6 +49,7 @@ def tokenize_rows(
     name: str = "the data", # what messages call the rows
     max_positions: Optional[int] = None, # tokens that the model takes, whatever `max_length` is
     attributes: Sequence[str] = (), # of the model, whose ratings are kept
+    response_starts: bool = False, # keep where each response begins, for what reads or counts its tokens
 ) -> Union[Dataset, IterableDataset]: # of `TokenizedComparison`, with the columns of `FEATURES`
     """
     Return the token ids of each comparison. Raise `ValueError` for a row that cannot be used, or if none is left.
@@ -73,6 +75,7 @@ def tokenize_rows(
         "ends_with_eos": ends_with_eos,
         "name": name,
         "attributes": tuple(attributes),
+        "response_starts": response_starts,
     }
     options = {
         "with_indices": True,
@@ -169,6 +172,7 @@ class _Rendered:
     omitted: tuple[str, ...] = () # what the chat template leaves out of them
     problem: str = "" # of a bad row
     unread: tuple[str, ...] = () # columns that would change the meaning
+    prompts: Optional[list[str]] = None # K, what is before each response, where that is asked for
 
 
 def _tokenize_batch(batch, indices, arguments, version):
@@ -196,7 +200,8 @@ def _render_row(row, number, name, arguments):
         comparison = to_comparison(row, arguments["verdicts"])
         margins = _margins(comparison, arguments["margin_from_scores"])
         texts, omitted = render_checked(comparison, arguments["tokenizer"])
-        return _Rendered(number, name, dataset_of(row), comparison, margins, texts, omitted)
+        prompts = rendered_prompts(comparison, arguments["tokenizer"]) if arguments["response_starts"] else None
+        return _Rendered(number, name, dataset_of(row), comparison, margins, texts, omitted, prompts=prompts)
 
     try:
         return read_row(row, number, name, read)
@@ -235,6 +240,9 @@ def _tokenized_row(rendered, sequences, arguments):
     keep_ties = attributes is not None or arguments["keep_ties"] and not is_unordered(comparison)
     kept, report = _fitted(rendered, sequences, arguments, keep_ties)
     shared = shared_length(kept) if kept else 0
+    starts = None
+    if kept and rendered.prompts is not None:
+        starts = response_starts(rendered.prompts, sequences, kept, arguments["tokenizer"])
     example = tokenized_comparison(
         shared_prefix=kept[0][:shared] if kept else [],
         rests=[ids[shared:] for ids in kept],
@@ -250,6 +258,7 @@ def _tokenized_row(rendered, sequences, arguments):
         row=rendered.number,
         dataset=rendered.dataset,
         labels=comparison.labels,
+        response_starts=starts,
     )
     return {**example, **report, "group": group_key(comparison, rendered.dataset)}
 

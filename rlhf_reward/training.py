@@ -22,12 +22,15 @@ from transformers.trainer_utils import TrainOutput
 
 from .arguments import RewardConfig, check_arguments, check_for_loss, check_inputs, check_state_dict_type
 from .card import ModelCardMixin
+from .head_start import HeadStartMixin
 from .unread import plain_rows
 from .log_line import show_log_line
 from .losses import LOSSES, Binary, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
 from .packing import check_padding, choose_layout, pad_comparisons
 from .output_folder import check_writable, own_folder
+from .pooling import RESPONSE_POOLINGS
+from .regularizers import RegularizersMixin, check_regularizers
 from .resuming import CheckpointMixin
 # importable from here too
 from .resuming import SIZES, checkpoint_problem, newest_checkpoint, unfinished
@@ -36,14 +39,64 @@ from .sampling import SameStepsMixin
 from .steps import StepLoggingMixin, StepLossMixin, StepRecords
 from .stopping import saved_on_signal
 from .templates import freeze_date, report_template
+from .trained_parts import TrainedPartsMixin, freeze_lower_layers
 from .tokens import FEATURES, tokenize_rows
 
 logger = logging.getLogger(__name__)
 
+# %% ../nbs/05_training.ipynb #1e077055
+class LayoutMixin:
+    "Part of `RewardTrainer`: batches in the layout that the model takes."
+    _layout_is_chosen = False
+
+    def get_train_dataloader(self):
+        self._use_layout(self.train_dataset)
+        return super().get_train_dataloader()
+
+    def _use_layout(self, dataset):
+        "Choose the layout of batches once, before the first one, and use it from then on."
+        if self._layout_is_chosen or dataset is None:
+            return
+        self._layout_is_chosen = True
+        if self.args.layout == "padded":
+            # on a CPU, bitsandbytes trains nothing after an evaluation
+            if not getattr(self.model.backbone, "is_quantized", False):
+                check_padding(self.model, examples_to_compare(dataset))
+            return
+        layouts = layouts_to_try(self.args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        with nullcontext() if self.args.device.type == "cpu" else self.accelerator.autocast():
+            layout = choose_layout(self.model, examples_to_compare(dataset), layouts, for_training=True)
+        layout.apply_to(self.model)
+        self.data_collator = layout.collator
+        if layout.difference is not None:
+            self._use_padding(layout.difference)
+
+    def _use_padding(self, difference):
+        "Warn about the padded layout, and group comparisons by length; otherwise most of a batch is padding."
+        name = self.model.config.model_type
+        if self.args.layout != "auto":
+            raise ValueError(
+                f"layout is '{self.args.layout}', but for this {name} {difference}; expected layout='auto' or 'padded'."
+            )
+        logger.warning("The padded layout is used for this %s, in order of length: %s.", name, difference)
+        if self.args.train_sampling_strategy == "random":
+            self.args.train_sampling_strategy = "group_by_length"
+
+    def _use_liger_kernel(self):
+        "Use the kernels of Liger where args ask for them."
+        if self.args.use_liger_kernel:
+            apply_liger_kernel(self.model.backbone, self.args.liger_kernel_config)
+            # the Trainer looks for a model of transformers, and warns
+            logging.getLogger("transformers.integrations.liger").setLevel(logging.ERROR)
+
 # %% ../nbs/05_training.ipynb #6ab39fee
 class RewardTrainer(
+    LayoutMixin,
     SameStepsMixin,
+    HeadStartMixin,
+    RegularizersMixin,
     StepLossMixin,
+    TrainedPartsMixin,
     StepLoggingMixin,
     EvaluationMixin,
     CheckpointMixin,
@@ -80,11 +133,13 @@ class RewardTrainer(
         if peft_config is not None:
             from rlhf_reward.adapters import add_adapter
             add_adapter(model, peft_config)
+        freeze_lower_layers(model, args.freeze_layers)
         options = (args.label_smoothing_factor, args.center_rewards_coefficient, args.good_weight)
         self.reward_loss = make_loss(args.loss, *options).to(args.device)
-        self.note_model(model)
+        check_regularizers(args, model, self.reward_loss)
+        self.note_model(model, args.head_learning_rate is not None)
         self.step_records = StepRecords()
-        self._layout_is_chosen = False
+        self.eval_rows = eval_dataset
         self._tokenized = partial(tokenize_for_model, model, processing_class, args)
         train_dataset = self._tokenized(train_dataset, "the training set")
         train_dataset = check_for_loss(train_dataset, args.loss, "the training set", model.attributes)
@@ -118,49 +173,15 @@ class RewardTrainer(
         with own_folder(self.args.output_dir, self.args.should_save):
             self._use_layout(self.train_dataset)
             checkpoint = self.begin_run(resume_from_checkpoint)
-            if self.args.use_liger_kernel:
-                apply_liger_kernel(self.model.backbone, self.args.liger_kernel_config)
-                # the Trainer looks for a model of transformers, and warns
-                logging.getLogger("transformers.integrations.liger").setLevel(logging.ERROR)
+            self._use_liger_kernel()
             self.model.forget_measured()
+            self.start_head(checkpoint is not None)
             self.step_records = StepRecords()
-            with saved_on_signal(self) if self.args.save_on_signal else nullcontext():
+            stopping = saved_on_signal(self) if self.args.save_on_signal else nullcontext()
+            with stopping, self._regularizing():
                 output = super().train(checkpoint, **kwargs)
             self._check_finite()
         return output
-
-    def get_train_dataloader(self):
-        self._use_layout(self.train_dataset)
-        return super().get_train_dataloader()
-
-    def _use_layout(self, dataset):
-        "Choose the layout of batches once, before the first one, and use it from then on."
-        if self._layout_is_chosen or dataset is None:
-            return
-        self._layout_is_chosen = True
-        if self.args.layout == "padded":
-            # on a CPU, bitsandbytes trains nothing after an evaluation
-            if not getattr(self.model.backbone, "is_quantized", False):
-                check_padding(self.model, examples_to_compare(dataset))
-            return
-        layouts = layouts_to_try(self.args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        with nullcontext() if self.args.device.type == "cpu" else self.accelerator.autocast():
-            layout = choose_layout(self.model, examples_to_compare(dataset), layouts, for_training=True)
-        layout.apply_to(self.model)
-        self.data_collator = layout.collator
-        if layout.difference is not None:
-            self._use_padding(layout.difference)
-
-    def _use_padding(self, difference):
-        "Warn about the padded layout, and group comparisons by length; otherwise most of a batch is padding."
-        name = self.model.config.model_type
-        if self.args.layout != "auto":
-            raise ValueError(
-                f"layout is '{self.args.layout}', but for this {name} {difference}; expected layout='auto' or 'padded'."
-            )
-        logger.warning("The padded layout is used for this %s, in order of length: %s.", name, difference)
-        if self.args.train_sampling_strategy == "random":
-            self.args.train_sampling_strategy = "group_by_length"
 
 # %% ../nbs/05_training.ipynb #f2bf27ca
 def _start_offset(loss, dataset):
@@ -202,6 +223,7 @@ def tokenize_for_model(
             name=name,
             max_positions=min(limits, default=None),
             attributes=model.attributes,
+            response_starts=model.pooling in RESPONSE_POOLINGS,
         )
     return tokenized
 
@@ -224,7 +246,7 @@ def layouts_to_try(
     "Return the layouts to try before the padded one. Raises `ValueError` for 'branched' where it cannot be trained."
     checkpointing = args.gradient_checkpointing_kwargs or {}
     is_reentrant = args.gradient_checkpointing and checkpointing.get("use_reentrant", False)
-    can_branch = not (is_reentrant or is_sharded)
+    can_branch = not (is_reentrant or is_sharded or args.lm_coefficient)
     if args.layout == "branched" and not can_branch:
         raise ValueError(
             "layout is 'branched', with FSDP, DeepSpeed or use_reentrant in gradient_checkpointing_kwargs, none of "

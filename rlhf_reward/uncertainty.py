@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAPLACE', 'LAPLACE_FILE', 'Scored', 'UncertainReward', 'margin_spread', 'member_deviations', 'LastLayerPosterior',
-           'UncertaintyMixin', 'check_uncertainty', 'checked_pessimism', 'save_uncertainty', 'save_posterior',
-           'load_uncertainty', 'load_posterior', 'scored_batch', 'uncertain_rewards', 'normalized_rewards']
+           'UncertaintyMixin', 'check_uncertainty', 'checked_pessimism', 'scored_batch', 'uncertain_rewards',
+           'normalized_rewards']
 
 # %% ../nbs/01q_uncertainty.ipynb #74c1208a
 import math
@@ -101,6 +101,19 @@ class UncertaintyMixin:
     def heads(self) -> int: # 1 for a model with attributes
         "The number of heads whose mean is the reward."
         return 1 if self.head_levels is None else self.head_levels.heads
+
+    @property
+    def num_saved_rows(self) -> int: # the mean is one row for all heads
+        "The number of rows that the head has in a checkpoint."
+        return max(1, len(self.attributes))
+
+    def note_levels(
+        self,
+        outputs: TensorType["num_responses", "heads", float], # of a micro-batch
+    ) -> None:
+        "Note the levels of several heads while the model is being trained."
+        if self.training and self.head_levels is not None:
+            self.head_levels.note(outputs)
 
     @property
     def has_uncertainty(self) -> bool:

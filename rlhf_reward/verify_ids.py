@@ -12,18 +12,15 @@ from typing import Optional
 
 import torch
 
+from .packing import model_inputs, pad_comparisons
 from .placing import input_device
+from .pooling import RESPONSE_POOLINGS
+from .response_tokens import unmarked
 from .reward import RewardModel
 from .scoring import Scorer
 from .tokens import tokenized_comparison
-from rlhf_reward.verify_causes import (
-    begin_causes,
-    end_causes,
-    message_causes,
-    reading_causes,
-    segment_causes,
-    template_causes,
-)
+from .verify_causes import begin_causes, end_causes, message_causes
+from .verify_causes import reading_causes, segment_causes, template_causes
 from .verify_probes import Probe
 from .verify_tokens import Cause, TokenFacts
 
@@ -38,6 +35,7 @@ class IdRewards:
         self.scorer = scorer
         self.model = scorer.model
         self.is_decoder = isinstance(self.model, RewardModel) and self.model.pooling == "last"
+        self.reads_response = isinstance(self.model, RewardModel) and self.model.pooling in RESPONSE_POOLINGS
         self.dtype = next(self.model.backbone.parameters()).dtype
         self.num_embeddings = self.model.num_embeddings
         self.computed = {}
@@ -105,20 +103,25 @@ class IdRewards:
 
     def _reward_alone(self, model, sequence):
         "Return the reward of one sequence with a copy of the model."
-        if isinstance(model, RewardModel):
+        if isinstance(model, RewardModel) and not self.reads_response:
             return self._forward(model, sequence)[0]
-        inputs = model.collate([tokenized_comparison([], [list(self.typed(sequence))])])
+        example = tokenized_comparison([], [list(self.typed(sequence))])
+        if self.reads_response:
+            inputs = model_inputs(pad_comparisons([unmarked(example)]), model)
+        else:
+            inputs = model.collate([example])
         with torch.no_grad():
             return model(**{name: tensor.to(input_device(model)) for name, tensor in inputs.items()}).item()
 
     def typed(
         self,
-        sequence: list, # of token ids, or of pairs of id and token type
+        sequence: list, # of token ids, or of pairs of id and token type or mark
     ) -> list:
-        "Return the sequence as the scorer has it: with token types if the model is an encoder."
-        if isinstance(self.model, RewardModel) or isinstance(sequence[0], tuple):
-            return sequence
-        return [(token, 0) for token in sequence]
+        "Return the sequence as the scorer has it: with token types, or marks of the response, if the model reads them."
+        has_pairs = isinstance(sequence[0], tuple)
+        if isinstance(self.model, RewardModel) and not self.reads_response:
+            return [token for token, _ in sequence] if has_pairs else sequence
+        return sequence if has_pairs else [(token, int(self.reads_response)) for token in sequence]
 
     def _forward(self, model, ids, **options):
         with torch.no_grad():

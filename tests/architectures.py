@@ -1,5 +1,7 @@
 "Small models of many families, built from configs and saved as ordinary language-model checkpoints."
 
+import copy
+
 import torch
 import transformers as T
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -130,9 +132,10 @@ PACKABLE = [family for family in (*DECODERS, *DECODERS_ALONE, *MORE_DECODERS) if
 CONFIGS = {**DECODERS, **DECODERS_ALONE, **ENCODERS, **MORE_DECODERS}
 
 
-def save_language_model(family, folder):
+def save_language_model(family, folder, **options):
     "A checkpoint of the family with weights large enough that its rewards differ clearly between texts."
-    config = CONFIGS[family]
+    config = copy.deepcopy(CONFIGS[family])
+    config.update(options)
     auto = (
         T.AutoModelForMaskedLM if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else T.AutoModelForCausalLM
     )

@@ -16,7 +16,7 @@ WAYS = {
 }
 losses = {}
 for name, options in WAYS.items():
-    trainer = make(base, folder, max_steps=3, **options)
+    trainer = make(base, folder, max_steps=2, **options)
     trainer.train()
     losses[name] = logged(trainer, "loss")
 print("losses:", json.dumps(losses))

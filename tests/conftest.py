@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import shutil
+import subprocess
 import sys
 from functools import partial
 
@@ -17,6 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder that does not exist may
 import pytest
 import warm
 
+gc.disable()  # until all tests are collected: imports make a million objects, of which none is garbage
 if "PYTEST_XDIST_WORKER" in os.environ:
     sys.executable = os.environ.get("COLD_PYTHON", sys.executable)  # a worker is a fork: see `warm_python`
 
@@ -24,21 +26,38 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 LONG_FILES = (
     "test_docs.py",
     "test_runs.py",
-    "test_own_run.py",
-    "test_branching.py",
-    "test_scoring.py",
-    "test_packing.py",
-    "test_serving.py",
-    "test_reward.py",
-    "test_project.py",
-    "test_training.py",
     "test_composite.py",
+    "test_serving.py",
+    "test_own_run.py",
+    "test_training.py",
+    "test_branching.py",
+    "test_packing.py",
+    "test_reward.py",
     "test_encoder_heads.py",
+    "test_scoring.py",
+    "test_evaluation.py",
+    "test_peft.py",
+    "test_cli.py",
+    "test_benchmarks.py",
+    "test_mixtures.py",
     "test_adapters.py",
     "test_files.py",
+    "test_encodings.py",
+    "test_many_machines.py",
+    "test_kernels.py",
+    "test_templates.py",
     "test_tokens.py",
-    "test_evaluation.py",
-    "test_cli.py",
+    "test_single.py",
+    "test_verify.py",
+    "test_report.py",
+    "test_project.py",
+    "test_attributes.py",
+    "test_columns.py",
+    "test_checkpoints.py",
+    "test_converting.py",
+    "test_varlen.py",
+    "test_verdicts.py",
+    "test_sft_adapters.py",
 )
 LAST = "test_notebooks.py"  # many equal parts, which fill both workers to the end
 MARKS_BY_FIXTURE = {"python": "process", "site": "site", "chromium": "browser"}
@@ -72,6 +91,8 @@ def pytest_collection_finish():
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
+    gc.set_threshold(20_000, 20, 20)
     shorten_configs()
 
 
@@ -100,17 +121,20 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log)
 
 
-def refuse_unmarked_programs(event, arguments):
-    "An audit hook: a test without a mark for it starts no Python."
-    if event == "subprocess.Popen" and running is not None:
-        program = os.path.basename(os.fspath(arguments[0] or arguments[1][0]))
-        marks = {mark.name for mark in running.iter_markers()}
-        if program.startswith(("python", "rlhf_reward", "nbdev")) and not marks & PROGRAM_MARKS:
-            expected = "expected the fixture `python` or the mark `process`"
-            raise RuntimeError(f"{running.nodeid} starts {program}; {expected}.")
+class MarkedPopen(subprocess.Popen):
+    "A test without a mark for it starts no Python."
+    def __init__(self, args, *others, **options):
+        if running is not None:
+            first = args if isinstance(args, (str, bytes, os.PathLike)) else args[0]
+            program = os.path.basename(os.fsdecode(options.get("executable") or first).split()[0])
+            marks = {mark.name for mark in running.iter_markers()}
+            if program.startswith(("python", "rlhf_reward", "nbdev")) and not marks & PROGRAM_MARKS:
+                expected = "expected the fixture `python` or the mark `process`"
+                raise RuntimeError(f"{running.nodeid} starts {program}; {expected}.")
+        super().__init__(args, *others, **options)
 
 
-sys.addaudithook(refuse_unmarked_programs)
+subprocess.Popen = MarkedPopen  # an audit hook would be called for each file and import, too
 
 
 @pytest.hookimpl(wrapper=True)
@@ -135,6 +159,7 @@ def warm_python():
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(specs):
     "Workers are forks too, so that the library is imported once for all of them."
+    gc.enable()
     for spec in specs:
         spec.python = warm_python()
 
@@ -162,7 +187,15 @@ def chromium():
 
 
 @pytest.fixture
-def few_synthetic_rows(monkeypatch):
+def no_curves(monkeypatch):
+    "Models are saved without a picture of their losses, which takes longer to draw than most tests."
+    from rlhf_reward import card
+
+    monkeypatch.setattr(card, "draw_curves", lambda log_history, path: False)
+
+
+@pytest.fixture
+def few_synthetic_rows(monkeypatch, no_curves):
     "200 synthetic comparisons instead of 6,000, for commands of which only the errors or the first steps matter."
     from rlhf_reward import synthetic
 
@@ -176,4 +209,5 @@ def log_levels_as_before():
     levels = [logger.level for logger in loggers]
     yield
     for logger, level in zip(loggers, levels):
-        logger.setLevel(level)
+        if logger.level != level:  # setting one goes through all loggers
+            logger.setLevel(level)

@@ -43,14 +43,27 @@ WORDS = [
     (r"\bsaid\b", "reported / given"),
     (r"Nothing to object", "No problems found"),
 ]
+ANY_WORD = re.compile("|".join(pattern for pattern, _ in WORDS))
 DOCSTRING_START = re.compile(r"^\s*(What|Of|Whether what)\b")
+
+
+@functools.cache
+def read(path):
+    "The text of a file."
+    return path.read_text(encoding="utf-8")
+
+
+@functools.cache
+def cells_of(path):
+    "The cells of a notebook."
+    return json.loads(read(path))["cells"]
 
 
 def code_cells(path):
     "Yield (source, is_shown, is_exported, has_output) of each code cell; a text has none."
     if path.suffix != ".ipynb":
         return
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+    for cell in cells_of(path):
         if cell["cell_type"] == "code":
             source = "".join(cell["source"])
             directives = set(re.findall(r"^#\|\s*(\w+)", source, flags=re.MULTILINE))
@@ -59,7 +72,7 @@ def code_cells(path):
 
 
 def markdown_cells(path):
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+    for cell in cells_of(path):
         if cell["cell_type"] == "markdown":
             yield "".join(cell["source"])
 
@@ -71,10 +84,16 @@ def parse(source):
 
 
 @functools.cache
+def nodes(source):
+    "All nodes of the syntax tree of a cell or module."
+    return list(ast.walk(parse(source)))
+
+
+@functools.cache
 def sources(path):
     "The code of a module or of each cell of a notebook: (label, source). An exported module's is in its notebook."
     if path.suffix == ".py":
-        text = path.read_text(encoding="utf-8")
+        text = read(path)
         return [] if EXPORTED in text[:1000] else [(str(path), text)]
     return [(f"{path} cell {number}", source) for number, (source, *_) in enumerate(code_cells(path))]
 
@@ -82,7 +101,7 @@ def sources(path):
 def wide_lines(path):
     "Yield each line that is too wide: over 120 columns, or 100 in the visible code of a notebook."
     if path.suffix == ".py":
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read(path).splitlines()
         for number, line in enumerate(lines, start=1):
             is_generated = path.name == "_modidx.py" or line.startswith("__all__ = ")  # by nbdev
             if len(line) > MAX_COLUMNS and not is_generated:
@@ -99,7 +118,7 @@ def nested_comprehensions(path):
     "Yield each comprehension inside another comprehension."
     kinds = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
     for label, source in sources(path):
-        for outer in ast.walk(parse(source)):
+        for outer in nodes(source):
             if isinstance(outer, kinds):
                 inner = [node for node in ast.walk(outer) if isinstance(node, kinds) and node is not outer]
                 several = len(outer.generators) > 1
@@ -112,7 +131,7 @@ def nested_comprehensions(path):
 def named_lambdas(path):
     "Yield each lambda that is assigned to a name."
     for label, source in sources(path):
-        for node in ast.walk(parse(source)):
+        for node in nodes(source) if "lambda" in source else []:
             if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Lambda):
                 yield f"{label}:{node.lineno}: a lambda with a name"
 
@@ -120,11 +139,11 @@ def named_lambdas(path):
 def large_parts(path):
     "Yield a module that is too long, and each class."
     if path.suffix == ".py" and path.parent.name != "tests" and path.name != "_modidx.py":
-        text = path.read_text(encoding="utf-8")
+        text = read(path)
         count = text.count("\n")
         if count > MAX_MODULE_LINES and "tests" not in folders(path):
             yield f"{path}: {count} lines"
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes(text):
             if isinstance(node, ast.ClassDef) and node.end_lineno - node.lineno + 1 > MAX_CLASS_LINES:
                 yield f"{path}:{node.lineno}: class {node.name} has {node.end_lineno - node.lineno + 1} lines"
 
@@ -138,10 +157,10 @@ def is_private(name):
     return name.startswith("_") and not name.startswith("__")
 
 
-def private_definitions(tree):
+def private_definitions(nodes_of_module):
     "The private names that a module defines: functions, classes, methods, constants, fields."
     names = set()
-    for node in ast.walk(tree):
+    for node in nodes_of_module:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             names.add(node.name)
         elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
@@ -151,21 +170,20 @@ def private_definitions(tree):
 
 @functools.cache
 def private_names_by_module(root):
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (root / "rlhf_reward").rglob("*.py")}
-    return {path: private_definitions(tree) for path, tree in trees.items() if path.name != "_modidx.py"}
+    paths = [path for path in (root / "rlhf_reward").rglob("*.py") if path.name != "_modidx.py"]
+    return {path: private_definitions(nodes(read(path))) for path in paths}
 
 
 def private_imports(path):
     "Yield each use of a private name of another module of the library: by an import, or as an attribute."
     if "rlhf_reward" not in folders(path) or path.suffix != ".py":
         return
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     elsewhere = set()
     for module, names in private_names_by_module(ROOT).items():
         if module != path:
             elsewhere |= names
-    elsewhere -= private_definitions(tree)
-    for node in ast.walk(tree):
+    elsewhere -= private_definitions(nodes(read(path)))
+    for node in nodes(read(path)):
         is_import = isinstance(node, ast.ImportFrom)
         inside = is_import and (node.level or (node.module or "").startswith("rlhf_reward"))
         for alias in node.names if inside else []:
@@ -185,7 +203,7 @@ def imported_modules(modules):
 def imported_by(path, name, known):
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found = set()
-    for node in statements_at_import(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in statements_at_import(parse(read(path))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -225,8 +243,9 @@ def old_words(path):
         return
     texts = []
     for label, source in sources(path) if path.suffix in (".py", ".ipynb") else []:
-        texts += [(f"{label}:{number}", text) for number, text in strings_and_comments(source)]
-        for node in ast.walk(parse(source)):
+        if ANY_WORD.search(source):  # in a name, perhaps
+            texts += [(f"{label}:{number}", text) for number, text in strings_and_comments(source)]
+        for node in nodes(source):
             kinds = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
             docstring = ast.get_docstring(node) if isinstance(node, kinds) else None
             if docstring and DOCSTRING_START.match(docstring):
@@ -234,9 +253,9 @@ def old_words(path):
     if path.suffix == ".ipynb":
         texts += [(f"{path} text", text) for text in markdown_cells(path)]
     elif path.suffix == ".md":
-        texts = [(str(path), path.read_text(encoding="utf-8"))]
+        texts = [(str(path), read(path))]
     for label, text in texts:
-        for pattern, replacement in WORDS:
+        for pattern, replacement in WORDS if ANY_WORD.search(text) else []:
             for match in re.finditer(pattern, text):
                 context = text[max(0, match.start() - 30):match.end() + 20]
                 yield f"{label}: {match[0]!r}, write {replacement}: …{context!r}"
@@ -246,7 +265,7 @@ def long_stretches(path):
     "Yield a notebook with too many cells, visible asserts, or too many exported lines between two outputs."
     if path.suffix != ".ipynb":
         return
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cells = cells_of(path)
     if len(cells) > MAX_CELLS:
         yield f"{path}: {len(cells)} cells, expected at most {MAX_CELLS}"
     longest = current = 0

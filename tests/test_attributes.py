@@ -29,6 +29,8 @@ from rlhf_reward.reward import is_reward_model
 from rlhf_reward.rows import to_comparison, to_responses
 from rlhf_reward.scoring import Scorer
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 NAMES = ["verbosity", "helpfulness", "clarity"] # not in the order of the alphabet
 WEIGHTS = {"verbosity": -0.4, "helpfulness": 0.65}
 ALL_WEIGHTS = {**WEIGHTS, "clarity": 0.0}
@@ -641,7 +643,7 @@ def test_the_report_has_the_figures_of_each_attribute(saved, monkeypatch):
     assert figures["helpfulness"]["ratings"]["pearson"] == pytest.approx(np.corrcoef(*zip(*known))[0, 1], abs=1e-5)
     evaluations = {"data": {"model": found, "rule": evaluate(Rule(lambda prompt, response: len(response)), rows)}}
     for page in (report.report_markdown(evaluations), report.report_html(evaluations)):
-        assert page.count("Attributes of model") == 1 and "Attributes of rule" not in page
+        assert page.count("Attributes, model") == 1 and "Attributes, rule" not in page
         assert all(name in page for name in NAMES)
     assert json.dumps(report.report_json(evaluations), allow_nan=False)
 

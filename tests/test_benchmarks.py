@@ -330,7 +330,7 @@ def test_intervals_of_a_score_against_the_binomial(tmp_path):
             "label": draw.choice(["A>B", "B>A"]),
             "source": f"mmlu-{row % 3}",
         }
-        for row in range(600)
+        for row in range(300)
     ]
 
     def drawn(seed, text):
@@ -346,7 +346,7 @@ def test_intervals_of_a_score_against_the_binomial(tmp_path):
     path = write(rows, tmp_path)
     found = [evaluate_benchmark(noisy(seed, 0), "judgebench", path) for seed in range(6)]
     errors = [one.report["benchmark"]["score_interval"]["error"] for one in found]
-    assert np.mean(errors) == pytest.approx(np.sqrt(0.25 / 600), rel=0.2)
+    assert np.mean(errors) == pytest.approx(np.sqrt(0.25 / 300), rel=0.2)
     one = evaluate_benchmark(Rule(stated_reward), "judgebench", path)
     alike = evaluate_benchmark(noisy(0, 90), "judgebench", path)
     near, far = (compare({"one": one, "other": other})["pairs"][0]["score_difference"] for other in (alike, found[0]))

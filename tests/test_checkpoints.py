@@ -20,6 +20,8 @@ from rlhf_reward.reward import is_reward_model
 from rlhf_reward.scoring import Scorer
 from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 TEXT = "w5 w6 w7 w8"
 INDEX = "model.safetensors.index.json"
 

@@ -13,20 +13,22 @@ from rlhf_reward.reward import RewardModel
 from rlhf_reward.synthetic import tiny_decoder
 
 pytestmark = pytest.mark.usefixtures("few_synthetic_rows")
-QUICK = ["--max_steps", "2", "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"]
+QUICK = ["--max_steps", "1", "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--disable_tqdm", "true"]
 IMPORTED_BY_HELP = """
 import sys
-import rlhf_reward.cli
-try:
-    rlhf_reward.cli.main(["--help"])
-except SystemExit:
-    print("heavy:", {"torch", "transformers", "datasets"} & set(sys.modules))
+from rlhf_reward.cli import COMMANDS, main
+for argv in ([], ["--help"], *([name, option] for name in COMMANDS for option in ("--help", "--help-all"))):
+    try:
+        main(argv)
+    except SystemExit:
+        pass
+print("heavy:", {"torch", "transformers", "datasets", "numpy", "yaml"} & set(sys.modules))
 """
 
 
 @pytest.mark.process
 def test_help_imports_nothing_heavy():
-    "So help is printed at once."
+    "So help is printed at once, that of each command too, and all of it."
     command = [sys.executable, "-c", IMPORTED_BY_HELP]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "train" in output and output.endswith("heavy: set()\n")
@@ -34,7 +36,7 @@ def test_help_imports_nothing_heavy():
 
 def test_help_of_train_lists_all_arguments(capsys):
     with pytest.raises(SystemExit) as exit:
-        main(["train", "--help"])
+        main(["train", "--help-all"])
     help = capsys.readouterr().out
     assert exit.value.code == 0
     for name in ("--model", "--dataset", "--max_length", "--gradient_accumulation_steps", "--fsdp"):
@@ -290,7 +292,8 @@ def test_every_command_leaves_the_process_group(tmp_path, monkeypatch):
         if argv:
             raise ValueError("no rows")
 
-    monkeypatch.setitem(rlhf_reward.cli.COMMANDS, "score", (member, ""))
+    commands = rlhf_reward.cli.COMMANDS
+    monkeypatch.setitem(commands, "score", commands["score"]._replace(run=member))
     main(["score"])
     assert not distributed.is_initialized()
     with pytest.raises(ValueError, match="^no rows$"):

@@ -305,27 +305,27 @@ ROUTES = {
 }
 
 
-@pytest.mark.parametrize("path", ROUTES)
-def test_the_name_of_the_model(path, client, scorer):
+def test_the_name_of_the_model(client, scorer):
     "Another name is answered, unless the server compares names."
-    answer(client, path, ROUTES[path])
     with serving(scorer, strict_model_name=True) as strict:
-        refused = strict.post(path, json=ROUTES[path])
-        assert refused.status_code == 404
-        assert refused.json()["detail"] == "The model 'other' is not served here; expected 'tiny', or no model."
-        answer(strict, path, {**ROUTES[path], "model": "tiny"})
-        answer(strict, path, {name: value for name, value in ROUTES[path].items() if name != "model"})
+        for path, body in ROUTES.items():
+            answer(client, path, body)
+            refused = strict.post(path, json=body)
+            assert refused.status_code == 404, path
+            assert refused.json()["detail"] == "The model 'other' is not served here; expected 'tiny', or no model."
+            answer(strict, path, {**body, "model": "tiny"})
+            answer(strict, path, {name: value for name, value in body.items() if name != "model"})
 
 
-@pytest.mark.parametrize("path", [*ROUTES, "/v1/models", "/info"])
-def test_the_token_and_the_metrics(path, scorer):
+def test_the_token_and_the_metrics(scorer):
+    headers = {"Authorization": "Bearer secret"}
     with serving(scorer, token="secret") as client:
-        method = "POST" if path in ROUTES else "GET"
-        assert client.request(method, path, json=ROUTES.get(path)).status_code == 401
-        headers = {"Authorization": "Bearer secret"}
-        assert client.request(method, path, json=ROUTES.get(path), headers=headers).status_code == 200
-        counted = f'rlhf_reward_requests_total{{path="{path}",status="200"}} 1.0'
-        assert counted in client.get("/metrics", headers=headers).text
+        for path in (*ROUTES, "/v1/models", "/info"):
+            method = "POST" if path in ROUTES else "GET"
+            assert client.request(method, path, json=ROUTES.get(path)).status_code == 401, path
+            assert client.request(method, path, json=ROUTES.get(path), headers=headers).status_code == 200, path
+            counted = f'rlhf_reward_requests_total{{path="{path}",status="200"}} 1.0'
+            assert counted in client.get("/metrics", headers=headers).text
 
 
 def test_the_command_compares_names(folder, monkeypatch):

@@ -22,6 +22,8 @@ from rlhf_reward.cli import main
 from rlhf_reward.composite import text_config
 from rlhf_reward.encoders import open_model
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 CLOSE = dict(atol=1e-5, rtol=1e-5)
 ISSUE = ("gemma3", "gemma4", "llama4", "mistral3", "qwen2_5_vl", "qwen3_5", "qwen3_vl")
 ROWS = [
@@ -307,7 +309,7 @@ def test_a_language_model_and_a_classifier_of_several_labels_have_no_reward(fami
         Scorer.from_pretrained(tmp_path, device="cpu")
 
 
-@pytest.mark.parametrize("family", [*CLASSIFIERS, "mistral3", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", [*CLASSIFIERS, "qwen2_5_vl"])
 def test_losses_are_those_of_trl(family, composite, classifier, tmp_path):
     "On the composite's classifier; TRL opens the other families only as they are saved here."
     trl = pytest.importorskip("trl", reason="TRL is not installed")
@@ -319,12 +321,12 @@ def test_losses_are_those_of_trl(family, composite, classifier, tmp_path):
         model = opened(composite(family)[0])
         model.save_pretrained(folder, word_tokenizer())
     model.ends_with_eos = True  # as TRL trains on strings
-    config = trl.RewardConfig(str(tmp_path / "trl"), max_steps=8, gradient_checkpointing=False, **OPTIONS)
+    config = trl.RewardConfig(str(tmp_path / "trl"), max_steps=4, gradient_checkpointing=False, **OPTIONS)
     theirs = trl.RewardTrainer(
         str(folder), args=config, train_dataset=comparisons(), processing_class=word_tokenizer()
     )
     theirs.train()
-    ours = trained(model, tmp_path / "ours", max_steps=8)
+    ours = trained(model, tmp_path / "ours", max_steps=4)
     assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
     assert losses(ours)[-1] < losses(ours)[0] - 0.1
     theirs.save_model(tmp_path / "saved")
@@ -334,9 +336,8 @@ def test_losses_are_those_of_trl(family, composite, classifier, tmp_path):
 # Training
 
 
-@pytest.mark.parametrize(
-    "family, adapter", [*itertools.product(ISSUE, [False]), ("gemma3", True), ("qwen3_5", True)]
-)
+# What is special about a family is how it is opened and saved, which is tested above for each of them.
+@pytest.mark.parametrize("family, adapter", [("gemma4", False), ("llama4", False), ("gemma3", True), ("qwen3_5", True)])
 def test_training_resumes_to_the_same_weights(family, adapter, composite, tmp_path):
     folder, _ = composite(family)
     modules = ["q_proj", "k_proj", "down_proj"]
@@ -352,7 +353,7 @@ def test_training_resumes_to_the_same_weights(family, adapter, composite, tmp_pa
     assert_close(rewards(saved), rewards(whole.model), **CLOSE)
 
 
-@pytest.mark.parametrize("family", ["gemma3", "gemma4", "mistral3", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["mistral3", "qwen3_vl"])
 def test_the_command_line_trains_evaluates_and_scores(family, composite, tmp_path):
     folder, _ = composite(family)
     rows, texts, out = (str(tmp_path / name) for name in ("rows.jsonl", "texts.jsonl", "out"))
@@ -387,8 +388,13 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.parametrize("family", ["gemma3", "gemma4", "mistral3", "qwen2_5_vl", "qwen3_5", "qwen3_vl"])
+WITH_TARGETS = [
+    *itertools.product(CLASSIFIERS, TARGETS),
+    *zip(("gemma4", "mistral3", "qwen2_5_vl", "qwen3_vl"), itertools.cycle(TARGETS)),
+]
+
+
+@pytest.mark.parametrize("family, targets", WITH_TARGETS)
 def test_an_adapter_is_saved_opened_and_merged(family, targets, composite, tmp_path):
     folder, _ = composite(family)
     model = add_adapter(opened(folder), LoraConfig(r=2, target_modules=TARGETS[targets]))

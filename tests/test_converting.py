@@ -156,6 +156,8 @@ def test_opening_and_training_name_the_command(kind, tmp_path, capsys):
     for opener in (RewardModel.from_pretrained, Scorer.from_pretrained):
         with pytest.raises(ValueError, match=remedy):
             opener(tmp_path / "model", device="cpu")
+    if kind not in ("llama-factory", "llama-factory lora"):  # a model and an adapter; `train` asks as the openers do
+        return
     options = ["--dataset", "synthetic", "--output_dir", str(tmp_path / "run"), "--use_cpu"]
     for adapter in ([], ["--lora_r", "2"]):
         with pytest.raises(SystemExit, match=remedy):

@@ -125,10 +125,14 @@ def test_arguments_that_are_not_finite(name, value, folder, tmp_path, capsys):
     assert f"{name} is {value}; expected" in f"{exit.value.code}{capsys.readouterr().err}"
 
 
+@pytest.fixture(scope="module")
+def scorer(folder):
+    return Scorer.from_pretrained(folder / "reward", device="cpu")
+
+
 @pytest.mark.parametrize("std", [0, 0.0, -1.0, float("nan"), float("inf"), None, 1])
 @pytest.mark.parametrize("mean", [0.5, float("nan"), float("inf")])
-def test_a_scale_that_normalizes_nothing(mean, std, folder, tmp_path):
-    scorer = Scorer.from_pretrained(folder / "reward", device="cpu")
+def test_a_scale_that_normalizes_nothing(mean, std, scorer, tmp_path):
     scorer.model.config.rlhf_reward = {**scorer.model.config.rlhf_reward, "reward_mean": mean, "reward_std": std}
     if (mean, std) == (0.5, 1):
         assert scorer.score(["w3"], [" w4"], normalize=True)

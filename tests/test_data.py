@@ -865,15 +865,14 @@ def test_a_real_file_without_texts_is_refused():
     assert "element 1 is not" in report["problems"][0]
 
 
-@pytest.mark.process
-def test_lengths_for_the_benchmark(tmp_path):
+def test_lengths_for_the_benchmark(tmp_path, python):
     "The script writes the lengths of prompt and responses, in tokens of a tokenizer trained on the texts."
     begin = "\n\nHuman: say it\n\nAssistant: "
     row = {"chosen": begin + " hello" * 3, "rejected": begin + " hello" * 9}
     (tmp_path / "test.jsonl").write_text((json.dumps(row) + "\n") * 30)
     subprocess.run(
         [
-            sys.executable,
+            python,
             Path(__file__).parents[1] / "benchmarks/hh_lengths.py",
             tmp_path / "lengths.json",
             tmp_path / "test.jsonl",

@@ -16,6 +16,8 @@ import sys
 import tempfile
 import threading
 import urllib.request
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -76,27 +78,38 @@ def test_a_page_that_leads_nowhere_is_refused(site, tmp_path):
     assert done.returncode != 0 and "nowhere.md" in done.stderr and "no-such-place" in done.stderr
 
 
-def test_every_internal_link_resolves(site):
-    from bs4 import BeautifulSoup
+class Links(HTMLParser):
+    "The ids of a page, and each tag that refers to an address, with its attributes."
+    def __init__(self, page):
+        super().__init__()
+        self.ids = []
+        self.found = []
+        self.feed(page)
 
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+        self.found += [(tag, attributes, attributes[name]) for name in ("href", "src") if name in attributes]
+
+
+def test_every_internal_link_resolves(site):
     pages = {}
     for path in site.rglob("*.html"):
         if path.name != "404.html":
-            pages[path] = BeautifulSoup(path.read_text(), "html.parser")
-    anchors = {}
-    for path, page in pages.items():
-        anchors[path] = [tag["id"] for tag in page.find_all(id=True)]
+            pages[path] = Links(path.read_text())
+    anchors = {path: page.ids for path, page in pages.items()}
     for path, names in anchors.items():
-        repeated = {name for name in names if names.count(name) > 1}
+        repeated = {name for name, count in Counter(names).items() if count > 1}
         assert {name for name in repeated if name[:2] != "__"} == set(), path.name  # those are the theme's
     wrong = set()
     seen = 0
     for path, page in pages.items():
-        for tag, address in links(page):
+        for tag, attributes, address in page.found:
             link = urlsplit(address)
             if link.scheme or link.netloc:
-                allowed = tag.name == "a" or link.scheme == "data" or tag.get("rel") == ["canonical"]
-                assert allowed, f"{path.name} asks another host: {tag}"
+                allowed = tag == "a" or link.scheme == "data" or attributes.get("rel") == "canonical"
+                assert allowed, f"{path.name} asks another host: {tag} {attributes}"
                 continue
             seen += 1
             target = (path.parent / unquote(link.path)).resolve() if link.path else path
@@ -106,21 +119,18 @@ def test_every_internal_link_resolves(site):
     assert not wrong and seen > 2000, "\n".join(sorted(wrong))
 
 
-def links(page):
-    "Yield each tag of a page with each address that it refers to."
-    for tag in page.find_all(True):
-        for name in ("href", "src"):
-            if tag.has_attr(name):
-                yield tag, tag[name]
-
-
 def notebooks(folder=ROOT / "nbs"):
     paths = folder.rglob("*.ipynb")
     return sorted(path for path in paths if not {"runs", ".ipynb_checkpoints"} & set(path.relative_to(folder).parts))
 
 
+@functools.cache
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
 def cells(path, kind):
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+    return [cell for cell in read(path).cells if cell.cell_type == kind]
 
 
 def test_notebooks_are_published_with_their_pages(site):
@@ -145,7 +155,7 @@ def test_links_in_markdown_files_and_notebooks_resolve():
 
 def exported(docs):
     for path in docs.NOTEBOOKS:
-        for cell in nbformat.read(path, as_version=4).cells:
+        for cell in docs.read(path).cells:
             if "export" in docs.directives(cell):
                 yield path, cell
 
@@ -381,7 +391,8 @@ def names_bound_in(docs, source):
 @pytest.mark.parametrize("notebook", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_a_reader_has_all_that_the_examples_use(docs, notebook):
     "The page binds the names in its visible cells: by its imports, by its reference, by an earlier cell."
-    text, _ = docs.markdown(notebook.relative_to(ROOT), str, {})
+    page = docs.shown(notebook.relative_to(ROOT), str, {})
+    text = "\n\n".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
     head = re.search(r"^```python\n([^`]*import \(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     bound = set(dir(builtins)) | set(docs.imports(head[1] if head else ""))
     unseen = {"export", "exporti", "hide", "default_exp", "echo", "hide_input"}
@@ -664,21 +675,29 @@ def collect_wrong(page, address):
     page.on("response", note_response)
 
 
+TABS = 8
+
+
 def test_every_page_at_desktop_and_phone_width(browser, site):
     "No error, no request that leaves the machine, formulas typeset, pictures there, nothing wider than the screen."
     formulas = 0
-    page = browser.new_page()
-    collect_wrong(page, browser.address)
     # `test_search_finds` loads the whole index, which takes longer than all the rest of a page.
     index = json.loads((site / "search/search_index.json").read_text())
     index["docs"] = index["docs"][:1]
-    page.route("**/search_index.json", lambda route: route.fulfill(json=index))
-    for path in sorted(site.rglob("*.html")):
+    context = browser.new_context()
+    context.route("**/search_index.json", lambda route: route.fulfill(json=index))
+    paths = sorted(path for path in site.rglob("*.html") if path.name != "404.html")  # of the published site
+    pages = [context.new_page() for _ in range(TABS)]
+    for page in pages:
+        collect_wrong(page, browser.address)
+    for number, path in enumerate(paths):
+        if number % TABS == 0:  # while one is read, the others load
+            for page, later in zip(pages, paths[number:]):
+                page.set_viewport_size({"width": 1280, "height": 900})
+                page.goto(urljoin(browser.address, later.relative_to(site).as_posix()), wait_until="commit")
         name = path.relative_to(site).as_posix()
-        if name == "404.html":  # its addresses are those of the published site
-            continue
-        page.set_viewport_size({"width": 1280, "height": 900})
-        load(page, browser.address, name)
+        page = pages[number % TABS]
+        page.wait_for_load_state("networkidle")
         raw = page.locator(".arithmatex").count()
         formulas += raw
         assert page.locator(".arithmatex .katex").count() == raw and page.locator(".katex-error").count() == 0, name
@@ -693,6 +712,7 @@ def test_every_page_at_desktop_and_phone_width(browser, site):
             assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), name
             assert page.evaluate("document.documentElement.scrollWidth") <= width, name
         assert page.wrong == [], name
+    context.close()
     assert formulas > 20
 
 

@@ -43,6 +43,7 @@ FAMILIES = {  # the config, and the layers between the hidden states and the hea
     "eurobert": (T.EuroBertConfig(**SIZE, **IDS, num_key_value_heads=2), ["dense"]),
     "xlm": (T.XLMConfig(**XLM), []),
 }
+OF_EACH_FORM = {"bert", "roberta", "modernbert-mean", "xlm"}  # a pooler, layers of the head, pretrained ones, none
 PRETRAINED = {"modernbert-mean", "modernbert-cls", "squeezebert"}  # with layers that a language model has too
 ROWS = [[1, 5, 6, 7, 8, 9, 10, 2], [1, 11, 2], [1, 12, 13, 14, 15, 2]]
 TEXTS = ["w5 w6 w7 w8 w9 w10", "w11", "w12 w13 w14 w15"]
@@ -136,8 +137,9 @@ def test_an_encoder_opens_elsewhere_with_the_same_rewards(base, family, tmp_path
     opened = open_model(tmp_path, "cpu")
     assert isinstance(opened, RewardModel)
     assert_close(alone(opened), expected, **CLOSE)
-    again.save_pretrained(tmp_path / "again", tokenizer_of_encoder())
-    assert_close(elsewhere(tmp_path / "again"), expected, **CLOSE)
+    if family in OF_EACH_FORM:
+        again.save_pretrained(tmp_path / "again", tokenizer_of_encoder())
+        assert_close(elsewhere(tmp_path / "again"), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert-mean"])
@@ -339,8 +341,7 @@ PREFERENCES = Dataset.from_list([
 ])
 
 
-@pytest.mark.parametrize("family", ["roberta", "bert"])
-@pytest.mark.parametrize("adapter", [False, True], ids=["whole", "lora"])
+@pytest.mark.parametrize("family, adapter", [("bert", False), ("roberta", True)])
 def test_training_reaches_the_new_layers_and_resumes_from_any_start(base, family, adapter, tmp_path):
     def trainer(folder, seed):
         torch.manual_seed(seed)  # of the new layers
@@ -443,6 +444,8 @@ def test_adapters_open_in_peft_with_the_same_rewards(base, family, tmp_path):
     again = RewardModel.from_pretrained(tmp_path / "adapter", device="cpu")
     assert again.pooling == "classifier" and is_reward_model(tmp_path / "adapter")
     assert_close(alone(again), expected, **CLOSE)
+    if family not in OF_EACH_FORM:
+        return
     scores = Scorer.from_pretrained(tmp_path / "adapter", device="cpu").score([None] * 3, TEXTS)
     assert scores == pytest.approx(expected[:, 0].tolist(), abs=1e-5)
     again.save_pretrained(tmp_path / "again", tokenizer_of_encoder())

@@ -338,11 +338,11 @@ def test_what_rewards_reach_by_chance():
         (constant["by_chance"]["best_found"], constant["by_chance"]["ndcg"])
     )
     assert constant["by_chance"]["best_found"] == pytest.approx((1 / 4 + 2 / 3) / 2)
-    many_ranks = 800 * ranks
+    many_ranks = 300 * ranks
     rewards = [generator.random(len(own)).tolist() for own in many_ranks]
     drawn = ranking(table(rewards, many_ranks))
-    assert drawn["best_found"] == pytest.approx(constant["best_found"], abs=0.03)
-    assert drawn["ndcg"] == pytest.approx(constant["ndcg"], abs=0.01)
+    assert drawn["best_found"] == pytest.approx(constant["best_found"], abs=0.05)
+    assert drawn["ndcg"] == pytest.approx(constant["ndcg"], abs=0.015)
     assert constant["best_found_interval"]["value"] == constant["best_found"]
 
 
@@ -878,8 +878,9 @@ def test_what_has_no_reward_without_its_prompt_is_evaluated_with_it(model):
     assert found.report["pairs"] == 2
 
 
-def test_the_command_with_two_models_and_two_processes(model, tmp_path, python):
+def test_the_command_with_two_models_and_two_processes(model, tmp_path, python, monkeypatch):
     pytest.importorskip("matplotlib", reason="the extra plots is not installed")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1800000000") # the date of the report
     for name in ("one", "two"):
         (tmp_path / f"{name}.jsonl").write_text(
             "".join(json.dumps(row) + "\n" for row in rows(30 if name == "one" else 20))
@@ -899,7 +900,9 @@ def test_the_command_with_two_models_and_two_processes(model, tmp_path, python):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     run(python, *launcher, *arguments, tmp_path / "together", timeout=200)
     for name in ("report.json", "report.md", "report.html"):
-        assert (tmp_path / "together" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+        together = (tmp_path / "together" / name).read_bytes()
+        together = together.replace(str(tmp_path / "together").encode(), str(tmp_path / "alone").encode()) # the command
+        assert together == (tmp_path / "alone" / name).read_bytes(), name
     report = json.loads((tmp_path / "alone/report.json").read_text())["data"][str(tmp_path / "one.jsonl")]
     assert set(report["models"]) == {model, str(tmp_path / "other")}
     assert report["compared"]["pairs"][0]["first"] == model

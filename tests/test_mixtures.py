@@ -28,6 +28,8 @@ from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
 from rlhf_reward.targets import names_from_bytes
 from rlhf_reward.verdicts import UnclearVerdict
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):

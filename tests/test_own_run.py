@@ -25,6 +25,7 @@ from rlhf_reward.output_folder import LOCK, own_folder
 from rlhf_reward.resuming import newest_checkpoint
 from rlhf_reward.run_record import CHANGEABLE, RUN, UNCHANGEABLE, data_fingerprint
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
+from tiny import open_tiny, tokenized
 
 ROWS = synthetic_comparisons(20)
 OTHER_ROWS = synthetic_comparisons(20, seed=1)
@@ -54,15 +55,16 @@ def make(
         "per_device_train_batch_size": 8,
         "learning_rate": 1e-3,
         "lr_scheduler_type": "constant",
+        "layout": "padded",  # which is chosen in less time
         "logging_steps": 1,
         "use_cpu": True,
         "report_to": "none",
         "disable_tqdm": True,
     }
     return RewardTrainer(
-        model or RewardModel(base, dropout, "cpu"),
+        model or open_tiny(base, dropout),
         RewardConfig(str(folder), **{**defaults, **options}),
-        rows,
+        tokenized(base, 20) if rows is ROWS else rows,
         eval_rows or (ROWS if "eval_strategy" in options else None),
         AutoTokenizer.from_pretrained(base),
         peft_config=peft_config,
@@ -110,9 +112,10 @@ REFUSED = {
 def test_what_changes_the_result_is_refused_by_name(base, begun, name):
     expected = rf"its run was begun with .*{name} .*\(now .*expected the same values.*"
     expected += f"{name}.* cannot change" if name in UNCHANGEABLE else rf"resume_changes \(--resume_changes {name}\)"
+    trainer = make(base, begun, **REFUSED[name])
     for checkpoint in (True, str(begun / "checkpoint-2")):
         with pytest.raises(ValueError, match=expected):
-            make(base, begun, **REFUSED[name]).train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=checkpoint)
     assert newest_checkpoint(begun).endswith("checkpoint-4")
 
 
@@ -154,18 +157,18 @@ def test_the_same_batch_and_data_in_another_form_resume(base, tmp_path, caplog):
 
 
 def test_data_are_known_by_what_a_loss_learns_from(base, tmp_path):
-    tokenized = make(base, tmp_path).train_dataset
-    known = data_fingerprint(tokenized)
-    assert data_fingerprint(tokenized.select(range(20))) == known
-    assert data_fingerprint(Dataset.from_list(list(tokenized), features=tokenized.features)) == known
+    rows_of_run = make(base, tmp_path).train_dataset
+    known = data_fingerprint(rows_of_run)
+    assert data_fingerprint(rows_of_run.select(range(20))) == known
+    assert data_fingerprint(Dataset.from_list(list(rows_of_run), features=rows_of_run.features)) == known
     changes = {"weight": 2.0, "ranks": [2, 1, 3, 4], "shared_prefix": [1], "ratings": [1.0, 2.0, 3.0, None]}
-    others = [tokenized.select([1, 0, *range(2, 20)])]
+    others = [rows_of_run.select([1, 0, *range(2, 20)])]
     for name, value in changes.items():
-        rows = list(tokenized)
+        rows = list(rows_of_run)
         rows[7] = {**rows[7], name: value}
-        others.append(Dataset.from_list(rows, features=tokenized.features))
+        others.append(Dataset.from_list(rows, features=rows_of_run.features))
     assert known not in map(data_fingerprint, others)
-    assert data_fingerprint(tokenized.to_iterable_dataset()).startswith("a stream")
+    assert data_fingerprint(rows_of_run.to_iterable_dataset()).startswith("a stream")
 
 
 def test_changes_by_name(base, tmp_path):
@@ -184,13 +187,13 @@ def test_changes_by_name(base, tmp_path):
 @pytest.mark.parametrize("difference", [{"rows": OTHER_ROWS, "seed": 1}, {"learning_rate": 2e-3}], ids=str)
 def test_checkpoints_of_another_run_are_passed_over(base, tmp_path, caplog, difference):
     "A run in the folder of a longer one resumes from its own checkpoint, though that is not the newest."
-    make(base, tmp_path / "shared", max_steps=8).train()
-    make(base, tmp_path / "shared", **difference).train()
-    assert "has checkpoints of an earlier run (checkpoint-2 to checkpoint-8). This run starts from" in caplog.text
-    resumed = make(base, tmp_path / "shared", max_steps=10, **difference)
+    make(base, tmp_path / "shared", save_steps=1).train()
+    make(base, tmp_path / "shared", max_steps=2, save_steps=1, **difference).train()
+    assert "has checkpoints of an earlier run (checkpoint-1 to checkpoint-4). This run starts from" in caplog.text
+    resumed = make(base, tmp_path / "shared", max_steps=5, save_steps=1, **difference)
     resumed.train(resume_from_checkpoint=True)
     assert "2 newer checkpoints are of another run and passed over" in caplog.text
-    alone = make(base, tmp_path / "alone", max_steps=10, **difference)
+    alone = make(base, tmp_path / "alone", max_steps=5, save_strategy="no", **difference)
     alone.train()
     assert_same_weights(resumed, alone)
 
@@ -225,7 +228,7 @@ def test_a_finished_run_that_is_resumed_takes_no_further_step(base, tmp_path, ca
     assert "checkpoint-4 is of the last step, 4: nothing is left to train" in caplog.text
 
 
-@pytest.mark.parametrize("scheduler", ["constant", "linear", "cosine", "constant_with_warmup", "reduce_lr_on_plateau"])
+@pytest.mark.parametrize("scheduler", ["constant", "cosine", "reduce_lr_on_plateau"])
 def test_a_new_learning_rate_applies(base, tmp_path, scheduler):
     "As the advice for a run that diverged has it. From step 2 on the rates are those of the new run, scaled or not."
     options = {"lr_scheduler_type": scheduler, "warmup_steps": 1, "max_steps": 4}
@@ -286,9 +289,12 @@ def test_a_damaged_list_of_files_is_found(begun, name, content):
     assert problem and checkpoint_problem(begun / "checkpoint-2") is None
 
 
-@pytest.mark.parametrize("options", [{}, {"learning_rate": 1e-4}], ids=["same", "new rate"])
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-@pytest.mark.parametrize("damage", [zeros, lambda content: bytes(64) + content[64:], lambda content: b""])
+@pytest.mark.parametrize("damage, options", [
+    (zeros, {"learning_rate": 1e-4}),
+    (lambda content: bytes(64) + content[64:], {}),
+    (lambda content: b"", {"learning_rate": 1e-4}),
+], ids=["zeros, new rate", "no beginning", "empty, new rate"])
 def test_damage_without_checksums_is_a_value_error(base, begun, tmp_path, name, damage, options):
     "Checkpoints of an earlier version list sizes alone: torch finds the damage, with an error of its own."
     folder = shutil.copytree(begun / "checkpoint-2", tmp_path / "checkpoint-2")
@@ -499,10 +505,18 @@ CLI = ["-m", "rlhf_reward", "train", "--use_cpu", "--report_to", "none", "--disa
 RUNNING = [*CLI, "--logging_steps", "1", "--eval_strategy", "no", "--dropout", "0.1", "--warmup_steps", "2"]
 
 
-def stopped(python, folder, number, *options):
+@pytest.fixture(scope="module")
+def running(base, tmp_path_factory):
+    "The command, on few rows."
+    rows = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    synthetic_comparisons(200).to_json(rows)
+    return [*RUNNING, "--model", base, "--dataset", str(rows)]
+
+
+def stopped(python, running, folder, number, *options):
     "Start the command, send a signal after its third step, and return its status and what it printed to stderr."
     process = subprocess.Popen(
-        [python, *RUNNING, "--output_dir", folder, *options],
+        [python, *running, "--output_dir", folder, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -521,10 +535,10 @@ def stopped(python, folder, number, *options):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_command_after_a_checkpoint(python, tmp_path, number):
+def test_a_signal_ends_the_command_after_a_checkpoint(python, running, tmp_path, number):
     "The resumed run ends with the weights of one that was not stopped."
     options = ["--max_steps", "12", "--save_strategy", "no"]
-    status, errors = stopped(python, tmp_path / "out", number, *options, "--save_on_signal", "true")
+    status, errors = stopped(python, running, tmp_path / "out", number, *options, "--save_on_signal", "true")
     assert status == 128 + number and "Traceback" not in errors
     checkpoint, = (tmp_path / "out").glob("checkpoint-*")
     assert checkpoint_problem(checkpoint) is None
@@ -532,15 +546,15 @@ def test_a_signal_ends_the_command_after_a_checkpoint(python, tmp_path, number):
     line = f"rlhf_reward train: stopped by {number.name} after step {step} of 12. To continue from {checkpoint}, add "
     assert line in errors
     if number == signal.SIGTERM:
-        run(python, *RUNNING, *options, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "true")
-        run(python, *RUNNING, *options, "--output_dir", tmp_path / "whole")
+        run(python, *running, *options, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "true")
+        run(python, *running, *options, "--output_dir", tmp_path / "whole")
         one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole"))
         assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_without_a_checkpoint_ends_the_command_with_one_line(python, tmp_path, number):
-    status, errors = stopped(python, tmp_path / "out", number, "--max_steps", "200")
+def test_a_signal_without_a_checkpoint_ends_the_command_with_one_line(python, running, tmp_path, number):
+    status, errors = stopped(python, running, tmp_path / "out", number, "--max_steps", "200")
     assert status == 128 + number and "Traceback" not in errors
     assert f"rlhf_reward train: stopped by {number.name} after step" in errors
     assert not list((tmp_path / "out").glob("checkpoint-*")) and not (tmp_path / "out/model.safetensors").exists()

@@ -28,6 +28,7 @@ from rlhf_reward.packing import (
     pad_comparisons,
 )
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
+from tiny import open_tiny, tokenized
 
 
 def example(prefix, rests, ranks=None):
@@ -44,7 +45,11 @@ def example(prefix, rests, ranks=None):
 
 
 def random_examples(seed=0, count=7):
-    "K from 2 to 8, and odd cases: no prefix, a response that is the prefix, identical responses, rests of one token."
+    """
+    K from 2 to 8, or fewer, and odd cases.
+
+    No prefix, a response that is the prefix, identical responses, rests of one token.
+    """
     draw = random.Random(seed)
 
     def ids(low, high):
@@ -99,20 +104,42 @@ def open_model(family, folder, attention, **options):
 pack_in_one_row = partial(pack_comparisons, row_length=math.inf)
 
 
+@pytest.fixture(scope="module")
+def one_at_a_time(tmp_path_factory):
+    "The eager model of the family asked for last, and the rewards and gradients of each text alone."
+    made = {}
+
+    def get(family):
+        if family not in made:
+            made.clear()
+            folder = tmp_path_factory.mktemp(family)
+            model = open_model(family, folder, "eager")
+            made[family] = folder, model, rewards_and_gradients(model, alone(FEW_EXAMPLES))
+        return made[family]
+
+    return get
+
+
+FEW_EXAMPLES = random_examples(count=3)  # of other numbers of responses there are tests below
+
+
 @pytest.mark.parametrize("attention", [BY_SEGMENT, "sdpa", "eager"])
 @pytest.mark.parametrize("family", PACKABLE)
-def test_rewards_and_gradients_are_those_of_one_sequence_at_a_time(family, attention, tmp_path):
-    try:
-        model = open_model(family, tmp_path, attention)
-    except ValueError as error:
-        assert "scaled_dot_product_attention" in str(error) and attention in ("sdpa", BY_SEGMENT)
-        pytest.skip("transformers has eager attention only for this family")
+def test_rewards_and_gradients_are_those_of_one_sequence_at_a_time(family, attention, one_at_a_time):
+    folder, model, (plain, plain_gradients) = one_at_a_time(family)
     if attention == BY_SEGMENT and family == "falcon":
         pytest.skip("falcon looks up its attention by itself; test_what_is_taken_apart: it gets the dense mask")
+    if attention != "eager":
+        weights = model.state_dict()
+        try:
+            model = RewardModel(str(folder), dropout=0.0, device="cpu", attn_implementation="sdpa")
+        except ValueError as error:
+            assert "scaled_dot_product_attention" in str(error)
+            pytest.skip("transformers has eager attention only for this family")
+        model.load_state_dict(weights)
+        model.backbone.set_attn_implementation(attention)
     assert model.config._attn_implementation == attention
-    examples = random_examples()
-    packed, packed_gradients = rewards_and_gradients(model, [packer(attention)(examples)])
-    plain, plain_gradients = rewards_and_gradients(model, alone(examples))
+    packed, packed_gradients = rewards_and_gradients(model, [packer(attention)(FEW_EXAMPLES)])
     assert plain.std() > 0.01
     assert (packed - plain).abs().max() <= 1e-5 * plain.abs().max()
     assert packed_gradients.keys() == plain_gradients.keys() and len(packed_gradients) > 10
@@ -144,7 +171,7 @@ def test_what_is_taken_apart(tmp_path):
 def test_asking_for_a_layout_does_not_change_the_model(tmp_path):
     for family, attention in [("llama", "sdpa"), ("falcon", "sdpa"), ("llama", "eager"), ("mamba", "eager")]:
         model = open_model(family, tmp_path / family / attention, attention).train()
-        examples = random_examples()
+        examples = FEW_EXAMPLES
         layout = choose_layout(model, examples)
         assert model.config._attn_implementation == attention and model.training
         layout.apply_to(model)
@@ -207,36 +234,34 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("attention", [BY_SEGMENT, "sdpa"])
-@pytest.mark.parametrize("fault", BROKEN)
-def test_a_mask_that_is_off_by_one_is_seen(fault, attention, tmp_path):
+@torch.no_grad()
+def test_a_mask_that_is_off_by_one_is_seen(tmp_path):
     "The comparison with sequences alone detects each of these faults: rewards differ."
-    model = open_model("llama", tmp_path, attention)
+    model = open_model("llama", tmp_path, "sdpa")
     examples = random_examples()
-    batch = packer(attention)(examples)
-    BROKEN[fault](batch)
-    with torch.no_grad():
+    plain = rewards_alone(model, examples)
+    for attention, fault in itertools.product(("sdpa", BY_SEGMENT), BROKEN):
+        model.backbone.set_attn_implementation(attention)
+        batch = packer(attention)(examples)
+        BROKEN[fault](batch)
         packed = model(**model_inputs(batch, model))
-        plain = rewards_alone(model, examples)
-    assert (packed - plain).abs().max() > 1e-3 * plain.abs().max()
+        assert (packed - plain).abs().max() > 1e-3 * plain.abs().max(), (attention, fault)
 
 
-@pytest.mark.parametrize("attention", [BY_SEGMENT, "sdpa"])
-@pytest.mark.parametrize("window", [3, 4, 5])
-def test_windows_count_positions(window, attention, tmp_path):
+@torch.no_grad()
+def test_windows_count_positions(tmp_path):
     "With a window of one more or less than the model's, rewards differ; with the model's own they do not."
-    config = T.MistralConfig(**LLAMA, sliding_window=4)
-    model = open_model("mistral", tmp_path, attention)
+    model = open_model("mistral", tmp_path, "sdpa")
     examples = random_examples()
+    plain = rewards_alone(model, examples)
     batch = pack_in_one_row(examples)
-    inputs = model_inputs(batch, model)
-    config.sliding_window = window
-    config._attn_implementation = attention
-    inputs["attention_mask"] = attention_mask(batch, config)
-    with torch.no_grad():
-        packed = model(**inputs)
-        plain = rewards_alone(model, examples)
-    assert ((packed - plain).abs().max() <= 1e-5 * plain.abs().max()) == (window == 4)
+    for attention, window in itertools.product(("sdpa", BY_SEGMENT), (3, 4, 5)):
+        model.backbone.set_attn_implementation(attention)
+        config = T.MistralConfig(**LLAMA, sliding_window=window)
+        config._attn_implementation = attention
+        packed = model(**{**model_inputs(batch, model), "attention_mask": attention_mask(batch, config)})
+        is_equal = (packed - plain).abs().max() <= 1e-5 * plain.abs().max()
+        assert is_equal == (window == 4), (attention, window)
 
 
 def test_the_order_of_comparisons_and_the_length_of_rows_change_nothing(tmp_path):
@@ -348,27 +373,27 @@ def trained(base, folder, layout, rows=None, **options):
         report_to="none",
         disable_tqdm=True,
         save_strategy="no",
-        **{"per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "max_steps": 50, **options},
+        **{"per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "max_steps": 20, **options},
     )
     tokenizer = T.PreTrainedTokenizerFast.from_pretrained(base)
     trainer = RewardTrainer(
-        RewardModel(base, 0.0, "cpu"),
+        open_tiny(base),
         args,
-        rows or synthetic_comparisons(400),
-        synthetic_comparisons(30, seed=1),
+        rows or tokenized(base, 160),
+        tokenized(base, 30, 1),
         tokenizer,
     )
     trainer.train()
     return trainer
 
 
-def test_fifty_steps_packed_and_padded_are_the_same_run(base, tmp_path):
+def test_twenty_steps_packed_and_padded_are_the_same_run(base, tmp_path):
     runs = [trained(base, tmp_path, layout) for layout in ("packed", "padded")]
     assert runs[0].data_collator.func is pack_comparisons and runs[1].data_collator is pad_comparisons
     losses = []
     for run in runs:
         losses.append([entry["loss"] for entry in run.state.log_history if "loss" in entry])
-    assert len(losses[0]) == 50 and max(losses[0]) - min(losses[0]) > 0.1
+    assert len(losses[0]) == 20 and max(losses[0]) - min(losses[0]) > 0.1
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     packed, padded = (run.evaluate() for run in runs)
     for name in ("eval_loss", "eval_accuracy", "eval_margin", "eval_chosen_reward"):
@@ -384,7 +409,7 @@ def test_fifty_steps_packed_and_padded_are_the_same_run(base, tmp_path):
     ],
 )
 def test_packing_works_with_the_trainers_options(base, tmp_path, options):
-    options = {"max_steps": 3, "logging_steps": 3, **options}
+    options = {"max_steps": 2, "logging_steps": 2, **options}
     runs = [trained(base, tmp_path, layout, **options) for layout in ("packed", "padded")]
     one, other = (run.state.log_history[0]["loss"] for run in runs)
     assert one == pytest.approx(other, abs=2e-2 if "bf16" in options else 1e-5)

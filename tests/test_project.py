@@ -123,44 +123,36 @@ def modules():
     return found
 
 
-@pytest.mark.process
-def test_library_imports_neither_nbdev_nor_fastcore():
-    names = [name for name in modules().values() if name != "rlhf_reward"]
-    assert len(names) >= 7
-    code = f"""
+IMPORTS = """
 import importlib, sys
-for name in {names}:
-    importlib.import_module(name)
-print({{"nbdev", "fastcore", "execnb"}} & set(sys.modules))
-"""
-    assert run(sys.executable, "-c", code).stdout == "set()\n"
-
-
-@pytest.mark.process
-def test_public_names_load_when_used():
-    code = """
-import sys, rlhf_reward
-assert "torch" not in sys.modules
+import rlhf_reward
+assert "torch" not in sys.modules, "the package itself"
+import rlhf_reward.statistics
+assert "torch" not in sys.modules, "figures"
+import rlhf_reward.evaluation
+assert "transformers.trainer" not in sys.modules, "an evaluation"
 for name in rlhf_reward.__all__:
     getattr(rlhf_reward, name)
 assert set(rlhf_reward.__all__) <= set(dir(rlhf_reward))
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print({"nbdev", "fastcore", "execnb"} & set(sys.modules))
 """
-    run(sys.executable, "-c", code)
+
+
+@pytest.mark.process
+def test_imports_load_what_is_used_and_neither_nbdev_nor_fastcore():
+    "In a fresh interpreter, step by step: figures need no torch, an evaluation no trainer, nothing needs nbdev."
+    names = [name for name in modules().values() if name != "rlhf_reward"]
+    assert len(names) >= 7
+    assert run(sys.executable, "-c", IMPORTS, *names).stdout == "set()\n"
+
+
+def test_a_public_name_that_does_not_exist_is_named():
     import rlhf_reward
 
     with pytest.raises(AttributeError, match="no attribute 'Nothing'; its public names are RewardModel"):
         rlhf_reward.Nothing
-
-
-@pytest.mark.process
-@pytest.mark.parametrize(
-    ("module", "heavy"),
-    [("statistics", "torch"), ("evaluation", "transformers.trainer")],
-)
-def test_imports_leave_out_what_figures_do_not_need(module, heavy):
-    "Figures need no torch, and an evaluation no trainer."
-    code = f"import sys, rlhf_reward.{module}; print({heavy!r} in sys.modules)"
-    assert run(sys.executable, "-c", code).stdout == "False\n"
 
 
 PUBLIC_NAMES = json.loads(Path(__file__).with_name("public_names_0_1_0.json").read_text())

@@ -45,12 +45,17 @@ def evaluations():
     }
 
 
-def test_figures_are_those_of_the_evaluation(evaluations):
+@pytest.fixture(scope="module")
+def html_page(evaluations):
+    return report_html(evaluations)
+
+
+def test_figures_are_those_of_the_evaluation(evaluations, html_page):
     report = evaluations["pairs.jsonl"]["first"].report
     low = 100 * report["accuracy_interval"]["low"]
     high = 100 * report["accuracy_interval"]["high"]
     share = f"{100 * report['accuracy']:.1f} ({low:.1f} to {high:.1f})"
-    for page in (report_markdown(evaluations), html.unescape(report_html(evaluations))):
+    for page in (report_markdown(evaluations), html.unescape(html_page)):
         for what in (
             share,
             "first without the prompt",
@@ -59,7 +64,10 @@ def test_figures_are_those_of_the_evaluation(evaluations):
             "Length-controlled accuracy",
             "p by prompts",
             "Kendall",
-            "expected" if "<h1>" in page else "picked",
+            "expected rating of the pick",
+            "sha256",
+            "Methods",
+            report_json(evaluations)["data"]["pairs.jsonl"]["models"]["first"]["verdict"].split(",")[0],
             "most confident mistakes of length",
             f"{report['pairs']} pairs",
             f"{report['calibration']['log_loss']:.4f}",
@@ -203,7 +211,8 @@ def test_benchmarks_with_their_parts_and_matrices():
         "| chosen 2 | 0.125 | 1.000 |",
     ):
         assert what in markdown
-    assert "<td>chosen 2</td><td>0.125</td><td>1.000</td>" in page
+    cells = '<td data-label="rejected 1">0.125</td><td data-label="rejected 2">1.000</td>'
+    assert f"<td>chosen 2</td>{cells}" in page
     assert "<td>chat, easy</td><td>0.2500</td>" in page
 
 
@@ -218,13 +227,13 @@ def test_what_can_go_wrong_is_found_before_the_work(tmp_path, monkeypatch):
 
 
 def test_all_files_or_none(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_reward.report.report_html", lambda evaluations: 1 / 0)
+    monkeypatch.setattr("rlhf_reward.report.report_html", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report({"d": {"m": evaluate(FIRST, ROWS)}}, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_page_that_needs_nothing_else(evaluations, tmp_path):
+def test_one_page_that_needs_nothing_else(evaluations, html_page, tmp_path):
     write_report(evaluations, tmp_path / "report")
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         "report.html",
@@ -232,12 +241,23 @@ def test_one_page_that_needs_nothing_else(evaluations, tmp_path):
         "report.md",
     ]
     page = (tmp_path / "report/report.html").read_text()
-    assert page.count("data:image/svg+xml;base64,") == 4 + 4 + 5
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
-    assert page == report_html(evaluations) # the same each time
+    assert page.count("<svg ") == 4 + 4 + 5
+    assert not re.search(r"(src|href)=\"(?!data:|#)|url\((?!#)|@import", page)
+    assert len(set(re.findall(r'\bid="([^"]*)"', page))) == page.count(' id="') # drawings share no name
+    assert page == html_page # the same each time
+    small = {"rated": {"length": evaluate(LENGTH, [Comparison("p", ("a", "b"), (1, 1), (2.0, 1.0))])}} # quick to draw
+    record = {"date": "2026-01-31 14:05 UTC", "command": "rlhf_reward evaluate --data 'a b'"}
+    dated = report_html(small, record)
+    assert dated == report_html(small, dict(record))
+    assert dated.replace(record["date"], "2027") == report_html(small, {**record, "date": "2027"})
+    assert "2026-01-31 14:05 UTC" in dated and "--data &#39;a b&#39;" in dated
+    assert "- Command: `rlhf_reward evaluate --data 'a b'`" in report_markdown(small, record)
+    assert report_json(small, record)["record"] == record
+    for color in ("tab:", "#1f77b4", "#2ca02c", "#d62728"): # a red and a green that some cannot tell apart
+        assert color not in page
 
 
-WILD = "</pre><script>alert('x')</script><img src=x onerror=alert(1)> {{ 7 * 7 }} ```` | & \x00 \u202e"
+WILD = "</pre><script>alert('x')</script><img src=x onerror=alert(1)> {{ 7919 * 7907 }} ```` | & \x00 \u202e"
 
 
 def test_texts_are_shown_as_texts():
@@ -247,9 +267,9 @@ def test_texts_are_shown_as_texts():
         [comparison, Comparison("p", ("good", "bad"), (1, 2), source="b")],
     )
     page = report_html({WILD: {WILD: wrong}})
-    assert "<script" not in page
+    assert page.count("<script") == 1 # its own
     assert "<img src=x" not in page
-    assert "49" not in re.sub(r"base64,[^\"]*", "", page)
+    assert "62615533" not in page
     assert html.escape(WILD, quote=False).split("'")[0] in page
     markdown = report_markdown({WILD: {WILD: wrong}})
     assert "`````text" in markdown # a fence longer than what is in it
@@ -344,18 +364,35 @@ def test_the_page_in_a_browser(evaluations, tmp_path, chromium):
     page.on("request", lambda one: asked.append(one.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto((tmp_path / "report.html").as_uri())
-    assert page.locator("h2").count() == 2
-    assert page.locator("img").count() == 13
-    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 300)")
-    for width in (1200, 390):
+    assert page.locator("h2").all_text_contents() == ["pairs.jsonl", "rated", "Methods"]
+    assert page.locator("svg").count() == 13
+    colors = set()
+    for width, scheme in ((1200, "light"), (390, "light"), (1200, "dark"), (390, "dark")):
         page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width # nothing sticks out
-        assert page.evaluate(
-            "[...document.images].every(image => image.clientWidth > 250 && image.clientHeight > 200)"
-        ) # and plots can be read
-        page.screenshot(
-            path=f"{os.environ.get('REPORT_SCREENSHOT') or tmp_path / 'page'}_{width}.png", full_page=True
-        )
+        clipped = """[...document.querySelectorAll(".wide, .chart, td, .label, .figure, pre, form")]
+            .filter(one => one.offsetParent && one.scrollWidth > one.clientWidth + 1).map(one => one.outerHTML)"""
+        assert not page.evaluate(clipped) # and nothing is cut off
+        assert page.evaluate("""[...document.querySelectorAll(".plots svg")]
+            .every(one => one.getBoundingClientRect().width > 250 && one.getBoundingClientRect().height > 200)""")
+        colors.add((scheme, page.evaluate("getComputedStyle(document.body).backgroundColor")))
+        colors.add((scheme, page.evaluate("getComputedStyle(document.querySelector('.plots svg text')).fill")))
+        screenshot = f"{os.environ.get('REPORT_SCREENSHOT') or tmp_path / 'page'}_{width}_{scheme}.png"
+        page.screenshot(path=screenshot, full_page=True)
+    assert len(colors) == 4 # each scheme has its own background and its own color of texts in plots
+    form = page.locator("form.filter").first
+    shown = form.locator("output")
+    assert shown.text_content() == "20 of 20"
+    form.locator("[name=words]").fill("no text has this")
+    assert shown.text_content() == "0 of 20"
+    form.locator("[name=words]").fill("")
+    form.locator("[name=source]").select_option("one")
+    number = page.locator("#mistakes-1-1 > details[data-source=one]").count()
+    assert 0 < number < 20 and shown.text_content() == f"{number} of 20"
+    assert page.locator("#mistakes-1-1 > details:visible").count() == number
+    form.locator("[name=longer]").select_option("chosen")
+    assert shown.text_content() == "0 of 20" # the rule prefers what is longer
     assert not errors
     assert all(url.startswith(("file:", "data:")) for url in asked)
     page.close()

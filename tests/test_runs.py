@@ -27,6 +27,7 @@ from rlhf_reward.metrics import pair_metrics
 from rlhf_reward.packing import Layout, pack_comparisons, pad_comparisons
 from rlhf_reward.resuming import SIZES, checkpoint_problem, newest_checkpoint
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
+from tiny import open_tiny, tokenized
 
 QUIET = dict(use_cpu=True, report_to="none", disable_tqdm=True)
 EXACT = {"accuracy", "pairs", "tied_rewards"}
@@ -59,10 +60,10 @@ def make(
         "save_strategy": "no",
     }
     return RewardTrainer(
-        model or RewardModel(base, 0.0, "cpu"),
+        model or open_tiny(base),
         RewardConfig(str(folder), **{**defaults, **options}),
-        rows or synthetic_comparisons(40),
-        eval_rows or synthetic_comparisons(10, seed=1),
+        rows or tokenized(base, 40),
+        eval_rows or tokenized(base, 10, 1),
         tokenizer or AutoTokenizer.from_pretrained(base),
         callbacks=callbacks,
         peft_config=peft_config,
@@ -321,9 +322,9 @@ def test_every_loss_trains(base, tmp_path, loss):
         rows,
         loss=loss,
         margin_from_scores=LOSSES[loss].uses_margins,
-        max_steps=16,
+        max_steps=8,
         per_device_train_batch_size=16,
-        learning_rate=3e-3,
+        learning_rate=6e-3,
     )
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
@@ -465,26 +466,26 @@ def copies(model):
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_activation_checkpointing_reentrant_or_not(base, tmp_path, adapter, use_reentrant):
+def test_activation_checkpointing_reentrant_or_not(base, tmp_path, adapter):
     peft_config = LoraConfig(r=4, target_modules="all-linear") if adapter else None
     plain = make(base, tmp_path, max_steps=3, peft_config=peft_config)
-    checkpointed = make(
-        base,
-        tmp_path,
-        max_steps=3,
-        peft_config=peft_config,
-        activation_checkpointing=True,
-        activation_checkpointing_kwargs={"use_reentrant": use_reentrant},
-    )
-    before = {}
-    for name, parameter in checkpointed.model.named_parameters():
-        if parameter.requires_grad:
-            before[name] = parameter.clone()
     plain.train()
-    checkpointed.train()
-    assert logged(plain, "grad_norm") == pytest.approx(logged(checkpointed, "grad_norm"), rel=1e-4)
-    assert unchanged(checkpointed.model, before) == []
+    for use_reentrant in (True, False):
+        checkpointed = make(
+            base,
+            tmp_path,
+            max_steps=3,
+            peft_config=peft_config,
+            activation_checkpointing=True,
+            activation_checkpointing_kwargs={"use_reentrant": use_reentrant},
+        )
+        before = {}
+        for name, parameter in checkpointed.model.named_parameters():
+            if parameter.requires_grad:
+                before[name] = parameter.clone()
+        checkpointed.train()
+        assert logged(plain, "grad_norm") == pytest.approx(logged(checkpointed, "grad_norm"), rel=1e-4)
+        assert unchanged(checkpointed.model, before) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -545,13 +546,17 @@ def test_the_card_describes_data_settings_and_metrics(base, tmp_path, monkeypatc
     trainer.set_reward_scale(trainer.evaluate(), "the evaluation set")
     trainer.create_model_card("my-reward", dataset="org/preferences", tags=["test"])
     card = (tmp_path / "README.md").read_text()
-    assert yaml.safe_load(card.split("---")[1]) == {
+    header = yaml.safe_load(card.split("---")[1])
+    assert header == {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
         "datasets": ["org/preferences"],
         "tags": ["reward-model", "rlhf_reward", "test"],
+        "model-index": header["model-index"],
     }
     accuracy = trainer.state.log_history[-1]["eval_accuracy"]
+    metric, = header["model-index"][0]["results"][0]["metrics"]
+    assert metric["value"] == round(accuracy, 4)
     for line in (
         "# my-reward",
         "| `loss` | `plackett_luce` |",

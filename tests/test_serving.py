@@ -71,6 +71,14 @@ def client(scorer):
         yield client
 
 
+@pytest.fixture(scope="module")
+def shared(folder):
+    "A client and its scorer, for tests that change neither."
+    scorer = Scorer.from_pretrained(folder, device="cpu")
+    with serving(scorer) as client:
+        yield client, scorer
+
+
 def close(rewards, expected):
     assert rewards == pytest.approx(expected, abs=1e-5, rel=1e-5)
 
@@ -268,7 +276,8 @@ def test_classify_takes_what_clients_of_vllm_send_by_default(client, scorer):
         ("continue_final_message", True, "Input should be False"),
     ],
 )
-def test_classify_refuses_what_would_change_the_reward(field, value, expected, client):
+def test_classify_refuses_what_would_change_the_reward(field, value, expected, shared):
+    client, _ = shared
     messages = [user("w5"), assistant("w6")]
     answer = client.post("/classify", json={"messages": messages, field: value})
     assert answer.status_code == 422
@@ -371,27 +380,24 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"Authorization": "Bearer wrong"},
-        {"Authorization": "Bearer secre"},
-        {"Authorization": "Bearer secret2"},
-        {"Authorization": "secret"},
-        {"Authorization": "Basic c2VjcmV0"},
-        {"Authorization": "Bearer "},
-        {"Authorization": b"Bearer s\xe9cret"},
-    ],
-)
-def test_a_request_without_the_token_is_refused(headers, scorer):
+def test_a_request_without_the_token_is_refused(scorer):
     with serving(scorer, token="secret") as client:
-        for path, body in BODIES.items():
-            answer = client.post(path, json=body, headers=headers)
-            assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer", path
-        assert client.get("/metrics", headers=headers).status_code == 401
-        malformed = client.post("/rank", content=b"{", headers=headers)
-        assert malformed.status_code == 401  # before the body is read
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "Bearer secre"},
+            {"Authorization": "Bearer secret2"},
+            {"Authorization": "secret"},
+            {"Authorization": "Basic c2VjcmV0"},
+            {"Authorization": "Bearer "},
+            {"Authorization": b"Bearer s\xe9cret"},
+        ):
+            for path, body in BODIES.items():
+                answer = client.post(path, json=body, headers=headers)
+                assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer", (path, headers)
+            assert client.get("/metrics", headers=headers).status_code == 401
+            malformed = client.post("/rank", content=b"{", headers=headers)
+            assert malformed.status_code == 401  # before the body is read
 
 
 def test_a_request_with_the_token_is_answered(scorer):
@@ -450,7 +456,8 @@ def test_mounted_in_another_application(scorer):
         ("/score", {"prompts": ["\ud800"], "responses": ["w4"]}, ["prompts", 0]),
     ],
 )
-def test_bad_fields_are_named(path, body, field, client, scorer):
+def test_bad_fields_are_named(path, body, field, shared):
+    client, scorer = shared
     answer = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert answer.status_code == 422, answer.text
     expected = ["body", *field]
@@ -534,11 +541,12 @@ def test_a_message_without_a_template(folder):
         b'{"prompts": {"a": ' * 5_000,
     ],
 )
-def test_malformed_bodies(body, client, scorer):
-    for path in ("/score", "/rank", "/classify", "/get_reward"):
-        for kind in ("application/json", "text/plain", "multipart/form-data"):
-            answer = client.post(path, content=body, headers={"Content-Type": kind})
-            assert 400 <= answer.status_code < 500, (path, kind)
+def test_malformed_bodies(body, shared):
+    client, scorer = shared
+    requests = [(path, "application/json") for path in ("/score", "/rank", "/classify", "/get_reward")]
+    for path, kind in [*requests, ("/score", "text/plain"), ("/rank", "multipart/form-data")]:
+        answer = client.post(path, content=body, headers={"Content-Type": kind})
+        assert 400 <= answer.status_code < 500, (path, kind)
     healthy(client, scorer)
 
 
@@ -1168,8 +1176,8 @@ def test_the_memory_of_large_requests_is_given_back(folder, scorer, python):
 
 
 @pytest.fixture(scope="module")
-def few_files(folder):
-    with Server(sys.executable, folder, "--name", "tiny", files=256) as server:
+def few_files(folder, python):
+    with Server(python, folder, "--name", "tiny", files=256) as server:
         yield server
 
 
@@ -1181,7 +1189,6 @@ BEGINNINGS = {
 }
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("kind", BEGINNINGS)
 def test_idle_connections_stop_nobody(kind, few_files, scorer):
     "More connections than the server has files: it could accept no other, and filled its log."

@@ -19,6 +19,8 @@ from rlhf_reward.reward import is_reward_model
 from rlhf_reward.scoring import Scorer
 from rlhf_reward.sft_adapters import merge_sft_adapter
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 IDS = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])
 LORA = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
 

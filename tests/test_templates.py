@@ -168,13 +168,13 @@ def test_conversations_end_as_each_template_of_trl_ends(name, classifier, scorer
     row = {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": [{"role": "assistant", "content": "he"}]}
     stored = tokenize_rows(Dataset.from_list([row]), tokenizer, 10_000)[0]
     assert whole_sequences(stored)[0] == ids
+    elsewhere = rewards_elsewhere(classifier, tokenizer, chat)
+    if not chat_marks(tokenizer).begin.startswith(tokenizer.bos_token):
+        del elsewhere["RewardBench"]  # where the tokenizer adds a token that the template does not write
     for scorer in scorers:
         scorer = copy.copy(scorer)
         scorer.tokenizer = tokenizer
         reward, = scorer.score([None], [chat])
-        elsewhere = rewards_elsewhere(classifier, tokenizer, chat)
-        if not chat_marks(tokenizer).begin.startswith(tokenizer.bos_token):
-            del elsewhere["RewardBench"]  # where the tokenizer adds a token that the template does not write
         assert elsewhere == pytest.approx(dict.fromkeys(elsewhere, reward), abs=1e-5)
 
 

@@ -27,6 +27,7 @@ from rlhf_reward.metrics import pair_metrics
 from rlhf_reward.packing import by_comparison, pad_comparisons
 from rlhf_reward.synthetic import RECIPE, synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.tokens import whole_sequences
+from tiny import open_tiny, tokenized
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,10 @@ def make_trainer(base, folder, train_rows=None, eval_rows=None, dropout=0.0, tok
         "use_cpu": True,
     }
     return RewardTrainer(
-        RewardModel(base, dropout, "cpu"),
+        open_tiny(base, dropout),
         RewardConfig(str(folder), **{**defaults, **options}),
-        train_rows or synthetic_comparisons(80),
-        eval_rows or synthetic_comparisons(21, seed=1),
+        train_rows or tokenized(base, 40),
+        eval_rows or tokenized(base, 21, 1),
         tokenizer or AutoTokenizer.from_pretrained(base),
     )
 
@@ -310,16 +311,22 @@ def test_best_checkpoint_is_loaded_at_the_end(base, tmp_path):
 # The arguments of transformers.Trainer
 
 
+@pytest.fixture(scope="module")
+def plain(base, tmp_path_factory):
+    "A trainer after three steps."
+    trainer = make_trainer(base, tmp_path_factory.mktemp("plain"), max_steps=3)
+    trainer.train()
+    return trainer
+
+
 @pytest.mark.parametrize("options", [
     {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
     {"gradient_checkpointing": True},
     {"dataloader_num_workers": 1},
     {"dataset_num_proc": 2},
 ], ids=str)
-def test_what_should_not_change_the_numbers_does_not(base, tmp_path, options):
-    plain = make_trainer(base, tmp_path, max_steps=3)
-    other = make_trainer(base, tmp_path, max_steps=3, **options)
-    plain.train()
+def test_what_should_not_change_the_numbers_does_not(base, tmp_path, plain, options):
+    other = make_trainer(base, tmp_path, synthetic_comparisons(40), max_steps=3, **options)
     other.train()
     if "gradient_checkpointing" in options:
         assert other.model.backbone.is_gradient_checkpointing
@@ -346,8 +353,8 @@ def test_arguments_of_the_trainer_work(base, tmp_path, options):
 
 def test_comparisons_beyond_the_model_are_dropped_not_fed(tmp_path, caplog):
     short = tiny_decoder(tmp_path / "short", synthetic_texts(), max_position_embeddings=17)
-    trainer = make_trainer(short, tmp_path, max_length=1000)
-    assert 0 < len(trainer.train_dataset) < 80 and max(trainer.train_dataset["length"]) <= 17
+    trainer = make_trainer(short, tmp_path, synthetic_comparisons(40), max_length=1000)
+    assert 0 < len(trainer.train_dataset) < 40 and max(trainer.train_dataset["length"]) <= 17
     assert "max_length is 1000, but the model and its tokenizer take 17 tokens" in caplog.text
     assert "comparisons of the training set: longer than 17 tokens" in caplog.text
 
@@ -370,6 +377,20 @@ def test_other_rows_and_several_sets_are_evaluated_as_they_are(base, tmp_path):
     assert trainer.predict(rows).predictions.shape == (9, 4)
 
 
+@pytest.fixture(scope="module")
+def seven():
+    "Comparisons of different lengths, fewer than a batch."
+    rows = synthetic_comparisons(7, seed=4)
+    return rows.map(lambda row, n: {"prompt": row["prompt"] * (1 + n * 5 % 4)}, with_indices=True)
+
+
+@pytest.fixture(scope="module")
+def of_seven(base, tmp_path_factory, seven):
+    "Their metrics and rewards without any option."
+    trainer = make_trainer(base, tmp_path_factory.mktemp("plain"), seven, seven, max_length=512)
+    return trainer.evaluate(), trainer.predict(seven).predictions
+
+
 @pytest.mark.parametrize("options", [
     {"dataloader_drop_last": True},
     {"dataloader_drop_last": True, "per_device_eval_batch_size": 4},
@@ -381,21 +402,16 @@ def test_other_rows_and_several_sets_are_evaluated_as_they_are(base, tmp_path):
     {"eval_accumulation_steps": 1},
     {"dataloader_drop_last": True, "dataloader_num_workers": 1, "dataloader_persistent_workers": True},
 ], ids=str)
-@pytest.mark.parametrize("loader", ["evaluate", "predict"])
-def test_no_option_of_the_loader_reaches_the_metrics(base, tmp_path, options, loader):
-    "7 comparisons of different lengths, fewer than a batch: all are evaluated, and predicted in the order of the rows."
-    rows = synthetic_comparisons(7, seed=4)
-    rows = rows.map(lambda row, n: {"prompt": row["prompt"] * (1 + n * 5 % 4)}, with_indices=True)
-    plain = make_trainer(base, tmp_path, eval_rows=rows, max_length=512)
-    other = make_trainer(base, tmp_path, eval_rows=rows, max_length=512, **options)
-    if loader == "evaluate":
-        expected, metrics = plain.evaluate(), other.evaluate()
-        assert metrics["eval_pairs"] == 7 * 6 and metrics["eval_accuracy"] == expected["eval_accuracy"]
-        assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-6)
-    else:
-        np.testing.assert_allclose(other.predict(rows).predictions, plain.predict(rows).predictions, atol=1e-5)
+def test_no_option_of_the_loader_reaches_the_metrics(base, tmp_path, seven, of_seven, options):
+    "All are evaluated, and predicted in the order of the rows, whichever is first."
+    expected, predictions = of_seven
+    trainer = make_trainer(base, tmp_path, seven, seven, max_length=512, **options)
+    metrics = trainer.evaluate()
+    assert metrics["eval_pairs"] == 7 * 6 and metrics["eval_accuracy"] == expected["eval_accuracy"]
+    assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-6)
+    np.testing.assert_allclose(trainer.predict(seven).predictions, predictions, atol=1e-5)
     for name, value in options.items():
-        assert getattr(other.args, name) == value
+        assert getattr(trainer.args, name) == value
 
 
 def test_rewards_of_padded_models_are_predicted_in_the_order_of_the_rows(tmp_path):

@@ -219,7 +219,7 @@ def test_each_head_learns_from_its_own_weights_of_the_comparisons(base, tmp_path
     model = trainer.model
     examples = list(trainer.train_dataset)
     expected = []
-    weights = bootstrap_weights(torch.tensor([row["row"] for row in examples]), torch.zeros(12, 0), 3, 42)
+    weights = bootstrap_weights(torch.tensor([row["row"] for row in examples]), torch.zeros(12, 0), 3)
     for collate in (pad_comparisons, pack_comparisons):
         batch = collate(examples)
         if collate is pack_comparisons:
@@ -539,7 +539,7 @@ def test_an_evaluation_reports_the_spread_and_the_curves(scorer, plain, monkeypa
     monkeypatch.setattr(report, "plots", lambda evaluation: {}) # which take seconds
     text = report.report_markdown(evaluations)
     page = report.report_html(evaluations)
-    for title in ("How sure four is", "Errors of four by spread", "Best of n by four", "Best of n by one"):
-        assert title in text and title in page
-    assert "How sure one is" not in text
+    for title in ("How sure it is", "Errors by spread", "Over-optimization"):
+        assert f"{title}, four" in text and title in page
+    assert "Over-optimization, one" in text and "How sure it is, one" not in text
     json.dumps(report.report_json(evaluations), allow_nan=False, default=str)

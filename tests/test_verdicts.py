@@ -105,15 +105,14 @@ def test_numbers_that_a_column_does_not_show_are_refused_everywhere(values, tmp_
 
 
 @pytest.mark.parametrize(
-    "values, expected",
+    "column, values, expected",
     [
-        ([1, 0, 1, 1], "b a b b"),
-        ([1, 2, 2, 1], "a b b a"),
-        ([3, -1, 0, -2], "b a tie a"),
-        (["model_b", "model_a", "tie", "model_b"], "b a tie b"),
+        ("winner", [1, 0, 1, 1], "b a b b"),
+        ("preference", [1, 2, 2, 1], "a b b a"),
+        ("preference", [3, -1, 0, -2], "b a tie a"),
+        ("winner", ["model_b", "model_a", "tie", "model_b"], "b a tie b"),
     ],
 )
-@pytest.mark.parametrize("column", ["winner", "preference"])
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "list"])
 def test_a_column_means_the_same_from_every_file(values, expected, column, kind, tmp_path):
     rows = arena(values, column)

@@ -12,9 +12,11 @@ import gc
 import importlib
 import io
 import json
+import locale
 import os
 import pkgutil
 import random
+import resource
 import runpy
 import select
 import shutil
@@ -85,6 +87,7 @@ def start(owner: int):
 
 def import_everything():
     "Import the library and what its programs use, without starting a thread."
+    gc.disable()  # of the objects that imports make, none is garbage
     import rlhf_reward
 
     for module in pkgutil.walk_packages(rlhf_reward.__path__, "rlhf_reward."):
@@ -108,6 +111,7 @@ def serve(folder, owner):
     listener.listen(64)
     gc.collect()
     gc.freeze()  # what is not collected is not copied
+    gc.enable()
     os.rename(folder / "binding", folder / "socket")  # there at once and ready
     while is_running(owner):
         readable, _, _ = select.select([listener], [], [], 1)
@@ -187,6 +191,9 @@ def prepare(request, executable):
     "Make this fork look like a process that was just started for the request."
     os.environ.clear()
     os.environ.update(request["environment"])
+    if os.environ.get("PYTHONCOERCECLOCALE") == "0":  # the locale as it is, in which files are opened by default
+        locale.setlocale(locale.LC_CTYPE, "")
+    resource.setrlimit(resource.RLIMIT_NOFILE, request["files"])
     os.chdir(request["folder"])
     sys.executable = str(executable)
     is_unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))

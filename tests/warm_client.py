@@ -2,10 +2,11 @@
 Ask the process of `warm.py` to run a Python program, and end as the program ends.
 
 It takes the place of the interpreter: `python -I -S warm_client.py SOCKET [-m MODULE | -c CODE | SCRIPT] ARGUMENT…`.
-Input, output, folder, environment and signals are those of this process.
+Input, output, folder, environment, signals and the limit of open files are those of this process.
 """
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -13,7 +14,8 @@ import sys
 
 def run(path, arguments):
     "Run the program in a fork of the warm process. Return its wait status."
-    request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ), "files": files}
     payload = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(path)

@@ -6,6 +6,8 @@ _proc/. An exported cell becomes the reference of the names that it defines, rea
 cells stay as they are in the notebook. Run it in the root of the project.
 """
 import ast
+import copy
+import functools
 import json
 import os
 import re
@@ -80,22 +82,30 @@ def module_file(module):
     return f"{LIBRARY}/{module.replace('.', '/')}.py"
 
 
+@functools.cache
+def read(path):
+    "Return a notebook, which stays as it is: reading one takes longer than all else that is done with it."
+    return nbformat.read(path, as_version=4)
+
+
 NOTEBOOKS = sorted(filter(is_source, Path("nbs").rglob("*.ipynb")))
 TEXTS = [Path("CHANGELOG.md"), Path("CONTRIBUTING.md"), *sorted(Path("benchmarks/results").glob("*.md"))]
 PAGES = {path: page(path) for path in [*NOTEBOOKS, *TEXTS]}
-MODULES = {PAGES[path]: module_of(nbformat.read(path, as_version=4)) for path in NOTEBOOKS}
+MODULES = {PAGES[path]: module_of(read(path)) for path in NOTEBOOKS}
 
 
 # ----- names and links
 
 
+@functools.cache
 def all_definitions():
-    "Yield (page, name, node) of each public definition of the library."
+    "Return (page, name, node) of each public definition of the library."
+    found = []
     for path in NOTEBOOKS:
-        for cell in nbformat.read(path, as_version=4).cells:
+        for cell in read(path).cells:
             if "export" in directives(cell):
-                for name, node in definitions(cell):
-                    yield PAGES[path], name, node
+                found += [(PAGES[path], name, node) for name, node in definitions(cell)]
+    return found
 
 
 def inherited_methods():
@@ -195,6 +205,7 @@ def with_links(text, path, to_page, found):
 # ----- conversion
 
 
+@functools.cache
 def nodes(source):
     "Return all syntax nodes of the source of cells, without shell lines."
     return list(ast.walk(ast.parse(re.sub(r"^[!%].*", "", source, flags=re.MULTILINE))))
@@ -259,9 +270,9 @@ def bare_table(html):
     return re.sub(r"<style scoped>.*?</style>\n?|( border=\"1\")? class=\"dataframe\"", "", html, flags=re.DOTALL)
 
 
-def markdown(path, to_page, found):
-    "Return a notebook as Markdown, and its pictures by name."
-    notebook = nbformat.read(path, as_version=4)
+def shown(path, to_page, found):
+    "Return a notebook with the cells that its page shows: references in place of exported ones, and the imports."
+    notebook = copy.deepcopy(read(path))
     notebook.metadata.language_info = {"name": "python"}  # for the code blocks; nbdev_clean removes it
     module = module_of(notebook)
     source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
@@ -280,9 +291,18 @@ def markdown(path, to_page, found):
     if public:  # after the title
         cells.insert(1, nbformat.v4.new_markdown_cell(import_block(module, public, cells, source)))
     notebook.cells = cells
-    exporter = MarkdownExporter(raw_template=TEMPLATE, filters={"bare_table": bare_table, "fenced": fenced})
+    return notebook
+
+
+@functools.cache
+def exporter():
+    return MarkdownExporter(raw_template=TEMPLATE, filters={"bare_table": bare_table, "fenced": fenced})
+
+
+def markdown(path, to_page, found):
+    "Return a notebook as Markdown, and its pictures by name."
     resources = {"unique_key": path.stem, "output_files_dir": f"{path.stem}_files"}
-    text, resources = exporter.from_notebook_node(notebook, resources)
+    text, resources = exporter().from_notebook_node(shown(path, to_page, found), resources)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
 
 

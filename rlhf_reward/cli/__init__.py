@@ -6,6 +6,7 @@ from typing import Optional
 
 from rlhf_reward.cli.arguments import leave_process_group, parse_columns, write_any_text
 from rlhf_reward.cli.audit_command import audit
+from rlhf_reward.cli.calibrate_command import calibrate
 from rlhf_reward.cli.convert_command import convert
 from rlhf_reward.cli.evaluate_command import evaluate
 from rlhf_reward.cli.laplace_command import laplace
@@ -18,6 +19,7 @@ __all__ = [
     "SYNTHETIC",
     "TrainArguments",
     "audit",
+    "calibrate",
     "convert",
     "evaluate",
     "laplace",
@@ -37,6 +39,7 @@ COMMANDS = {
     "serve": (serve, "serve rewards over HTTP, also in the formats of vLLM and OpenRLHF"),
     "verify": (verify, "compare rewards with those of a server or another library, and name why they differ"),
     "audit": (audit, "report what a file of preferences contains and what would spoil a training run"),
+    "calibrate": (calibrate, "measure the mean reward by length, to subtract it with --calibrated"),
     "laplace": (laplace, "add to a trained model how sure its rewards are, from one pass over comparisons"),
     "convert": (convert, "write a reward model of another library as a checkpoint that every tool opens"),
 }

@@ -13,11 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .arguments import exit_on_error, opening, read_chat_template
+from .arguments import DATA_HELP, exit_on_error, opening, read_chat_template
 from .attributes import learn_weights, load_pairs
 from .heads import check_heads
+from .parser import print_next
 from .train_arguments import TrainArguments, parse_train
 from .train_data import SYNTHETIC, evaluation_sets, label_of, load_data, training_sets
+from .train_help import show_train_help
 
 # %% ../../nbs/09b_cli_train.ipynb #d8bc3840
 def _make_tiny_decoder(args):
@@ -38,6 +40,23 @@ def _adapter_config(job):
     from rlhf_reward.adapters import lora_config
 
     return lora_config(job.lora_r, job.lora_alpha, job.lora_dropout, job.lora_target_modules)
+
+# %% ../../nbs/09b_cli_train.ipynb #0c7d1e24
+def _next_words(job, folder):
+    "Return the command that usually follows: an evaluation on the same data, with the synthetic data a server."
+    sets = evaluation_sets(job)
+    if SYNTHETIC in [one.name for one in sets or training_sets(job)]:
+        return ["serve", "--model", folder]
+    words = ["evaluate", "--model", folder, "--data", "HELD_OUT.jsonl"]
+    if len(sets) == 1:
+        words[-1] = sets[0].name
+        for name in (*DATA_HELP, "columns", "verdicts", "form"):
+            value = getattr(sets[0], name)
+            if isinstance(value, dict):
+                value = ",".join(f"{own}={theirs}" for own, theirs in value.items())
+            if value:
+                words.append(f"--{name}={value}")
+    return [*words, "--output", "report"]
 
 # %% ../../nbs/09b_cli_train.ipynb #3ab95c07
 def _quantization(args):
@@ -74,7 +93,7 @@ def _open_model(name, job, args):
     from rlhf_reward.other_heads import convert_remedy, head_to_convert
     from rlhf_reward.reward import RewardModel, is_reward_model
 
-    options = {}
+    options = {"pooling": job.pooling}
     if job.attn_implementation:
         options["attn_implementation"] = job.attn_implementation
     if job.load_in_4bit:
@@ -114,6 +133,7 @@ def prepare_trainer(
 
     from rlhf_reward.checkpoint_files import open_tokenizer
     from rlhf_reward.data import hold_out
+    from rlhf_reward.held_out import rows_with_prompts
     from rlhf_reward.training import RewardTrainer, tokenize_for_model
 
     set_seed(args.seed)
@@ -130,7 +150,10 @@ def prepare_trainer(
     eval_set = tokenize(eval_rows, label_of(evaluation_sets(job)))
     if eval_set is None:
         train_set, eval_set = hold_out(train_set, seed=args.seed)
-    return RewardTrainer(model, args, train_set, eval_set, tokenizer, peft_config=peft_config)
+        eval_rows = rows_with_prompts(train_rows, eval_set["prompt_key"])
+    trainer = RewardTrainer(model, args, train_set, eval_set, tokenizer, peft_config=peft_config)
+    trainer.eval_rows = eval_rows
+    return trainer
 
 # %% ../../nbs/09b_cli_train.ipynb #9b938616
 def train(
@@ -141,6 +164,7 @@ def train(
 
     Ctrl-C and SIGTERM end it with one line and the status 130 or 143.
     """
+    show_train_help(argv) # before the imports, which take seconds
     from rlhf_reward.output_folder import own_folder
     from rlhf_reward.stopping import handled_signals, raise_stopped
 
@@ -200,6 +224,7 @@ def _save_and_evaluate(trainer, job, pairs=None):
         learn_weights(trainer, job, pairs)
     metrics = trainer.evaluate()
     trainer.set_reward_scale(metrics, _held_data(job))
+    verdict = trainer.verdict(name=_held_data(job)) if metrics["eval_pairs"] else None
     names = [one.name for one in training_sets(job)]
     trainer.create_model_card(dataset=names)
     if args.push_to_hub:
@@ -211,7 +236,8 @@ def _save_and_evaluate(trainer, job, pairs=None):
         metrics["eval_longer_wins"] = longer_wins(trainer.eval_dataset)
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
-        print(f"\n{_summary(metrics)}\nCheckpoint:        {args.output_dir}")
+        print(f"\n{_summary(metrics, verdict)}\nCheckpoint:        {args.output_dir}")
+        print_next(*_next_words(job, args.output_dir))
     return metrics
 
 
@@ -220,8 +246,8 @@ def _held_data(job):
     return label_of(evaluation_sets(job)) or f"held out of {label_of(training_sets(job))}"
 
 
-def _summary(metrics):
-    "Return the accuracy and its baseline; without pairs, the agreement with ratings and labels."
+def _summary(metrics, verdict=None):
+    "Return the accuracy, its baseline and the verdict; without pairs, the agreement with ratings and labels."
     if not metrics["eval_pairs"]:
         names = ("spearman", "pearson", "mse", "auroc", "labels_right", "offset")
         found = [f"{name} {metrics[f'eval_{name}']:.4f}" for name in names if f"eval_{name}" in metrics]
@@ -236,4 +262,7 @@ def _summary(metrics):
         dataset = name.removeprefix("eval_").removesuffix("_accuracy")
         if name.endswith("_accuracy") and name != "eval_accuracy": # of a set of a mixture
             lines.append(f"  {dataset}: {accuracy:.4f} over {metrics[f'eval_{dataset}_pairs']} pairs")
-    return "\n".join([*lines, f"Longer wins:       {metrics['eval_longer_wins']:.4f}"])
+    lines.append(f"Longer wins:       {metrics['eval_longer_wins']:.4f}")
+    if verdict:
+        lines.append(verdict)
+    return "\n".join(lines)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMALL_BODY', 'MAX_CONTAINERS', 'LARGE_BODIES', 'body_size', 'OFFLINE_DOCS', 'count_outside_strings',
-           'give_back_memory', 'LimitBody', 'Authorize', 'CheckHost', 'host_name', 'AnswerHead', 'CountRequests']
+           'give_back_memory', 'LimitBody', 'Authorize', 'CheckHost', 'host_name', 'AnswerHead', 'AddHeader',
+           'CountRequests']
 
 # %% ../../nbs/08c_middleware.ipynb #92350568
 import asyncio
@@ -289,6 +290,27 @@ class AnswerHead:
             await send(message)
 
         await self.app({**scope, "method": "GET"}, receive, send_without_body)
+
+
+class AddHeader:
+    "Add a header to every answer, such as one that tells how all rewards were changed."
+
+    def __init__(
+        self,
+        app: Any, # the application, in ASGI
+        name: str, # of the header, in lower case
+        value: str, # in ASCII
+    ):
+        self.app = app
+        self.header = (name.encode(), value.encode())
+
+    async def __call__(self, scope, receive, send):
+        async def send_with_header(message):
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], self.header]}
+            await send(message)
+
+        await self.app(scope, receive, send_with_header)
 
 # %% ../../nbs/08c_middleware.ipynb #4d29a225
 class CountRequests:

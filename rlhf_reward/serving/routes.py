@@ -39,7 +39,7 @@ from rlhf_reward.serving.client_schemas import (
     without_form,
 )
 from .clients import add_client_routes, classify_answer, sglang_classify, vllm_score
-from .middleware import AnswerHead, Authorize, CountRequests, LimitBody, body_size
+from .middleware import AddHeader, AnswerHead, Authorize, CountRequests, LimitBody, body_size
 from .monitoring import ServerMetrics
 from rlhf_reward.serving.reading import (
     LocatedComparison,
@@ -113,6 +113,8 @@ def make_app(
         app.add_middleware(Authorize, token=token, open_paths=OPEN_PATHS)
     app.add_middleware(CountRequests, record=service.metrics.record_request)
     app.add_middleware(AnswerHead)
+    if scorer.length_calibration:
+        app.add_middleware(AddHeader, name="x-reward-calibration", value="length")
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
     app.include_router(_status_routes(service))
     app.include_router(_reward_routes(service))
@@ -228,11 +230,13 @@ def _status_routes(
         task = service.batcher.task
         if task is not None and task.done():
             raise HTTPException(503, "The task that computes batches has stopped; restart the server.")
+        calibration = service.scorer.length_calibration
         return {
             "status": "ok",
             "model": service.name,
             "chat": bool(service.scorer.tokenizer.chat_template),
             "version": __version__,
+            **({"length_calibration": calibration.facts()} if calibration else {}),
         }
 
     @api.get("/", include_in_schema=False)
@@ -326,7 +330,7 @@ class _RewardService:
     ) -> list[int]:
         "Return the tokens of a single text, as they are scored. Raise `HTTPException` as `score` does."
         sequences, _ = await self._answer(self.tokenizer.tokenize(read, body_size.get()))
-        return sequences[0][0]
+        return [token if isinstance(token, int) else token[0] for token in sequences[0][0]]
 
     async def _answer(self, result):
         "Await a result. Raise `HTTPException` for everything that goes wrong."

@@ -1,0 +1,136 @@
+"""
+The tables of `generalize.py`, from the pairs that each run has written.
+
+Accuracies are means over pairs, then over seeds. Intervals (95 %) are by a bootstrap that draws prompts and, apart from
+them, seeds; differences are paired: the same draws for both methods. The length-controlled accuracy is the mean of two:
+of the pairs whose better response is longer, and of those whose better response is shorter. "Longer wins" has 0.5.
+"""
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+DRAWS = 2000
+
+
+@dataclass
+class Runs:
+    "All seeds of one method on one set."
+    right: np.ndarray # (num_seeds, num_pairs): 1, 0, or 0.5 for equal rewards
+    blind: np.ndarray # the same without the prompt
+    longer_by: np.ndarray # (num_pairs,), tokens
+    prompts: np.ndarray # (num_pairs,)
+
+
+def correct(margins):
+    return (margins > 0) + 0.5 * (margins == 0)
+
+
+def read_runs(folder):
+    "Return figures of each method, and its `Runs` by set."
+    figures = defaultdict(list)
+    tables = defaultdict(list)
+    for file in sorted(Path(folder).glob("*.json")):
+        if file.name.endswith(".pairs.json"):
+            continue
+        run = json.loads(file.read_text())
+        figures[run["method"]].append(run)
+        tables[run["method"]].append(pd.read_json(file.with_suffix(".pairs.json")))
+    runs = {}
+    for method, parts in tables.items():
+        runs[method] = {}
+        for name in parts[0]["set"].unique():
+            own = [part[part["set"] == name] for part in parts]
+            runs[method][name] = Runs(
+                np.stack([correct(part["margin"].to_numpy()) for part in own]),
+                np.stack([correct(part["blind_margin"].to_numpy(float)) for part in own]),
+                own[0]["longer_by"].to_numpy(),
+                own[0]["prompt"].to_numpy(),
+            )
+    return figures, runs
+
+
+def accuracy(right, runs, weights):
+    "Return the weighted mean over pairs; right is (num_pairs,)."
+    return float(right @ weights / weights.sum())
+
+
+def length_controlled(right, runs, weights):
+    "Return the mean of the accuracies where the longer and where the shorter response is better."
+    parts = []
+    for is_part in (runs.longer_by > 0, runs.longer_by < 0):
+        if (weights * is_part).sum():
+            parts.append(accuracy(right, runs, weights * is_part))
+    return float(np.mean(parts)) if parts else float("nan")
+
+
+def figure(runs_of_sets, names, statistic, other=None):
+    "Return the mean over sets of a statistic, or of its difference from another method's, with its interval."
+    rng = np.random.default_rng(0)
+
+    def value(of, seeds, weights):
+        return np.mean([statistic(of[name].right[seeds].mean(axis=0), of[name], weights[name]) for name in names])
+
+    def once(draw):
+        weights = {}
+        for name in names:
+            prompts = runs_of_sets[name].prompts
+            counts = np.ones(prompts.max() + 1)
+            if draw:
+                drawn = rng.choice(np.unique(prompts), len(np.unique(prompts)))
+                counts = np.bincount(drawn, minlength=prompts.max() + 1)
+            weights[name] = counts[prompts].astype(float)
+        result = value(runs_of_sets, _seeds(rng, runs_of_sets, names, draw), weights)
+        if other is not None:
+            result -= value(other, _seeds(rng, other, names, draw), weights)
+        return result
+
+    draws = [once(draw=True) for _ in range(DRAWS)]
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return once(draw=False), low, high
+
+
+def _seeds(rng, runs, names, draw):
+    num_seeds = len(runs[names[0]].right)
+    return rng.integers(num_seeds, size=num_seeds) if draw else np.arange(num_seeds)
+
+
+def show(value, low, high, sign=""):
+    return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def print_tables(folder):
+    "Print accuracies, length-controlled accuracies and differences from the first method, and what each run took."
+    figures, runs = read_runs(folder)
+    if not runs:
+        raise SystemExit(f"{folder} has no run; give --model, --train and --eval.")
+    first = "trl" if "trl" in runs else next(iter(runs))
+    sets = list(runs[first])
+    reported = [name for name in sets if name != "held back"] or sets
+    longer = {name: Runs(correct(of.longer_by)[None], of.blind, of.longer_by, of.prompts) for name, of in runs[first].items()}
+    for title, statistic in (("Accuracy", accuracy), ("Length-controlled accuracy", length_controlled)):
+        print(f"\n{title}, mean over pairs and seeds\n")
+        print("| method | " + " | ".join(sets) + " | mean of the sets reported | minus " + first + " |")
+        print("|" + "---|" * (len(sets) + 3))
+        rows = {"longer wins": longer, **runs}
+        for method, own in rows.items():
+            cells = [show(*figure(own, [name], statistic)) for name in sets]
+            cells.append(show(*figure(own, reported, statistic)))
+            difference = figure(own, reported, statistic, runs[first]) if method != first else None
+            cells.append("" if difference is None else show(*difference, sign="+"))
+            print(f"| {method} | " + " | ".join(cells) + " |")
+    print("\nWithout the prompt, accuracy\n")
+    print("| method | " + " | ".join(sets) + " |")
+    print("|" + "---|" * (len(sets) + 1))
+    for method, own in runs.items():
+        print(f"| {method} | " + " | ".join(f"{np.nanmean(own[name].blind):.3f}" for name in sets) + " |")
+    print("\n| method | seeds | minutes | steps | comparisons seen | gigabytes | first and last loss |\n" + "|---|" + "---|" * 6)
+    for method, own in figures.items():
+        losses = [f"{run['losses'][0][1]:.2f}, {run['losses'][-1][1]:.2f}" for run in own if run["losses"]]
+        mean = {name: np.mean([run[name] for run in own]) for name in ("minutes", "steps", "comparisons", "gigabytes")}
+        seeds = ", ".join(str(run["seed"]) for run in own)
+        print(f"| {method} | {seeds} | {mean['minutes']:.1f} | {mean['steps']:.0f} | {mean['comparisons']:.0f} | "
+              f"{mean['gigabytes']:.1f} | {'; '.join(losses)} |")

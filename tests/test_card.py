@@ -1,0 +1,136 @@
+"The model card: a hub reads its header, its numbers have baselines and intervals, and its code runs."
+
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from rlhf_reward import RewardConfig, RewardModel
+from rlhf_reward.card import draw_curves, model_card
+from rlhf_reward.card_header import base_facts, card_data, eval_results, hardware, show_time, software
+from rlhf_reward.held_out import HeldOut
+from rlhf_reward.verdict import verdict_lines
+
+SHARE = {"value": 0.7349, "low": 0.7012, "high": 0.7655}
+FIGURES = {
+    "pairs": 800,
+    "prompts": 400,
+    "accuracy_interval": SHARE,
+    "advantages": {
+        "length_rule": "longer wins",
+        "over_length": {"value": 0.1, "low": 0.05, "high": 0.15},
+        "over_no_prompt": None,
+    },
+}
+HELD_OUT = HeldOut("pairs.jsonl", FIGURES, {"longer wins": {"value": 0.6349, "low": 0.6, "high": 0.67}}, [])
+HELD_OUT.lines = verdict_lines(FIGURES)
+LOG = [
+    {"step": 1, "loss": 0.7, "accuracy": 0.5},
+    {"step": 2, "loss": 0.6, "accuracy": 0.6},
+    {"step": 2, "eval_loss": 0.65, "eval_accuracy": 0.7349},
+    {"step": 2, "train_runtime": 5000.0},
+]
+
+
+def written(tmp_path, log=LOG, name="my-reward", base=None, **options):
+    model = SimpleNamespace(config=SimpleNamespace(name_or_path=base))
+    args = RewardConfig(str(tmp_path), use_cpu=True, report_to="none", hub_model_id=options.pop("hub", None))
+    return model_card(model, args, log, name, **options)
+
+
+def test_a_hub_reads_the_header(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/README.md").write_text(
+        "---\nlicense: other\nlicense_name: llama3\nlicense_link: LICENSE\nlanguage: [en, de]\nbase_model: a/b\n---\n"
+    )
+    card = written(tmp_path, base=str(tmp_path / "base"), dataset="org/preferences", held_out=(HELD_OUT,))
+    (tmp_path / "README.md").write_text(card, encoding="utf-8")
+    loaded = ModelCard.load(tmp_path / "README.md")
+    assert loaded.content == card
+    data = loaded.data
+    assert (data.license, data.license_name, data.license_link) == ("other", "llama3", "LICENSE")
+    assert data.language == ["en", "de"]
+    assert data.datasets == ["org/preferences"] and data.pipeline_tag == "text-classification"
+    assert data.base_model is None # a folder is no name on a hub
+    result, = data.eval_results
+    assert (data.model_name, result.dataset_name, result.metric_type) == ("my-reward", "pairs.jsonl", "accuracy")
+    assert result.metric_value == 0.7349
+    for line in (
+        f"**{HELD_OUT.lines[0][1]}**",
+        "On `pairs.jsonl`, 800 pairs to 400 prompts:",
+        "| this model | 73.5 | 70.1 to 76.5 |",
+        "| longer wins | 63.5 | 60.0 to 67.0 |",
+        "| time | 83 min |",
+        "| device | CPU |",
+        "| torch | ",
+    ):
+        assert line in card, line
+
+
+def test_what_is_not_known_is_left_out(tmp_path):
+    card = written(tmp_path, [], base="no/model-of-this-name")
+    header = yaml.safe_load(card.split("---")[1])
+    assert set(header) == {"base_model", "library_name", "pipeline_tag", "tags"}
+    assert "| time |" not in card and "Curves" not in card and "## Evaluation" not in card
+    for name, text in (("none", None), ("broken", "---\n[: \n---\n"), ("plain", "# A model"), ("empty", "---\n---\n")):
+        folder = tmp_path / name
+        folder.mkdir()
+        if text is not None:
+            (folder / "README.md").write_text(text)
+        assert base_facts(str(folder)) == {}, name
+    assert base_facts(None) == base_facts("not a name, at all?") == {}
+    without = written(tmp_path, LOG[:3]) # no verdict: the accuracy of the last evaluation
+    assert yaml.safe_load(without.split("---")[1])["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.7349
+    empty = HeldOut("ratings", {"pairs": 0}, {}, verdict_lines({"pairs": 0}))
+    assert eval_results((empty,), 0.5) == [] and "No verdict" in written(tmp_path, held_out=(empty,))
+
+
+def test_curves_have_more_than_one_point(tmp_path):
+    pytest.importorskip("matplotlib", reason="the extra plots is not installed")
+    assert not draw_curves(LOG[:1], tmp_path / "one.png") and not (tmp_path / "one.png").exists()
+    assert draw_curves(LOG, tmp_path / "two.png")
+    assert "| step | loss | accuracy |" in written(tmp_path)
+    assert "Curves" not in written(tmp_path, LOG[:1])
+
+
+def test_versions_and_times():
+    versions = dict(software(("torch", "no-such-package")))
+    assert set(versions) == {"Python", "torch"}
+    times = [show_time(seconds) for seconds in (4.4, 99, 100, 5900, 6000, 90000)]
+    assert times == ["4 s", "99 s", "2 min", "98 min", "1 h 40 min", "25 h 0 min"]
+    args = SimpleNamespace(device=SimpleNamespace(type="cpu"), world_size=4, n_gpu=0, bf16=True, fp16=False)
+    assert hardware(args, []) == [("device", "4 × CPU"), ("mixed precision", "bf16")]
+
+
+def test_names_of_any_kind_in_the_header():
+    for name in ("a: b", "---", "x\n---\ny", "'\"", "{}", "#", "Größe", "- a"):
+        data = card_data(None, [name], [name], name, eval_results((), 0.5))
+        assert yaml.safe_load(data.to_yaml())["model-index"][0]["name"] == name
+        text = f"---\n{data.to_yaml().strip()}\n---\n\n# A model\n"
+        assert ModelCard(text).data.datasets == [name], name
+
+
+def code_of(card):
+    return re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
+
+
+def test_the_code_ranks_two_responses(tmp_path, monkeypatch):
+    from rlhf_reward.checkpoint_files import open_tokenizer
+    from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
+
+    base = tiny_decoder(tmp_path / "base", synthetic_texts())
+    RewardModel(base, 0.0, "cpu").save_pretrained(tmp_path / "my-reward", open_tokenizer(base))
+    monkeypatch.chdir(tmp_path)
+    printed = StringIO()
+    with redirect_stdout(printed):
+        exec(code_of(written(tmp_path)), {})
+    rewards = [float(line.split()[0]) for line in printed.getvalue().splitlines()]
+    assert len(rewards) == 2 and rewards[0] >= rewards[1]
+    assert 'from_pretrained("me/model")' in code_of(written(tmp_path, hub="me/model"))
+    chat = code_of(written(tmp_path, held_out=(HeldOut("chats", FIGURES, {}, HELD_OUT.lines, is_chat=True),)))
+    assert 'prompt = [{"role": "user", "content": "How do I boil an egg?"}]' in chat
+    compile(code_of(written(tmp_path, name='a "quoted"\nname')), "card", "exec")

@@ -1,0 +1,338 @@
+"One command line: spellings, YAML in and out, help, recipes, the next command, completion."
+import json
+import re
+import shlex
+import subprocess
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from transformers import AutoTokenizer
+
+import rlhf_reward
+from rlhf_reward import RewardModel
+from rlhf_reward.cli import COMMANDS, main, parse_train
+from rlhf_reward.cli.config import options_by_name
+from rlhf_reward.cli.parser import GENERAL
+from rlhf_reward.cli.train_command import prepare_trainer
+from rlhf_reward.cli.train_help import GROUPS, RECIPES, TABLE, options_of_train, train_parser
+from rlhf_reward.synthetic import tiny_decoder
+
+ROOT = Path(__file__).parents[1]
+# The fewest arguments of each command that is not train.
+LEAST = {
+    "audit": ["rows.jsonl"],
+    "evaluate": ["--model", "m", "--data", "rows.jsonl", "--output", "report"],
+    "score": ["--model", "m", "--data", "rows.jsonl", "--output", "scored.jsonl"],
+    "serve": ["--model", "m"],
+    "verify": ["--model", "m", "--folder", "other"],
+    "convert": ["theirs", "ours"],
+    "env": [],
+    "completion": ["bash"],
+}
+QUICK = ["--max_steps", "1", "--use_cpu", "--report_to", "none", "--eval_strategy", "no", "--save_strategy", "no"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    "A folder with a tiny model to train, one to score with, and rows of every kind that the recipes read."
+    folder = tmp_path_factory.mktemp("tiny")
+    base = tiny_decoder(folder / "base", ["iron tin p lead"])
+    RewardModel(base, device="cpu").save_pretrained(folder / "model", AutoTokenizer.from_pretrained(base))
+    names = ["helpfulness", "correctness", "coherence", "complexity", "verbosity"]
+    rows = {"pairs": [], "ranked": [], "rated": []}
+    for n in range(12):
+        prompt = {"prompt": f"p {n} "}
+        rows["pairs"].append({**prompt, "chosen": "iron", "rejected": "tin"})
+        rows["ranked"].append({**prompt, "responses": ["iron", "tin", "lead"], "ranks": [1, 2, 3]})
+        ratings = {name: [4, 1] for name in names}
+        rows["rated"].append({**prompt, "responses": ["iron", "tin"], "ratings": ratings})
+    for name, own in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    return folder
+
+
+def least(name):
+    assert name in LEAST, f"{name} is a new command; expected its fewest arguments in LEAST."
+    return LEAST[name]
+
+
+def value_for(action):
+    "A value for an option, as on the command line."
+    if action.nargs == 0:
+        return []
+    return [str(action.choices[-1])] if action.choices else ["7"]
+
+
+def test_every_option_of_every_command_has_both_spellings():
+    count = 0
+    for command in COMMANDS.keys() - {"train"}:
+        parser = COMMANDS[command].parser()
+        for name, action in options_by_name(parser).items():
+            if name in GENERAL or action.dest in ("url", "tool"):
+                continue
+            others = [word for word in parser.words if word != name]
+            argv = [f"--{word}=x" for word in others] if parser.words else least(command)
+            found = []
+            for spelled in (f"--{name}", f"--{name.replace('_', '-')}"):
+                found.append(parser.parse_args([*argv, spelled, *value_for(action)]))
+            assert found[0] == found[1] and getattr(found[0], action.dest) not in (None, False), (command, name)
+            count += "_" in name
+    assert count > 40
+
+
+@pytest.mark.parametrize("command, argv, same", [
+    ("score", ["--model=m", "--dataset", "a", "--output-dir=o"], ["--model", "m", "--data", "a", "--output", "o"]),
+    ("audit", ["--data", "a", "b", "--json"], ["a", "b", "--json"]),
+    ("audit", ["a", "--json", "true", "--find_flips=false", "b"], ["a", "b", "--json"]),
+    ("audit", ["--dataset=a", "--against", "c", "--against", "d"], ["--against", "c", "--against=d", "a"]),
+    ("convert", ["--output", "b", "a"], ["a", "b"]),
+    ("convert", ["--model", "a", "--output_dir", "b"], ["a", "b"]),
+    (
+        "evaluate",
+        ["--model", "m", "--model", "n", "--data", "a", "--dataset=b", "--output", "o"],
+        ["--model", "m", "n", "--data", "a", "b", "--output", "o"],
+    ),
+])
+def test_two_ways_to_give_the_same(command, argv, same):
+    parser = COMMANDS[command].parser
+    assert parser().parse_args(argv) == parser().parse_args(same)
+
+
+def test_train_takes_the_names_of_the_others(tmp_path):
+    options = ["--use_cpu", "--max-length", "9", "--eval-data", "c"]
+    job, args = parse_train(["--model", "m", "--data", "a", "--data", "b", "--output", str(tmp_path), *options])
+    assert (job.dataset, job.eval_dataset) == (["a", "b"], "c")
+    assert (args.output_dir, args.max_length) == (str(tmp_path), 9)
+    (tmp_path / "run.yaml").write_text("data: [a, b]\nmax-length: 7\nuse_cpu: true\nmodel: m\n")
+    job, args = parse_train(["--config", str(tmp_path / "run.yaml"), "--output", str(tmp_path), "--dataset", "d"])
+    assert (job.dataset, args.max_length) == ("d", 7)  # the command line wins, also over a list
+
+
+@pytest.mark.parametrize("command, argv, message", [
+    ("score", ["--model", "m", "--dta", "a"], "unknown argument '--dta' on the command line (a YAML file comes first)"),
+    ("score", ["--datset", "a"], "did you mean 'dataset'?"),
+    ("serve", ["--model", "m", "--max-bodi", "1"], "did you mean 'max_body'?"),
+    ("evaluate", ["--benchmrk", "suite"], "did you mean 'benchmark'?"),
+    ("audit", ["a", "--find-flip"], "did you mean 'find_flips'?"),
+    ("audit", [], "there is no data; expected --data FILE, or it without --data."),
+    ("verify", ["--modle", "m"], "did you mean 'model'?"),
+    ("convert", ["a", "b", "c"], "unknown argument 'c'"),
+    ("convert", ["a", "--model", "b"], "model is given twice, as a and as --model b"),
+    ("train", ["--out_dir", "x"], "did you mean 'output_dir'?"),
+    ("train", ["none.yaml"], "one of the recipes attributes, full, kwise, lora, qlora"),
+    ("train", [str(RECIPES["full"].parent / "fsdp2.yaml")], "is for accelerate; expected arguments of the command"),
+    ("score", ["--normalize=yes"], "--normalize is 'yes'; expected true or false."),
+    ("trian", [], "unknown command 'trian'; did you mean 'train'?"),
+    ("--modle", ["m"], "rlhf_reward: error"),
+])
+def test_errors_name_what_was_meant(command, argv, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([command, *argv])
+    assert exit.value.code == 2 and message in capsys.readouterr().err
+
+
+def printed_config(command, argv, path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([command, *argv, "--print_config"])
+    text = capsys.readouterr().out
+    assert exit.value.code == 0
+    path.write_text(text)
+    return text
+
+
+@pytest.mark.parametrize("command, argv", [
+    ("audit", ["a.jsonl", "b, c.jsonl", "--against", "no", "--json", "--verdicts=-1=a,1=b", "--max_length", "7"]),
+    ("evaluate", ["--model", "x=m", "n", "--benchmark", "suite", "--output", "on", "--columns", "prompt=é: #"]),
+    ("score", ["--model", "1", "--data", "null", "--output", "~", "--normalize", "--ends_with_eos", "--form", "yes"]),
+    ("serve", ["--model", "m", "--host", "0.0.0.0", "--port", "1", "--timeout", "0.25", "--allow_public"]),
+    ("verify", ["--model", "m", "--with", "transformers", "--tolerance", "1e-7"]),
+    ("convert", ["theirs", "ours", "--dtype", "bfloat16"]),
+])
+def test_printed_values_are_read_back(command, argv, tmp_path, capsys):
+    "Each value, of any type, in a list, or that YAML would read as another type."
+    path = tmp_path / "run.yaml"
+    text = printed_config(command, argv, path, capsys)
+    parser = COMMANDS[command].parser
+    assert parser().parse_args([str(path)]) == parser().parse_args(argv)
+    assert text.count("\n# ") > 5
+
+
+def test_printed_values_of_train_are_read_back(tmp_path, capsys):
+    "Also those of the recipe of the synthetic data, and of transformers alone; with a comment for each."
+    out = ["--output_dir", str(tmp_path), "--use_cpu"]
+    for argv in (
+        ["--lr_scheduler_kwargs", '{"num_cycles": 2}', "--report_to", "none", "--adam_beta2", "0.95"],
+        ["--model", "m", "--dataset", '{"name": "a", "share": 0.5}', '{"name": "b", "share": 0.5}'],
+        ["--model", "m", "--dataset", "d", "--attributes", "on", "no", "--loss", "regression", "--seed", "9"],
+    ):
+        path = tmp_path / "run.yaml"
+        text = printed_config("train", [*out, *argv], path, capsys)
+        job, args = parse_train([*out, *argv])
+        again, again_args = parse_train([str(path)])
+        assert asdict(again) == asdict(job)
+        assert again_args.to_dict() == args.to_dict()
+        assert "skip_memory_metrics" not in text  # a default that is true
+        assert "# ----- reward" in text and "# The initial learning rate of AdamW." in text
+
+
+def test_a_token_is_not_printed(tmp_path, capsys):
+    text = printed_config("serve", ["--model", "m", "--token", "secret"], tmp_path / "run.yaml", capsys)
+    assert "secret" not in text and "# token:" in text
+
+
+def test_without_required_values_a_template_is_printed(tmp_path, capsys):
+    for command in COMMANDS:
+        text = printed_config(command, [], tmp_path / "run.yaml", capsys)
+        assert yaml.safe_load(text) is None or isinstance(yaml.safe_load(text), dict)
+
+
+def test_help_is_short_and_whole(capsys, monkeypatch):
+    "The groups of this library come first; --help-all has every option; alone the command prints its help."
+    monkeypatch.setenv("COLUMNS", "98")
+    for arguments in (["--help"], []):
+        with pytest.raises(SystemExit) as exit:
+            main(arguments)
+        printed = capsys.readouterr().out
+        assert exit.value.code == 0 and all(f"\n    {name}" in printed for name in COMMANDS)
+    for command in COMMANDS:
+        texts = []
+        for spelled in ("--help", "-h", "--help-all", "--help_all"):
+            with pytest.raises(SystemExit) as exit:
+                main([command, "--unknown", spelled])
+            assert exit.value.code == 0
+            texts.append(capsys.readouterr().out)
+        short, same, whole, same_whole = texts
+        assert short == same and whole == same_whole
+        parser = train_parser(is_whole=True) if command == "train" else COMMANDS[command].parser()
+        for name in options_by_name(parser):
+            assert f"--{name}" in whole, (command, name)
+            assert (re.search(rf"--{name}\b", short) is None) == (name in parser.hidden), (command, name)
+        assert len(short.splitlines()) < 80, command
+
+
+def test_help_of_train_is_that_of_its_parser():
+    "The list that help is read from is what the parser has: `python tools/options.py` writes it."
+    table = json.loads(Path(str(TABLE)).read_text(encoding="utf-8"))
+    assert table["options"] == options_of_train()
+    names = {option["name"] for option in table["options"]}
+    listed = " ".join(" ".join(parts) for parts in GROUPS.values()).split()
+    assert len(listed) == len(set(listed)) and set(listed) <= names
+    assert [*train_parser().groups()] == [*GROUPS, "others of transformers.TrainingArguments"]
+
+
+STEPS = {"full": "pairs", "lora": "pairs", "kwise": "ranked", "attributes": "rated", "qlora": None}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes(recipe, tiny, tmp_path):
+    "Each is parsed and makes one step, but for that in 4 bits, which needs a GPU."
+    out = ["--output_dir", str(tmp_path / "out")]
+    job, args = parse_train([recipe, *out])
+    values = yaml.safe_load(Path(str(RECIPES[recipe])).read_text(encoding="utf-8"))
+    assert {name for name in values if not hasattr(job, name) and not hasattr(args, name)} == set()
+    assert args.output_dir == str(tmp_path / "out") and args.bf16
+    data = STEPS[recipe]
+    if recipe == "lora":
+        pytest.importorskip("peft", reason="the extra peft is not installed")
+    if data is not None:
+        own = ["--model", str(tiny / "base"), "--dataset", str(tiny / f"{data}.jsonl"), "--max_length", "64"]
+        own += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "1"]
+        trainer = prepare_trainer(*parse_train([f"{recipe}.yaml", *out, *own, *QUICK]))
+        assert trainer.train().global_step == 1
+
+
+def test_recipes_of_the_folder_are_all_listed():
+    shipped = {path.stem for path in (Path(rlhf_reward.__file__).parent / "configs").glob("*.yaml")}
+    assert shipped == {*RECIPES, "fsdp2", "deepspeed_zero3"} and set(STEPS) == set(RECIPES)
+
+
+def test_each_command_ends_with_the_next(tiny, tmp_path, capsys):
+    "On stderr, once, as a command that its parser reads; stdout is as before."
+    rows = str(tiny / "pairs.jsonl")
+    model = ["--model", str(tiny / "model"), "--device", "cpu", "--dtype", "float32"]
+    options = ["--model", str(tiny / "base"), "--dataset", rows, "--eval_dataset", rows, "--columns", "prompt=prompt"]
+    commands = [
+        (["audit", rows, "--json"], ["train", "--model", "MODEL", "--dataset", rows, "--output_dir", "OUT"]),
+        (
+            ["train", *options, *QUICK, "--disable_tqdm", "true", "--output_dir", str(tmp_path / "out")],
+            ["evaluate", "--model", str(tmp_path / "out"), "--data", rows, "--columns=prompt=prompt"],
+        ),
+        (
+            ["evaluate", *model, "--data", rows, "--output", str(tmp_path / "report")],
+            ["score", "--model", str(tiny / "model"), "--data", "ROWS.jsonl", "--output", "scored.jsonl", "--dtype"],
+        ),
+        (
+            ["score", *model, "--data", rows, "--output", str(tmp_path / "scored.jsonl")],
+            ["serve", "--model", str(tiny / "model"), "--dtype", "float32"],
+        ),
+        (
+            ["verify", *model, "--folder", str(tiny / "model")],
+            ["evaluate", "--model", str(tiny / "model"), "--data", "HELD_OUT.jsonl", "--output", "report", "--dtype"],
+        ),
+    ]
+    for argv, expected in commands:
+        try:
+            main(argv)
+        except SystemExit as end:
+            assert not end.code, argv
+        printed = capsys.readouterr()
+        (line,) = re.findall(r"^Next: rlhf_reward (.*)$", printed.err, flags=re.MULTILINE)
+        words = shlex.split(line)
+        assert words[:len(expected)] == expected and "Next:" not in printed.out
+        if words[0] != "train":
+            COMMANDS[words[0]].parser().parse_args(words[1:])
+        if argv[0] == "audit":
+            json.loads(printed.out)
+
+
+def test_env_names_what_a_bug_report_needs(capsys):
+    main(["env"])
+    printed = dict(line[2:].split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    names = {"rlhf_reward", "Python", "platform", "torch", "transformers", "datasets", "peft", "accelerate"}
+    assert names <= set(printed)
+    import torch
+
+    assert printed["torch"] == torch.__version__ and (printed["GPUs"] == "none") != torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("typed, expected", [
+    ("rlhf_reward tra", {"train"}),
+    ("rlhf_reward score --dt", {"--dtype"}),
+    ("rlhf_reward serve --dtype bfl", {"bfloat16"}),
+    ("rlhf_reward train --per_device_train", {"--per_device_train_batch_size"}),
+    ("rlhf_reward completion z", {"zsh"}),
+])
+def test_bash_completes(typed, expected, tmp_path, capsys):
+    pytest.importorskip("shtab", reason="the extra completion is not installed")
+    main(["completion", "bash"])
+    words = typed.split(" ")
+    script = tmp_path / "script.bash"
+    quoted = " ".join(map(shlex.quote, words))
+    script.write_text(
+        capsys.readouterr().out
+        + f"\nCOMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}\n"
+        + 'COMPREPLY=(); $(complete -p rlhf_reward | sed "s/.*-F \\([^ ]*\\).*/\\1/")\n'
+        + 'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    done = subprocess.run(["bash", script], capture_output=True, text=True, check=True)
+    assert {word.strip() for word in done.stdout.splitlines()} - {""} == expected, done.stderr
+
+
+def test_the_page_lists_every_command_and_shared_option():
+    "The tables on the page of the command line are those of the code."
+    shown = ""
+    for cell in nbformat.read(ROOT / "nbs/09_cli.ipynb", as_version=4).cells:
+        for output in cell.get("outputs", ()):
+            shown += output.get("data", {}).get("text/html", "")
+    assert re.findall(r"<code>rlhf_reward (\w+)</code>", shown) == [*COMMANDS]
+    counts = Counter()
+    for command in COMMANDS.values():
+        assert command.summary in shown
+        counts.update(options_by_name(command.parser()).keys())
+    for option, count in counts.items():
+        assert count < 3 or f"<code>--{option}</code>" in shown, option
+    assert all(f"<code>--{name}</code>" in shown for name in ("data", "dataset", "output", "output_dir"))

@@ -1,0 +1,290 @@
+"Terms that training adds to the loss: the same gradient by hand, whatever the micro-batches and the layout."
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from safetensors import safe_open
+from torch.distributions import Bernoulli, kl_divergence
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from architectures import save_language_model, word_tokenizer
+from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
+from rlhf_reward.head_start import pooled_states
+from rlhf_reward.language_loss import LanguageLoss, predictions
+from rlhf_reward.losses import BradleyTerry
+from rlhf_reward.packing import by_comparison, model_inputs, pack_comparisons, pad_comparisons
+from rlhf_reward.regularizers import mean_rewards, symmetric_divergence
+from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
+from rlhf_reward.tokens import tokenized_comparison, whole_sequences
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return tiny_decoder(tmp_path_factory.mktemp("base"), synthetic_texts(), **small)
+
+
+def rows_of_two_kinds():
+    "Eight comparisons, of 4 responses and of 2, with weights."
+    rows = []
+    for number, row in enumerate([*synthetic_comparisons(4), *synthetic_comparisons(4, num_responses=2, seed=1)]):
+        rows.append({**row, "weight": 0.5 + number % 3})
+    return Dataset.from_list(rows[::2] + rows[1::2])
+
+
+def make_trainer(base, folder, dropout=0.0, rows=None, **options):
+    torch.manual_seed(0)
+    defaults = {
+        "learning_rate": 1.0,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": 8,
+        "max_length": 64,
+        "max_steps": 1,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return RewardTrainer(
+        RewardModel(base, dropout, "cpu"),
+        RewardConfig(str(folder), **{**defaults, **options}),
+        rows or rows_of_two_kinds(),
+        processing_class=AutoTokenizer.from_pretrained(base),
+    )
+
+
+def step(trainer):
+    "One step of gradient descent with rate 1. Return what it subtracts from each weight, and the logged loss."
+    before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    change = {name: before[name] - weight.detach() for name, weight in trainer.model.named_parameters()}
+    return change, trainer.state.log_history[0]["loss"]
+
+
+def assert_close(one, other, atol=2e-5):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=atol, msg=lambda text: f"{name}: {text}")
+
+
+def loss_by_hand(trainer, added):
+    "The gradient and value of the weighted mean loss of all comparisons at once plus `added(rewards, batch)`."
+    model = trainer.model
+    batch = pad_comparisons(list(trainer.train_dataset))
+    rewards = by_comparison(model(**model_inputs(batch, model)), batch["ranks"])
+    losses = BradleyTerry()(rewards, batch["ranks"], batch["margins"])
+    loss = (losses * batch["weights"]).sum() / batch["weights"].sum() + added(rewards, batch)
+    model.zero_grad()
+    loss.backward()
+    gradient = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    return gradient, loss.item()
+
+
+# ----- sum to zero
+
+
+def test_the_mean_reward_of_a_step_is_squared_whatever_its_micro_batches(base, tmp_path):
+    def square(rewards, batch):
+        means = []
+        for row, ranks, weight in zip(rewards, batch["ranks"], batch["weights"]):
+            means.append(weight * row[ranks > 0].mean())
+        return 3.0 * (sum(means) / batch["weights"].sum()) ** 2
+
+    expected = plain = None
+    for size, accumulation in ((8, 1), (4, 2), (2, 4), (3, 3)):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
+        trainer = make_trainer(base, tmp_path, sum_to_zero_coefficient=3.0, **options)
+        trainer.model.score.weight.data += 0.5  # so that the mean is not about 0
+        if expected is None:
+            expected, value = loss_by_hand(trainer, square)
+            plain, plain_value = loss_by_hand(trainer, lambda *_: 0.0)
+            assert value > plain_value + 0.1
+        change, loss = step(trainer)
+        assert_close(change, expected)
+        assert loss == pytest.approx(value, abs=1e-4)
+    assert (expected["score.weight"] - plain["score.weight"]).abs().max() > 0.01
+
+
+def test_the_mean_is_found_with_the_dropout_of_the_step(base, tmp_path):
+    trainer = make_trainer(
+        base,
+        tmp_path,
+        dropout=0.5,
+        sum_to_zero_coefficient=1.0,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+    )
+    found = {True: [], False: []}
+    compute = trainer._losses
+
+    def compute_and_keep(model, inputs):
+        results = compute(model, inputs)
+        found[torch.is_grad_enabled()].append(results[0].detach().clone())
+        return results
+
+    trainer._losses = compute_and_keep
+    trainer.train()
+    assert len(found[True]) == len(found[False]) == 4
+    for one, other in zip(found[True], found[False]):
+        assert torch.equal(one, other)
+
+
+# ----- R-Drop
+
+
+def test_divergences_of_pairs_by_hand():
+    draw = torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, 3, 4, generator=draw, dtype=torch.float64)
+    ranks = torch.tensor([[1, 2, 3, 4], [2, 1, 0, 0], [1, 0, 0, 0]])
+    expected = []
+    for first, second, number in zip(one, other, (4, 2, 1)):
+        values = []
+        for i in range(number):
+            for j in range(i + 1, number):
+                p, q = (Bernoulli(logits=rewards[i] - rewards[j]) for rewards in (first, second))
+                values.append((kl_divergence(p, q) + kl_divergence(q, p)) / 2)
+        expected.append(sum(values) / max(len(values), 1))
+    torch.testing.assert_close(symmetric_divergence(one, other, ranks), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_two_draws_of_dropout_are_compared(base, tmp_path):
+    "One draw by the model, then another; by hand of the pooled states."
+    trainer = make_trainer(base, tmp_path, dropout=0.3, rdrop_coefficient=2.0, layout="padded")
+    model = trainer.model.train()
+    batch = pad_comparisons(list(trainer.train_dataset))
+    states = pooled_states(model, list(trainer.train_dataset))
+    torch.manual_seed(5)
+    draws = [by_comparison(model.score(F.dropout(states, 0.3)), batch["ranks"]) for _ in range(2)]
+    losses = sum(BradleyTerry()(draw, batch["ranks"], batch["margins"]) for draw in draws) / 2
+    losses = losses + 2 * symmetric_divergence(*draws, batch["ranks"])
+    expected = (losses * batch["weights"]).sum() / batch["weights"].sum()
+    gradient, = torch.autograd.grad(expected, model.score.weight)
+    with trainer._regularizing():
+        torch.manual_seed(5)
+        loss = trainer.compute_loss(model, batch)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(loss, model.score.weight)[0], gradient, rtol=1e-3, atol=1e-5)
+    assert not model.dropout._forward_hooks
+
+
+# ----- the language model
+
+
+def language_gradients(folder, examples, weights):
+    "The weighted mean loss of the first responses by transformers, one at a time, and its gradients."
+    language_model = AutoModelForCausalLM.from_pretrained(folder)
+    total = 0
+    for example, weight in zip(examples, weights):
+        ids = torch.tensor([whole_sequences(example)[example["ranks"].index(1)]])
+        labels = ids.clone()
+        labels[:, :len(example["shared_prefix"])] = -100
+        total = total + weight * language_model(ids, labels=labels).loss / sum(weights)
+    total.backward()
+    base = language_model.base_model
+    return total.item(), {name: weight.grad for name, weight in base.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("family, options", [
+    ("llama", {}),
+    ("llama", {"tie_word_embeddings": True}),
+    ("gpt2", {}),
+    ("gemma2", {"final_logit_softcapping": 2.0}),
+    ("opt", {}),
+    ("cohere", {"logit_scale": 0.5}),
+    ("granite", {"logits_scaling": 3.0}),
+    ("qwen3_moe", {}),
+    ("gpt_neox", {}),
+], ids=str)
+def test_the_language_model_learns_as_in_transformers(family, options, tmp_path):
+    "The gradient of the loss of language alone, packed and padded, against responses one at a time."
+    folder = save_language_model(family, tmp_path, **options)
+    examples = [
+        tokenized_comparison([5, 6, 7], [[8, 9, 10], [11]], ranks=[1, 2]),
+        tokenized_comparison([12], [[13], [14, 15, 16, 17], [18, 19]], ranks=[3, 1, 2]),
+        tokenized_comparison([20, 21], [[22, 23], [26, 24, 25]], ranks=[2, 1]),
+    ]
+    weights = [1.0, 2.0, 0.5]
+    value, expected = language_gradients(folder, examples, weights)
+    for collator in (pack_comparisons, pad_comparisons):
+        model = RewardModel(folder, 0.0, "cpu", attn_implementation="eager")
+        language = LanguageLoss(model)
+        language.TOKENS = 3
+        batch = collator(examples)
+        model(**model_inputs(batch, model))
+        loss = (language(batch) * torch.tensor(weights)).sum() / sum(weights)
+        loss.backward()
+        language.close()
+        assert loss.item() == pytest.approx(value, rel=1e-4)
+        found = {name: weight.grad for name, weight in model.backbone.named_parameters() if weight.grad is not None}
+        assert_close(found, expected)
+        assert model.score.weight.grad is None and not model.backbone._forward_hooks
+
+
+def test_tokens_to_predict():
+    "Ties for the best, a response without tokens of its own, no prefix, and comparisons that share a row."
+    examples = [
+        tokenized_comparison([5, 6], [[7, 8], [9], [10]], ranks=[1, 3, 1]),
+        tokenized_comparison([11], [[], [12]], ranks=[1, 2]),
+        tokenized_comparison([], [[13, 14, 15], [16]], ranks=[1, 2]),
+        tokenized_comparison([17, 18], [[19], [20, 21]], ranks=[2, 1]),
+    ]
+    expected = {(6, 7, 0), (7, 8, 0), (6, 10, 0), (13, 14, 2), (14, 15, 2), (18, 20, 3), (20, 21, 3)}
+    for batch in (pad_comparisons(examples), pack_comparisons(examples), pack_comparisons(examples, math.inf)):
+        found = predictions(batch)
+        before = batch["input_ids"][found.rows, found.positions]
+        triples = list(zip(before.tolist(), found.tokens.tolist(), found.comparisons.tolist()))
+        assert len(triples) == len(expected) and set(triples) == expected
+
+
+def test_the_vocabulary_head_is_not_saved(base, tmp_path):
+    "Trained with every term: the same step in any micro-batches, and a checkpoint like any other."
+    options = {"lm_coefficient": 0.5, "sum_to_zero_coefficient": 1.0}
+    one, loss = step(make_trainer(base, tmp_path / "one", **options))
+    trainer = make_trainer(
+        base, tmp_path / "two", per_device_train_batch_size=4, gradient_accumulation_steps=2, **options
+    )
+    two, other_loss = step(trainer)
+    assert_close(one, two)
+    assert loss == pytest.approx(other_loss, abs=1e-4)
+    plain, plain_loss = step(make_trainer(base, tmp_path / "plain", sum_to_zero_coefficient=1.0))
+    assert loss > plain_loss + 1
+    trainer.save_model()
+    with safe_open(tmp_path / "two/model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert "score.weight" in names and not any("lm_head" in name for name in names)
+    assert RewardModel.from_pretrained(tmp_path / "two", device="cpu").score.weight.shape == (1, 16)
+
+
+# ----- what does not go together
+
+
+def test_combinations_that_make_no_sense_are_refused(base, tmp_path):
+    rated = Dataset.from_list([{"prompt": "a", "responses": ["b", "c"], "scores": [1.0, 2.0]}] * 4)
+    for name in ("sum_to_zero_coefficient", "rdrop_coefficient", "lm_coefficient"):
+        with pytest.raises(ValueError, match=f"{name} is 0.5 with the loss regression, which learns rewards of single"):
+            make_trainer(base, tmp_path, rows=rated, loss="regression", dropout=0.1, **{name: 0.5})
+        with pytest.raises(ValueError, match=f"{name} is -1; expected 0 or more"):
+            make_trainer(base, tmp_path, **{name: -1})
+    with pytest.raises(ValueError, match="rdrop_coefficient is 1, but the model has no dropout"):
+        make_trainer(base, tmp_path, rdrop_coefficient=1)
+    with pytest.raises(ValueError, match="lm_coefficient is on with layout='branched'"):
+        make_trainer(base, tmp_path, lm_coefficient=1, layout="branched")
+
+
+def test_models_without_a_vocabulary_head_are_refused(tmp_path):
+    untied = save_language_model("llama", tmp_path / "untied")
+    word_tokenizer().save_pretrained(untied)
+    RewardModel(untied, 0.0, "cpu").save_pretrained(tmp_path / "reward", word_tokenizer())
+    bert = save_language_model("bert", tmp_path / "bert")
+    for folder, problem in ((bert, "no decoder"), (tmp_path / "reward", "checkpoint has no lm_head.weight")):
+        model = RewardModel(folder, 0.0, "cpu")
+        args = RewardConfig(str(tmp_path / "out"), lm_coefficient=1.0, use_cpu=True, report_to="none", max_steps=1)
+        rows = Dataset.from_list([{"prompt": "w5 ", "chosen": "w6", "rejected": "w7"}] * 8)
+        with pytest.raises(ValueError, match=f"lm_coefficient is on, but .*{problem}"):
+            RewardTrainer(model, args, rows, processing_class=word_tokenizer()).train()

@@ -18,7 +18,7 @@ from .tables import pair_table
 from .uncertainty import UncertainReward
 
 # %% auto #0
-__all__ = ['with_spread', 'DetailFigures', 'detail_figures']
+__all__ = []
 
 # %% ../nbs/07x_reward_details.ipynb #bd529635
 def with_spread(

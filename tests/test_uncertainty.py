@@ -205,9 +205,9 @@ def test_what_a_model_does_not_have_is_refused_with_the_remedy(base, plain, save
 
 # ----- training
 
-def trainer_of(base, folder, heads=3, **options):
+def trainer_of(base, folder, heads=3, dropout=0.0, **options):
     torch.manual_seed(0)
-    model = RewardModel(base, 0.0, "cpu", heads=heads)
+    model = RewardModel(base, dropout, "cpu", heads=heads)
     settings = {"per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 1e-2, "layout": "padded"}
     settings.update({"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", **options})
     rows = Dataset.from_list(ROWS)
@@ -262,6 +262,26 @@ def test_a_resumed_run_has_the_same_heads_and_levels(base, tmp_path):
     assert "uncertainty/heads.safetensors" in files
     with pytest.raises(ValueError, match="form"):
         trainer_of(base, str(tmp_path / "resumed"), heads=2, **options).train(resume_from_checkpoint=True)
+
+
+def test_heads_go_with_the_other_ways_to_start_pool_and_regularize(base, tmp_path):
+    fitted = trainer_of(base, str(tmp_path / "fitted"), head_start="fitted", max_steps=1, learning_rate=0.0)
+    fitted.train()
+    weight = fitted.model.score.weight
+    assert (weight[0] - weight[1]).norm() > 0.01 * weight.norm() # each is fitted with its own weights
+    for pooling in ("mean", "attention"):
+        model = new_model(base, pooling=pooling)
+        if pooling == "attention":
+            torch.nn.init.normal_(model.response_pooling.query)
+        model.save_pretrained(tmp_path / pooling, word_tokenizer())
+        opened = RewardModel.from_pretrained(tmp_path / pooling, device="cpu")
+        assert opened.heads == 4
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(opened.state_dict()[name], value, atol=0, rtol=0)
+    # a second draw of dropout has the weights of the first
+    trainer = trainer_of(base, str(tmp_path / "rdrop"), rdrop_coefficient=1.0, dropout=0.2)
+    trainer.train()
+    assert trainer.model.score.weight.isfinite().all()
 
 
 # ----- scoring

@@ -17,6 +17,7 @@ def _laplace_parser():
         "laplace",
         "Add to a trained model how sure its rewards are: the posterior of its last layer (Laplace approximation), "
         "from one pass over comparisons. Rewards do not change.",
+        "--model MODEL --data FILE",
     )
     parser.add_argument(
         "--data",

@@ -36,7 +36,7 @@ setup(
     },
     long_description_content_type="text/markdown",
     packages=find_packages(include=[settings["lib_path"], f"{settings['lib_path']}.*"]),
-    package_data={"": ["*.html", "*.json"], settings["lib_path"]: ["configs/*.yaml"]},
+    package_data={"": ["*.html", "*.json"], settings["lib_path"]: ["configs/*.yaml", "py.typed"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require=extras,

@@ -121,7 +121,7 @@ def train_decoder(base, comparisons, probability, weight, seed):
     tokenizer = AutoTokenizer.from_pretrained(base)
     with tempfile.TemporaryDirectory() as folder:
         args = RewardConfig(output_dir=folder, report_to="none", disable_tqdm=True, **options)
-        RewardTrainer(model, args, Dataset.from_list(rows), processing_class=tokenizer).train()
+        RewardTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer).train()
     return model, tokenizer
 
 

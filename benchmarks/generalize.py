@@ -94,7 +94,13 @@ def train_ours(model_name, rows, options, seed, clock, folder):
     model = RewardModel(model_name, device="cpu", **{"dropout": 0.0, **options.pop("model", {})})
     args = RewardConfig(folder, seed=seed, **trainer_options(), **options)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_name)
-    trainer = RewardTrainer(model, args, Dataset.from_list(without_keys(rows)), processing_class=tokenizer, callbacks=[clock.callback()])
+    trainer = RewardTrainer(
+        model,
+        args,
+        train_dataset=Dataset.from_list(without_keys(rows)),
+        processing_class=tokenizer,
+        callbacks=[clock.callback()],
+    )
     clock.start()
     trainer.train()
     return trainer

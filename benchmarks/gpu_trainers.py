@@ -103,7 +103,7 @@ def our_trainer(bench, examples, **options):
 
     model = bench.model(bench.config("0.6B"))
     dataset = Dataset.from_list(examples, features=FEATURES)
-    return RewardTrainer(model, RewardConfig(**options), dataset, processing_class=toy_tokenizer())
+    return RewardTrainer(model, RewardConfig(**options), train_dataset=dataset, processing_class=toy_tokenizer())
 
 
 def trl_trainer(bench, examples, checkpointing=False, **options):

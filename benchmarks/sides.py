@@ -53,7 +53,7 @@ def ours(folder, examples, tokenizer, batch, **options):
         **{"layout": "packed", **options},
     )
     dataset = Dataset.from_list(examples, features=FEATURES)
-    return RewardTrainer(model, args, dataset, processing_class=tokenizer)
+    return RewardTrainer(model, args, train_dataset=dataset, processing_class=tokenizer)
 
 
 def theirs(folder, examples, tokenizer, batch, checkpointing=False, grouped=False, **options):

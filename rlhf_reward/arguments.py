@@ -11,6 +11,7 @@ import logging
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Optional, Sequence, Union
 
 import numpy as np
@@ -20,6 +21,7 @@ from transformers import TrainingArguments
 
 from .attribute_rows import check_all_rated, check_ratings, rated_attributes
 from .columns import check_same_verdicts
+from .length_losses import LENGTH_LOSSES
 from .losses import LOSSES, PlackettLuce
 from .reward import RewardModel
 from .run_record import CHANGEABLE
@@ -65,9 +67,17 @@ class RewardConfig(TrainingArguments):
         "help": "Initial learning rate of the head, with the schedule of learning_rate, which is the default."})
     freeze_layers: int = field(default=0, metadata={
         "help": "Number of layers, from the bottom, that stay as they are, with the embeddings; 0 trains everything."})
+    length_loss: Literal[tuple(LENGTH_LOSSES)] = field(default="none", metadata={
+        "help": "What keeps the reward from learning length: residual compares rewards without what length explains in "
+                "a batch, odin learns a second head for it, with the attributes quality and length."})
+    length_coefficient: float = field(default=1.0, metadata={
+        "help": "Coefficient of the length explained (residual) or of the correlations with length (odin)."})
     good_weight: float = field(default=1.0, metadata={
         "help": "Weight of a good response relative to a bad one, such as 3 where one in four is good; with the loss "
                 "binary."})
+    ema_decay: Optional[float] = field(default=None, metadata={
+        "help": "Let the model be the exponential moving average of its weights over about the last 1 / (1 - decay) "
+                "steps, such as 0.99: it is evaluated and saved. By default the weights of the last step."})
     resume_changes: Optional[list[str]] = field(default=None, metadata={
         "help": "What a resumed run may change of what it was begun with, by name, such as seed or train_data. Without "
                 "it other values are refused; the learning rate, its schedule and the length of the run may change."})
@@ -75,6 +85,11 @@ class RewardConfig(TrainingArguments):
         "help": "At SIGTERM or Ctrl-C save a checkpoint after the current step, then stop."})
     dataset_num_proc: Optional[int] = field(default=None, metadata={"help": "Processes to tokenize with."})
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate of AdamW."})
+    logging_steps: float = field(default=10, metadata={
+        "help": "Steps from one line of the log to the next; below 1 a share of all steps. Evaluations are as far "
+                "apart with eval_strategy steps, unless eval_steps is given."})
+    logging_first_step: bool = field(default=True, metadata={
+        "help": "Log the first step too, unless logging_strategy is no."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training set."})
     label_smoothing_factor: float = field(default=0.0, metadata={
         "help": "Share of labels assumed to be wrong, below 0.5; with the loss bradley_terry."})
@@ -89,6 +104,8 @@ class RewardConfig(TrainingArguments):
                 raise ValueError(f"{name} is {value}; expected a finite number.")
         if (self.bf16 or self.bf16_full_eval) and not torch.accelerator.is_available():
             self.use_cpu = True # which transformers asks for by name
+        if self.logging_strategy == "no":
+            self.logging_first_step = False # which transformers would log
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False # torch warns about it there
@@ -147,6 +164,8 @@ def check_arguments(
             raise ValueError(f"{name} is {value}; expected 0 or more.")
     if args.head_start not in ("random", "zero", "fitted"):
         raise ValueError(f"head_start is {args.head_start!r}; expected 'random', 'zero' or 'fitted'.")
+    if args.ema_decay is not None and not 0 < args.ema_decay < 1:
+        raise ValueError(f"ema_decay is {args.ema_decay}; expected a number between 0 and 1, such as 0.99, or None.")
     unknown = sorted(set(args.resume_changes or ()) - set(CHANGEABLE))
     if unknown:
         raise ValueError(f"resume_changes has {unknown[0]!r}; expected names of {', '.join(CHANGEABLE)}.")
@@ -185,16 +204,15 @@ def check_state_dict_type(
 
 # %% ../nbs/05a_arguments.ipynb #1d514ea6
 def check_inputs(
-    model: RewardModel, # to be trained
-    tokenizer: Any, # the model's
+    model: Union[RewardModel, str, Path], # to be trained, or its name
     train_dataset: Optional[Union[Dataset, IterableDataset]], # rows
     eval_dataset: Any, # the same, or several by name
 ) -> None:
     "Raise `ValueError` for inputs of `RewardTrainer` of another type, or verdicts that mean another in evaluation."
-    if not isinstance(model, RewardModel):
+    if not isinstance(model, (RewardModel, str, Path)):
         raise ValueError(
-            f"model is a {type(model).__name__}; expected a RewardModel: RewardModel(name) for a new one, or "
-            "RewardModel.from_pretrained(folder) to continue training one. For adapters pass peft_config."
+            f"model is a {type(model).__name__}; expected the name of a model, or a RewardModel: RewardModel(name) for "
+            "a new one, RewardModel.from_pretrained(folder) to continue training one. For adapters pass peft_config."
         )
     parts = [("train_dataset", train_dataset)]
     for part in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
@@ -202,16 +220,12 @@ def check_inputs(
     for name, part in parts:
         if part is not None and not isinstance(part, (Dataset, IterableDataset)):
             raise ValueError(
-                f"{name} is a {type(part).__name__}; expected a datasets.Dataset of rows, such as "
-                "rlhf_reward.load_rows(file), Dataset.from_list(rows), or one split of a DatasetDict."
+                f"{name} is a {type(part).__name__}; expected a list of rows, or a datasets.Dataset of them, such as "
+                "rlhf_reward.load_rows(file) or one split of a DatasetDict."
             )
     for _, part in parts[1:]:
         if part is not None and train_dataset is not None:
             check_same_verdicts(train_dataset, part)
-    if tokenizer is None:
-        raise ValueError(
-            "processing_class is None; expected the tokenizer of the model, which is saved with every checkpoint."
-        )
 
 # %% ../nbs/05a_arguments.ipynb #954e6cb4
 def check_for_loss(

@@ -328,6 +328,33 @@ def open_tokenizer(
     "Open the tokenizer of a checkpoint. Raises `OSError` or `ValueError` if it has none."
     name = local_name(model_name)
     code = {"trust_remote_code": kwargs.get("trust_remote_code", False)}
-    if is_adapter(name, kwargs) and not any(find_file(name, file, kwargs) for file in TOKENIZER_FILES):
+    if is_adapter(name, kwargs) and not has_tokenizer(name, kwargs):
         name, kwargs = adapter_base(name, kwargs)
     return AutoTokenizer.from_pretrained(name, **code, **hub_options(kwargs))
+
+# %% ../nbs/01e_checkpoint_files.ipynb #1008f346
+def note_source(model, model_name, kwargs):
+    "Keep where a model comes from: its name, and the keyword arguments that its tokenizer is found by."
+    model.name_or_path = str(model_name)
+    trusted = {"trust_remote_code": True} if kwargs.get("trust_remote_code") else {}
+    model.source_options = {**hub_options(kwargs), **trusted}
+
+
+def own_tokenizer(model, argument):
+    "Open the tokenizer that is stored with a model. Raises `ValueError` that names the argument if there is none."
+    name, options = model.name_or_path, model.source_options
+    expected = f"expected the tokenizer of the model as {argument}."
+    folder, base_options = name, options
+    if is_adapter(name, options) and not has_tokenizer(name, options):
+        folder, base_options = adapter_base(name, options)
+    if not has_tokenizer(folder, base_options):
+        raise ValueError(f"{argument} is None, and no tokenizer is stored with {name!r}; {expected}")
+    try:
+        return open_tokenizer(name, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The tokenizer of {name!r} cannot be opened ({error}); {expected}") from error
+
+
+def has_tokenizer(model_name, kwargs):
+    "Return whether a file of a tokenizer is stored with a model."
+    return any(find_file(model_name, file, kwargs) for file in TOKENIZER_FILES)

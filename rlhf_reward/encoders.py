@@ -21,7 +21,7 @@ from .adapter_checkpoints import read_adapter
 from .adapter_forms import fit_embeddings, load_adapter_weights, put_adapter, read_adapter_weights
 from .attributes import AttributesMixin, AttributeSum, label_names, weights_needed
 from .checkpoint_files import CLASSIFIER, adapter_base, check_finite, is_adapter, is_encoder_head, own_code
-from .checkpoint_files import load_config, refuse_own_code
+from .checkpoint_files import load_config, note_source, refuse_own_code
 from .checkpoints import check_complete, default_pooling, is_reward_model, load_checked, num_embeddings_of
 from .checkpoints import text_config
 from .comparison import Comparison
@@ -31,7 +31,6 @@ from .omissions import render_checked, unread_variables
 from .placing import check_device, input_device, place
 from .reward import RewardModel
 from .tokens import TokenizedComparison
-
 logger = logging.getLogger(__name__)
 
 # %% ../nbs/06e_encoders.ipynb #4135cd34
@@ -56,6 +55,7 @@ class EncoderClassifier(AttributesMixin, nn.Module):
     ):
         super().__init__()
         check_device(device, kwargs.get("device_map"))
+        note_source(self, model_name, kwargs)
         load = _load_adapter if is_adapter(model_name, kwargs) else _load_classifier
         self.classifier = load(model_name, kwargs)
         self.attribute_sum = _sum_of_labels(self.config, attribute_weights)

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import IterableDataset
 from torch import nn
 
+from .length_losses import NoLengthLoss
 from .losses import RewardLoss
 from .packing import model_inputs, pad_comparisons
 from .placing import input_device, to_device
@@ -73,6 +74,7 @@ class _FrozenStates(StepLossMixin):
     def __init__(self, model, loss, examples, states):
         self.model = model
         self.reward_loss = copy.deepcopy(loss).cpu().requires_grad_(False)
+        self.length_loss = NoLengthLoss()
         self.targets = make_targets(examples)
         self.weights = self._weights(self.targets).double() # (num_comparisons,)
         states = states.double()

@@ -32,7 +32,7 @@ def head_size(config):
     return getattr(config, "word_embed_proj_dim", config.hidden_size) # OPT projects its last hidden state
 
 
-def _head_files(model_name, kwargs, config):
+def head_files(model_name, kwargs, config):
     "Return the name in its file and the file of each weight of the reward head, by its name here."
     prefixes = ["score"]
     parts = "weight|bias"
@@ -53,11 +53,11 @@ def _head_files(model_name, kwargs, config):
 
 def head_shapes(model_name, kwargs, config):
     "Return the shape of each weight of the reward head; empty if there is none."
-    return _shapes_in(model_name, kwargs, _head_files(model_name, kwargs, config))
+    return _shapes_in(model_name, kwargs, head_files(model_name, kwargs, config))
 
 
 def _shapes_in(model_name, kwargs, files):
-    "Return the shape of each weight of `_head_files`."
+    "Return the shape of each weight of `head_files`."
     shapes = {}
     for name, (saved_name, file) in files.items():
         shape = weight_shapes(find_weights(model_name, file, kwargs)).get(saved_name)
@@ -87,7 +87,7 @@ def head_labels(model_name, kwargs, config, chosen):
 def load_head(model_name, kwargs, config, num_rows=1, pooling="last"):
     "Load the weight of the reward head, as saved. Raises `ValueError` unless it has its shape for this pooling."
     shape = saved_head_shape(pooling, num_rows, head_size(config))
-    files = _head_files(model_name, kwargs, config)
+    files = head_files(model_name, kwargs, config)
     shapes = _shapes_in(model_name, kwargs, files)
     if shapes != {"score.weight": shape}:
         found = f"is {shapes}" if shapes else "does not exist"

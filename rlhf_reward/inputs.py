@@ -35,6 +35,17 @@ def left_aligned(
     return input_ids, attention_mask, position_ids
 
 # %% ../nbs/01d_inputs.ipynb #a5431ff8
+def aligned_types(token_type_ids, attention_mask, end_positions, shape):
+    "Return token types, moved with their tokens to the left. Raise `ValueError` for another shape, or packed rows."
+    if tuple(token_type_ids.shape) != tuple(shape):
+        raise ValueError(
+            f"token_type_ids has shape {tuple(token_type_ids.shape)}; expected {tuple(shape)}, the shape of input_ids."
+        )
+    if end_positions is not None:
+        raise ValueError("token_type_ids were given with end_positions; expected rows of one text each.")
+    return right_padded((attention_mask != 0).long(), token_type_ids)[1]
+
+
 def check_shapes(input_ids, attention_mask, position_ids, end_positions):
     "Raise `ValueError` where the inputs of `RewardModel.forward` do not fit together."
     shape = tuple(input_ids.shape)

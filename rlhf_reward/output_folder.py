@@ -97,6 +97,22 @@ def own_folder(
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
+# %% ../nbs/05h_output_folder.ipynb #6f565ae8
+@contextmanager
+def not_lost(
+    checkpoint: Optional[str], # the last one of the run, if any
+) -> Iterator[None]:
+    "Let an `OSError` while a trained model is saved name the checkpoint that has it too."
+    try:
+        yield
+    except OSError as error:
+        if checkpoint is None:
+            raise
+        raise OSError(
+            f"{error} The training is not lost: to continue from {checkpoint}, add --resume_from_checkpoint true, or pass "
+            "resume_from_checkpoint=True to train."
+        ) from error
+
 # %% ../nbs/05h_output_folder.ipynb #198a44ee
 def check_space(
     folder: Union[str, Path], # an output folder that exists

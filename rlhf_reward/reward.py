@@ -16,20 +16,21 @@ from torch import nn
 from torchtyping import TensorType
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from .adapter_checkpoints import SavingMixin, from_adapter
+from .adapter_checkpoints import from_adapter, save_adapter
 from .attributes import AttributesMixin, AttributeSum, checked_attributes
 from .branching import branched_states
-from .checkpoint_files import check_finite, is_adapter, refuse_own_code
-from .checkpoints import checked_dropout, load_config, num_embeddings_of
+from .checkpoint_files import check_finite, is_adapter, note_source, refuse_own_code
+from .checkpoints import checked_dropout, load_config, num_embeddings_of, save_checkpoint
 from .encoder_heads import check_not_packed
 # defined here before
 from .checkpoint_files import hub_options
 from .checkpoints import MIXES_PADDING, default_pooling, head_size, is_reward_model, load_backbone
 from .checkpoints import sequence_classifier, tokenizer_to_save, unsharded
 from .heads import head_labels, load_head, new_head
-from .inputs import check_shapes, check_values, left_aligned, require, right_padded
+from .inputs import aligned_types, check_shapes, check_values, left_aligned, require, right_padded
+from .model_tools import ModelTools
 from .other_heads import keep_openrlhf_scale
-from .placing import check_device, place
+from .placing import best_device, check_device, place
 from .pooling import check_response_tokens, copy_head, new_response_pooling
 from .rope import check_length, choose_frequencies_by_text, scales_by_length
 from .several_heads import HeadLevels, checked_heads, saved_heads
@@ -38,7 +39,7 @@ from .uncertainty import UncertaintyMixin, load_uncertainty
 from .losses import bradley_terry
 
 # %% ../nbs/01_reward.ipynb #d9d2abf6
-class BackboneProperties(AttributesMixin, UncertaintyMixin, SavingMixin, nn.Module):
+class BackboneProperties(AttributesMixin, UncertaintyMixin, ModelTools, nn.Module):
     "The part of `RewardModel` that its `backbone` and config answer for trainers and tools."
 
     @property
@@ -62,23 +63,6 @@ class BackboneProperties(AttributesMixin, UncertaintyMixin, SavingMixin, nn.Modu
                 limit -= module.padding_idx + 1 # RoBERTa's positions begin after it
         return limit if limit > 0 else None
 
-    @property
-    def hf_device_map(self) -> dict: # the backbone's; raises `AttributeError` if it is on one device
-        return self.backbone.hf_device_map
-
-    @property
-    def _no_split_modules(self) -> list[str]: # the backbone's, by which FSDP shards
-        return self.backbone._no_split_modules
-
-    def activation_checkpointing_enable(self, **kwargs): # as on the backbone; the Trainer calls it
-        # without it reentrant checkpoints see no gradient after frozen embeddings
-        self.backbone.enable_input_require_grads()
-        self.backbone.activation_checkpointing_enable(**kwargs)
-
-    def gradient_checkpointing_enable(self, **kwargs): # its name before transformers 5.23
-        self.backbone.enable_input_require_grads()
-        self.backbone.gradient_checkpointing_enable(**kwargs)
-
     def _rows_and_ends(self, input_ids, attention_mask, position_ids, end_positions):
         "Return the inputs, padded on the right unless packed, and the row and position that each reward is read at."
         if end_positions is not None:
@@ -95,6 +79,13 @@ class BackboneProperties(AttributesMixin, UncertaintyMixin, SavingMixin, nn.Modu
         "Return what every backbone takes; positions only where there are some."
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         return inputs if position_ids is None else {**inputs, "position_ids": position_ids}
+
+    def _segments(self, token_type_ids, attention_mask, end_positions, shape):
+        "Return token types for a backbone that takes them."
+        if token_type_ids is None:
+            return {}
+        types = aligned_types(token_type_ids, attention_mask, end_positions, shape)
+        return {"token_type_ids": types} if "token_type_ids" in self._input_names else {}
 
     def _hidden_states(self, inputs, branches, packed_sequences):
         "Return the last hidden states, (batch_size, seq_len, hidden_size), or what a classifier makes of them."
@@ -113,6 +104,25 @@ class BackboneProperties(AttributesMixin, UncertaintyMixin, SavingMixin, nn.Modu
         if not torch.compiler.is_compiling():
             check_response_tokens(self.pooling, response_tokens, states.shape[:2], len(rows), wait=not self.training)
         return self.response_pooling(states, response_tokens, len(rows))
+
+    def save_pretrained(
+        self,
+        folder: Union[str, Path], # made if it does not exist
+        # saved with the weights, with its chat template; without it the checkpoint is incomplete, which is reported
+        tokenizer: Optional[PreTrainedTokenizerBase] = None,
+        state_dict: Optional[dict[str, torch.Tensor]] = None, # gathered, of a sharded model; by default the model's own
+    ):
+        """
+        Save weights (safetensors), config and tokenizer, for `from_pretrained` and for transformers.
+
+        `AutoModelForSequenceClassification` gives the same rewards for every family that has such a class, with the
+        default pooling. A decoder's finds the last token by its id, so a tokenizer whose pad token can end a text (or
+        that has none) is saved with one of its own, `<|pad|>`, and the embeddings with a row for it where none is free.
+        It pads on the right. A half-precision checkpoint rounds the head there; here it stays in float32. The tokenizer
+        and the model in memory do not change. Of a model with an adapter, the adapter and the head are saved.
+        """
+        save = save_adapter if hasattr(self.backbone, "peft_config") else save_checkpoint
+        save(self, folder, tokenizer, state_dict)
 
     def normalize(
         self,
@@ -163,6 +173,7 @@ class RewardModel(BackboneProperties):
     ):
         super().__init__()
         check_device(device, kwargs.get("device_map"))
+        note_source(self, model_name, kwargs)
         self.merged_adapter, base_name, options = base_of(model_name, kwargs)
         base_name, config = load_config(base_name, options)
         self.ends_with_eos = getattr(config, "rlhf_reward", {}).get("ends_with_eos", True)
@@ -194,6 +205,8 @@ class RewardModel(BackboneProperties):
         packed_sequences: Optional[dict[int, dict]] = None, # of `kernels.add_sequences`, for attention without a mask
         # for 'mean' or 'attention': row, position (of the real tokens, in a padded row) and response of each token read
         response_tokens: Optional[TensorType["num_tokens", 3, int]] = None,
+        # of segments, as a tokenizer of BERT returns them; backbones without segments ignore them
+        token_type_ids: Optional[TensorType["batch_size", "seq_len", int]] = None,
         per_head: bool = False, # return the rewards of all heads, (batch_size, heads)
         uncertainty: bool = False, # return rewards and (batch_size, num_deviations), as in `UncertainReward`
     ) -> TensorType["batch_size", 1, float]: # float32 rewards; (num_responses, 1) with `end_positions`
@@ -212,6 +225,7 @@ class RewardModel(BackboneProperties):
         if not torch.compiler.is_compiling():
             check_values(input_ids, attention_mask, end_positions, self.num_embeddings, wait=not self.training)
         inputs, rows, ends = self._rows_and_ends(input_ids, attention_mask, position_ids, end_positions)
+        inputs |= self._segments(token_type_ids, attention_mask, end_positions, input_ids.shape)
         check_length(self.config, inputs["input_ids"], inputs.get("position_ids"))
         states = self._hidden_states(inputs, branches, packed_sequences)
         with torch.autocast(states.device.type, enabled=False): # the head stays in float32 under bf16 training
@@ -223,7 +237,7 @@ class RewardModel(BackboneProperties):
         cls,
         model_name: str, # folder that `save_pretrained` wrote, or name of a classifier with a `score` head
         dropout: float = 0.1, # as in `RewardModel`
-        device: str = "cuda", # as in `RewardModel`
+        device: Optional[str] = None, # as in `RewardModel`; by default 'cuda' if available, else 'cpu'
         pooling: Optional[str] = None, # as in `RewardModel`; by default what was saved
         attribute_weights: Optional[dict[str, float]] = None, # of the labels of several; by default those saved
         **kwargs, # for `AutoModel.from_pretrained`; dtype is the checkpoint's unless given
@@ -234,6 +248,7 @@ class RewardModel(BackboneProperties):
         `ends_with_eos` is what was saved. A model made elsewhere is assumed to be trained on texts as its tokenizer and
         chat template write them, without an end-of-sequence token of ours. An adapter loads with its base model.
         """
+        device = device or best_device()
         if is_adapter(model_name, kwargs):
             return from_adapter(RewardModel, model_name, dropout, device, pooling, attribute_weights, **kwargs)
         _, config = load_config(model_name, kwargs)

@@ -117,11 +117,14 @@ FACTS = ( # arguments that a resumed run has unchanged, unless `resume_changes` 
     "center_rewards_coefficient",
     "label_smoothing_factor",
     "good_weight",
+    "length_loss",
+    "length_coefficient",
     "sum_to_zero_coefficient",
     "lm_coefficient",
     "rdrop_coefficient",
     "head_start",
     "freeze_layers",
+    "ema_decay",
     "max_length",
     "seed",
     "data_seed",
@@ -149,8 +152,8 @@ SETTINGS = ( # arguments that a resumed run may change
     "adam_epsilon",
     "max_grad_norm",
 )
-# facts that the state of the optimizer depends on, and what the outputs of the model are
-UNCHANGEABLE = ("form", "adapter", "attributes", "freeze_layers", "optim", "optim_args")
+# facts that the state of the optimizer or of the average depends on, and what the outputs of the model are
+UNCHANGEABLE = ("form", "adapter", "attributes", "freeze_layers", "optim", "optim_args", "ema_decay")
 OF_MODEL_AND_DATA = ("model", "train_data", "eval_data", "total_batch_size", "dtype", "dropout")
 # what `resume_changes` can name
 CHANGEABLE = OF_MODEL_AND_DATA + tuple(name for name in FACTS if name not in UNCHANGEABLE)

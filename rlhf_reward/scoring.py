@@ -13,18 +13,18 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional, Sequence, Union, overload
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .checkpoint_files import local_name, open_tokenizer, read_offset
+from .checkpoint_files import local_name, open_tokenizer, own_tokenizer, read_offset
 from .comparison import Comparison, Text
 from .encoders import EncoderClassifier, open_model
 from .engine import Cancelled, ComparisonScorer, NotFinite, RewardEngine
 from .length_calibration import LengthCalibration, read_calibration
 from .omissions import report_omissions
-from .placing import input_device
+from .placing import best_device, input_device
 from .reward import RewardModel
 from .rows import to_responses
 from .templates import report_template
@@ -85,7 +85,6 @@ def ranked_by_bound(
 class BaseScorer(ComparisonScorer):
     "Scores, ranks and compares texts with the rewards that a subclass computes, as `Scorer` and `evaluation.Rule` do."
     offset: Optional[float] = None # the reward from which a response is good, learned by the loss binary
-    length_calibration: Optional[LengthCalibration] = None # by which all rewards are calibrated, if at all
 
     @property
     def has_uncertainty(self) -> bool: # of its model, if it has one
@@ -98,16 +97,40 @@ class BaseScorer(ComparisonScorer):
         if self.attributes:
             return {"attributes": True}
         return {"uncertainty": True} if self.has_uncertainty else {}
+    length_calibration: Optional[LengthCalibration] = None # by which all rewards are calibrated, if at all
+
+    @overload
+    def score(
+        self,
+        prompts: Optional[Text], # as below
+        responses: Text, # as below
+        normalize: bool = False, # as below
+        attributes: bool = False, # as below
+        uncertainty: bool = False, # as below
+    ) -> float: ...
+
+    @overload
+    def score(
+        self,
+        prompts: Sequence[Optional[Text]], # as below
+        responses: Sequence[Text], # as below
+        normalize: bool = False, # as below
+        attributes: bool = False, # as below
+        uncertainty: bool = False, # as below
+    ) -> list[float]: ...
 
     def score(
         self,
-        prompts: list[Optional[Text]], # strings or messages; `None` where the response is a whole text or conversation
-        responses: list[Text], # one for each prompt, strings or messages
-        normalize: bool = False, # to mean 0 and standard deviation 1, see `RewardModel.normalize`
-        attributes: bool = False, # each reward with the attributes that it is the sum of, as `AttributeRewards`
-        uncertainty: bool = False, # each reward with its spread, as `UncertainReward`
-    ) -> list[float]: # float32 rewards, in the order given
+        # strings or messages, a list of them or a single one; `None` where the response is a whole text or conversation
+        prompts,
+        responses, # one for each prompt, strings or messages
+        normalize=False, # to mean 0 and standard deviation 1, see `RewardModel.normalize`
+        attributes=False, # each reward with the attributes that it is the sum of, as `AttributeRewards`
+        uncertainty=False, # each reward with its spread, as `UncertainReward`
+    ): # float32 rewards, in the order given; a single one for a single prompt and response
         "Return one reward for each prompt and response. Raises `ValueError` that names the response at fault."
+        if _is_text(responses) and (prompts is None or _is_text(prompts)):
+            return self.score([prompts], [responses], normalize, attributes, uncertainty)[0]
         prompts = _as_list("prompts", prompts, "For several responses to one prompt use rank.")
         responses = _as_list("responses", responses, "For several responses to one prompt use rank.")
         if len(prompts) != len(responses):
@@ -124,26 +147,33 @@ class BaseScorer(ComparisonScorer):
     def rank(
         self,
         prompt: Optional[Text], # a string or messages
-        responses: list[Text], # K, at least one
+        responses: Sequence[Text], # K, at least one
         normalize: bool = False, # as in `score`
+        top_k: Optional[int] = None, # return so many at most; by default all
         pessimism: float = 0.0, # spreads that are subtracted from each reward, of a model that has some
     ) -> list[Ranked]: # best first; equal rewards keep their order. With pessimism `UncertainRanked`
-        "Return the responses in order of their rewards, or of their lower bounds."
+        """
+        Return the responses in order of their rewards, or of their lower bounds.
+
+        The probabilities are those among all of them, of the rewards.
+        """
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}; expected 1 or more, or None for all responses.")
         responses = _as_list("responses", responses)
         comparison = _to_comparison(prompt, responses, "The responses")
         if checked_pessimism(pessimism):
             rewards, = self.score_comparisons([comparison], uncertainty=True)
             probabilities = torch.tensor([reward.reward for reward in rewards], dtype=torch.float64).softmax(0).tolist()
             shown = self.normalized_each(rewards) if normalize else rewards
-            return ranked_by_bound(responses, shown, probabilities, pessimism)
+            return ranked_by_bound(responses, shown, probabilities, pessimism)[:top_k]
         rewards, = self.score_comparisons([comparison])
         shown = self.normalized(rewards) if normalize else rewards
-        return [replace(result, reward=shown[result.index]) for result in ranked(responses, rewards)]
+        return [replace(result, reward=shown[result.index]) for result in ranked(responses, rewards)[:top_k]]
 
     def best_of_n(
         self,
         prompt: Optional[Text], # a string or messages
-        responses: list[Text], # samples for the prompt
+        responses: Sequence[Text], # samples for the prompt
         n: Optional[int] = None, # choose from the first n; by default from all
         normalize: bool = False, # as in `score`
         pessimism: float = 0.0, # as in `rank`
@@ -157,7 +187,7 @@ class BaseScorer(ComparisonScorer):
         responses = _as_list("responses", responses)
         if n is not None and not 1 <= n <= len(responses):
             raise ValueError(f"n is {n} and there are {len(responses)} responses; expected 1 to {len(responses)}.")
-        return self.rank(prompt, responses[:n], normalize, pessimism)[0]
+        return self.rank(prompt, responses[:n], normalize, pessimism=pessimism)[0]
 
     def compare(
         self,
@@ -178,8 +208,9 @@ class Scorer(RewardEngine, BaseScorer):
 
     def __init__(
         self,
-        model: Union[RewardModel, EncoderClassifier], # in evaluation mode while it scores
-        tokenizer: PreTrainedTokenizerBase, # the model's own
+        # in evaluation mode while it scores; a folder or name is opened as by `from_pretrained`
+        model: Union[RewardModel, EncoderClassifier, str, Path],
+        tokenizer: Optional[PreTrainedTokenizerBase] = None, # the model's own, by default the one stored with it
         # tokens of prompt and response together; by default as many as the model has positions for
         max_length: Optional[int] = None,
         # what to do with longer texts: 'error', or 'truncate_prompt' to cut the oldest tokens of the prompt
@@ -191,18 +222,10 @@ class Scorer(RewardEngine, BaseScorer):
         attribute_weights: Optional[dict[str, float]] = None,
     ):
         "Raises `ValueError` for an option that is out of range."
-        if on_overlong not in ("error", "truncate_prompt"):
-            raise ValueError(
-                f"on_overlong is {on_overlong!r}; expected 'error' or 'truncate_prompt'. "
-                "A response cannot be dropped, since each gets a reward."
-            )
+        model, tokenizer, self.offset = _opened(model, tokenizer, attribute_weights)
         if tokens_per_batch is None:
-            on_cpu = input_device(model).type == "cpu"
-            tokens_per_batch = 2048 if on_cpu else 16384
-        if tokens_per_batch < 1 or (max_length is not None and max_length < 1):
-            raise ValueError(
-                f"tokens_per_batch is {tokens_per_batch} and max_length {max_length}; expected 1 or more."
-            )
+            tokens_per_batch = 2048 if input_device(model).type == "cpu" else 16384
+        _check_options(on_overlong, tokens_per_batch, max_length)
         if attribute_weights is not None:
             model.set_attribute_weights(attribute_weights)
         super().__init__(model, tokens_per_batch)
@@ -236,9 +259,8 @@ class Scorer(RewardEngine, BaseScorer):
         Raises `ValueError` for a model with several labels and no weights, or without a head, or `ends_with_eos` for an
         encoder with a head of its own, and `OSError` for a model that does not exist.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         name = local_name(model_name)
-        model = open_model(name, device, text_pairs, attribute_weights, **kwargs)
+        model = open_model(name, device or best_device(), text_pairs, attribute_weights, **kwargs)
         scorer = cls(model, open_tokenizer(name, **kwargs), max_length, on_overlong, tokens_per_batch)
         if ends_with_eos is not None:
             scorer.reader.set_end(ends_with_eos)
@@ -246,6 +268,12 @@ class Scorer(RewardEngine, BaseScorer):
         if calibrated:
             read_calibration(name, model, **kwargs).apply_to(scorer)
         return scorer
+
+    def __repr__(self) -> str: # with what the rewards depend on
+        name, model_type = self.model.name_or_path, self.model.config.model_type
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        length = f"max_length={self.max_length}, on_overlong={self.on_overlong!r}"
+        return f"{type(self).__name__}({name!r}, {model_type}, {dtype} on {input_device(self.model)}, {length})"
 
     @property
     def attributes(self) -> tuple[str, ...]: # of the model, empty for one output
@@ -295,6 +323,34 @@ class Scorer(RewardEngine, BaseScorer):
         return self.model.normalize(torch.tensor(rewards, dtype=torch.float32)).tolist()
 
 # %% ../nbs/06_scoring.ipynb #5fb16415
+def _opened(model, tokenizer, attribute_weights):
+    "Return a model and a tokenizer, opened if they are not, and the offset of a model that is opened."
+    offset = None
+    if isinstance(model, (str, Path)):
+        name = local_name(model)
+        model = open_model(name, best_device(), attribute_weights=attribute_weights)
+        offset = read_offset(name, {})
+    return model, tokenizer or own_tokenizer(model, "tokenizer"), offset
+
+
+def _check_options(on_overlong, tokens_per_batch, max_length):
+    "Raise `ValueError` for an option of `Scorer` that is out of range."
+    if on_overlong not in ("error", "truncate_prompt"):
+        raise ValueError(
+            f"on_overlong is {on_overlong!r}; expected 'error' or 'truncate_prompt'. "
+            "A response cannot be dropped, since each gets a reward."
+        )
+    if tokens_per_batch < 1 or (max_length is not None and max_length < 1):
+        raise ValueError(
+            f"tokens_per_batch is {tokens_per_batch} and max_length {max_length}; expected 1 or more."
+        )
+
+
+def _is_text(value):
+    "Return whether it is one text, a string or messages, rather than a list of texts."
+    return isinstance(value, str) or isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
 def _as_list(name, values, remedy="expected a list of responses."):
     "Return the values as a list. Raises `ValueError` for a single text or conversation."
     if not isinstance(values, (str, dict, type(None))):
@@ -315,7 +371,7 @@ def _to_comparison(prompt, responses, description):
     except ValueError as error:
         raise ValueError(f"{description} cannot be scored: {error}") from None
 
-# %% ../nbs/06_scoring.ipynb #d4939a93
+
 # Former names of this module.
 GivenUp = Cancelled
 

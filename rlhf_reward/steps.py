@@ -47,15 +47,16 @@ class StepLossMixin:
         rewards = by_comparison(self.model.attribute_sum(outputs), inputs["ranks"])
         losses = torch.zeros_like(inputs["weights"])
         if self._learns_reward():
-            loss = partial(self._loss_of, inputs)
+            loss = partial(self._loss_of, inputs, outputs)
             losses = step_losses(self.model, loss, outputs, rewards, inputs, is_training)
         if self.model.attributes:
             columns = [by_comparison(column[:, None], inputs["ranks"]) for column in outputs.unbind(dim=1)]
             losses = losses + attribute_losses(torch.stack(columns, dim=2), inputs["attributes"])
         return rewards, losses
 
-    def _loss_of(self, batch, rewards):
-        return self.reward_loss(rewards, *self._targets(batch), batch["preferences"])
+    def _loss_of(self, batch, outputs, rewards):
+        compared, term = self.length_loss(rewards, outputs, batch, self.model)
+        return self.reward_loss(compared, *self._targets(batch), batch["preferences"]) + term
 
     def _learns_reward(self):
         "Return whether the loss is one of the reward: regression learns the ratings of attributes, if there are any."

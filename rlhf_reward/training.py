@@ -11,12 +11,13 @@ import logging
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import TrainOutput
 
@@ -24,18 +25,20 @@ from .arguments import RewardConfig, check_arguments, check_for_loss, check_inpu
 from .card import ModelCardMixin
 from .head_start import HeadStartMixin
 from .unread import plain_rows
-from .log_line import show_log_line
+from .length_losses import start_length_loss
+from .log_line import describe_run, show_log_line
 from .losses import LOSSES, Binary, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
+from .moving_average import MovingAverageMixin
 from .packing import check_padding, choose_layout, pad_comparisons
-from .output_folder import check_writable, own_folder
+from .output_folder import check_writable, not_lost, own_folder
 from .pooling import RESPONSE_POOLINGS
 from .regularizers import RegularizersMixin, check_regularizers
-from .resuming import CheckpointMixin
 # importable from here too
 from .resuming import SIZES, checkpoint_problem, newest_checkpoint, unfinished
 from .reward import RewardModel
 from .sampling import SameStepsMixin
+from .starting import Rows, as_tables, default_config, open_to_train, tokenizer_of
 from .steps import StepLoggingMixin, StepLossMixin, StepRecords
 from .stopping import saved_on_signal
 from .templates import freeze_date, report_template
@@ -99,7 +102,7 @@ class RewardTrainer(
     TrainedPartsMixin,
     StepLoggingMixin,
     EvaluationMixin,
-    CheckpointMixin,
+    MovingAverageMixin,
     ModelCardMixin,
     Trainer,
 ):
@@ -112,22 +115,40 @@ class RewardTrainer(
 
     def __init__(
         self,
-        model: RewardModel, # to be trained
-        args: RewardConfig, # settings of the run
-        # rows as `read_row` reads them, or tokenized by `tokenize_rows`
-        train_dataset: Optional[Dataset] = None,
-        eval_dataset: Optional[Union[Dataset, dict[str, Dataset]]] = None, # the same, or several by name
-        # the model's tokenizer, saved with it; a chat template that prints the date is frozen in it
+        # to be trained; or a folder or name: that of a reward model is continued, any other gets a new head
+        model: Union[RewardModel, str, Path],
+        args: Optional[RewardConfig] = None, # settings of the run; by default an output folder named after the model
+        *,
+        # rows as `read_row` reads them, or tokenized by `tokenize_rows`: a table, a stream or a list
+        train_dataset: Optional[Rows] = None,
+        eval_dataset: Optional[Union[Rows, dict[str, Rows]]] = None, # the same, or several by name
+        # the model's tokenizer, saved with it, by default the one that is stored with the model; a chat template that
+        # prints the date is frozen in it
         processing_class: Optional[PreTrainedTokenizerBase] = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] = pair_metrics, # from rewards and ranks
-        # such as `peft.LoraConfig`, to train an adapter and the head only, see `add_adapter`
-        peft_config: Any = None,
-        **kwargs: Any, # for `Trainer`: callbacks, optimizers, …
+        peft_config: Any = None, # such as `peft.LoraConfig`: train an adapter and the head only, see `add_adapter`
+        callbacks: Optional[list[Union[TrainerCallback, type[TrainerCallback]]]] = None, # as in `Trainer`
+        optimizers: tuple = (None, None), # as in `Trainer`: an optimizer and its schedule
+        optimizer_cls_and_kwargs: Optional[tuple[type, dict[str, Any]]] = None, # as in `Trainer`
+        preprocess_logits_for_metrics: Optional[Callable] = None, # as in `Trainer`
+        tokenizer: Optional[PreTrainedTokenizerBase] = None, # the former name of `processing_class`
+        data_collator: None = None, # no other: batches are made for the layout, see `RewardConfig.layout`
     ):
+        if data_collator is not None:
+            raise ValueError(
+                f"data_collator is a {type(data_collator).__name__}; expected none: RewardTrainer batches comparisons "
+                "itself, by args.layout. To change what is in a batch, change the rows."
+            )
+        train_dataset = as_tables(train_dataset, "train_dataset")
+        eval_dataset = as_tables(eval_dataset, "eval_dataset")
+        check_inputs(model, train_dataset, eval_dataset)
+        args = args or default_config(model)
         check_arguments(args)
-        check_inputs(model, processing_class, train_dataset, eval_dataset)
         if args.should_save:
             check_writable(args.output_dir)
+        if not isinstance(model, RewardModel):
+            model = open_to_train(model, args)
+        processing_class = tokenizer_of(model, processing_class, tokenizer)
         freeze_date(processing_class)
         report_template(processing_class)
         if peft_config is not None:
@@ -137,12 +158,14 @@ class RewardTrainer(
         options = (args.label_smoothing_factor, args.center_rewards_coefficient, args.good_weight)
         self.reward_loss = make_loss(args.loss, *options).to(args.device)
         check_regularizers(args, model, self.reward_loss)
+        self.length_loss = start_length_loss(args, model)
         self.note_model(model, args.head_learning_rate is not None)
         self.step_records = StepRecords()
         self.eval_rows = eval_dataset
         self._tokenized = partial(tokenize_for_model, model, processing_class, args)
         train_dataset = self._tokenized(train_dataset, "the training set")
-        train_dataset = check_for_loss(train_dataset, args.loss, "the training set", model.attributes)
+        rated = () if args.length_loss == "odin" else model.attributes
+        train_dataset = check_for_loss(train_dataset, args.loss, "the training set", rated)
         _start_offset(self.reward_loss, train_dataset)
         super().__init__(
             model,
@@ -152,7 +175,10 @@ class RewardTrainer(
             self._tokenized(eval_dataset, "the evaluation set"),
             processing_class,
             compute_metrics=partial(evaluation_metrics, compute_metrics=compute_metrics, loss=self.reward_loss),
-            **kwargs,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         show_log_line(self)
         if self.is_fsdp_enabled:
@@ -160,11 +186,11 @@ class RewardTrainer(
 
     def train(
         self,
-        resume_from_checkpoint: Union[bool, str, None] = None, # a folder, or True for the newest one
+        resume_from_checkpoint: Union[bool, str, None] = None, # a folder, or True for the run's newest complete one
         **kwargs: Any, # as in `Trainer.train`
     ) -> TrainOutput:
         """
-        Train as `Trainer.train` does. `resume_from_checkpoint=True` resumes from the run's newest complete checkpoint.
+        Train as `Trainer.train` does, then save the model in the output folder, unless `save_strategy` is 'no'.
 
         Raises `ValueError` for a named checkpoint that is incomplete or of another run, or where there is none;
         `OSError` if another run writes to `output_dir`, or nothing can be written there; `Stopped`, which is a
@@ -177,10 +203,14 @@ class RewardTrainer(
             self.model.forget_measured()
             self.start_head(checkpoint is not None)
             self.step_records = StepRecords()
+            describe_run(self, self.unwrapped_model())
             stopping = saved_on_signal(self) if self.args.save_on_signal else nullcontext()
             with stopping, self._regularizing():
                 output = super().train(checkpoint, **kwargs)
             self._check_finite()
+            if self.args.save_strategy != "no":
+                with not_lost(self.last_checkpoint):
+                    self.save_model(_internal_call=True)
         return output
 
 # %% ../nbs/05_training.ipynb #f2bf27ca
@@ -223,7 +253,7 @@ def tokenize_for_model(
             name=name,
             max_positions=min(limits, default=None),
             attributes=model.attributes,
-            response_starts=model.pooling in RESPONSE_POOLINGS,
+            response_starts=model.pooling in RESPONSE_POOLINGS or args.length_loss != "none",
         )
     return tokenized
 

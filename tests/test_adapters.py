@@ -37,9 +37,9 @@ def make(base, folder, peft_config=None, model=None, **options):
     return RewardTrainer(
         model or open_tiny(base),
         args,
-        tokenized(base, 40),
-        tokenized(base, 10, 1),
-        AutoTokenizer.from_pretrained(base),
+        train_dataset=tokenized(base, 40),
+        eval_dataset=tokenized(base, 10, 1),
+        processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=peft_config or LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1),
     )
 

@@ -419,7 +419,7 @@ def trainer_of(base, folder, rows, loss="regression", model=None, **options):
     args = RewardConfig(
         str(folder), loss=loss, use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no", **options
     )
-    return RewardTrainer(model or new_model(base), args, table(rows), processing_class=word_tokenizer())
+    return RewardTrainer(model or new_model(base), args, train_dataset=table(rows), processing_class=word_tokenizer())
 
 
 ALL_RATED = [ # each attribute has a rating somewhere
@@ -473,7 +473,7 @@ def test_a_run_without_what_attributes_learn_from_is_refused(base, tmp_path):
     other = tokenize_rows(table(ALL_RATED), word_tokenizer(), None, attributes=NAMES[::-1])
     with pytest.raises(ValueError, match="was tokenized with the attributes .*'clarity', 'helpfulness', 'verbosity'"):
         args = RewardConfig(str(tmp_path), loss="regression", use_cpu=True, report_to="none")
-        RewardTrainer(new_model(base), args, other, processing_class=word_tokenizer())
+        RewardTrainer(new_model(base), args, train_dataset=other, processing_class=word_tokenizer())
 
 
 def test_a_run_resumes_with_the_same_attributes_only(base, tmp_path):

@@ -434,9 +434,9 @@ def trained(base, folder, layout, peft_config=None, **options):
     trainer = RewardTrainer(
         open_tiny(str(base)),
         args,
-        tokenized(str(base), 80),
-        tokenized(str(base), 30, 1),
-        T.AutoTokenizer.from_pretrained(base),
+        train_dataset=tokenized(str(base), 80),
+        eval_dataset=tokenized(str(base), 30, 1),
+        processing_class=T.AutoTokenizer.from_pretrained(base),
         peft_config=peft_config,
     )
     trainer.train()

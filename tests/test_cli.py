@@ -169,7 +169,9 @@ def test_training_on_a_file_ends_with_accuracy_baseline_and_checkpoint(tmp_path,
     argv = ["--model", base, "--dataset", str(tmp_path / "train.jsonl")]
     argv += ["--eval_dataset", str(tmp_path / "eval.jsonl"), "--columns", "prompt=question"]
     metrics = train([*argv, "--output_dir", str(tmp_path / "out"), *QUICK])
-    printed = capsys.readouterr().out
+    printed, errors = capsys.readouterr()
+    data = f"--data {tmp_path / 'eval.jsonl'} --columns=prompt=question"
+    assert f"Next: rlhf_reward evaluate --model {tmp_path / 'out'} {data} --output report\n" in errors
     assert f"Held-out accuracy: {metrics['eval_accuracy']:.4f} over 9 pairs" in printed
     assert "Longer wins:       1.0000" in printed
     assert f"Checkpoint:        {tmp_path / 'out'}" in printed
@@ -412,6 +414,8 @@ def test_known_sets_are_trained_on_audited_and_evaluated(tmp_path, capsys):
         found = json.loads((tmp_path / f"report_{form}" / "report.json").read_text())
         accuracies.append(found["data"][str(file)]["models"][str(tmp_path / "out")]["accuracy"])
     assert sum(accuracies) == 1  # the labels are opposite
+    following = f"Next: rlhf_reward score --model {tmp_path / 'out'} --data ROWS.jsonl --output scored.jsonl\n"
+    assert capsys.readouterr().err.count(following) == 2
 
 
 def test_score_writes_rows_of_known_sets_as_they_are(tmp_path):

@@ -75,7 +75,13 @@ def base(tmp_path_factory):
 def trained_on(base, folder, rows, **options):
     torch.manual_seed(0)
     args = RewardConfig(str(folder), use_cpu=True, report_to="none", disable_tqdm=True, max_steps=1, **options)
-    trainer = RewardTrainer(RewardModel(base, 0.0, "cpu"), args, rows, rows, word_tokenizer())
+    trainer = RewardTrainer(
+        RewardModel(base, 0.0, "cpu"),
+        args,
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=word_tokenizer(),
+    )
     trainer.train()
     return trainer
 

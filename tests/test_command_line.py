@@ -15,9 +15,8 @@ from transformers import AutoTokenizer
 import rlhf_reward
 from rlhf_reward import RewardModel
 from rlhf_reward.cli import COMMANDS, main, parse_train
-from rlhf_reward.cli.config import options_by_name
-from rlhf_reward.cli.parser import GENERAL
-from rlhf_reward.cli.train_command import prepare_trainer
+from rlhf_reward.cli.config import GENERAL, options_by_name
+from rlhf_reward.cli.train_command import next_words, prepare_trainer
 from rlhf_reward.cli.train_help import GROUPS, RECIPES, TABLE, options_of_train, train_parser
 from rlhf_reward.synthetic import tiny_decoder
 
@@ -100,6 +99,26 @@ def test_every_option_of_every_command_has_both_spellings():
 def test_two_ways_to_give_the_same(command, argv, same):
     parser = COMMANDS[command].parser
     assert parser().parse_args(argv) == parser().parse_args(same)
+
+
+@pytest.mark.parametrize("text, problem", [
+    ("max-length: 1\nmax_length: 2", "has max_length more than once, as max_length too"),
+    ("data: a\ndataset: b", "has data more than once, as dataset too"),
+    ("normalize: 1", "normalize is 1 in"),
+    ("print_config: true", "has print_config, which is for the command line alone"),
+    ("config: other.yaml", "has config, which is for the command line alone"),
+    ("colums: a", "; did you mean 'columns'?"),
+    ("dtype: int8", "argument --dtype: invalid choice: 'int8'"),
+    ("- a", "contains a list; expected a mapping"),
+])
+def test_a_wrong_yaml_file_is_refused(text, problem, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        main(["score", str(tmp_path / "run.yaml"), *least("score")])
+    assert problem in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["score", "a.yaml", "--config", "b.yaml"])
+    assert "there is more than one YAML file, a.yaml and --config" in capsys.readouterr().err
 
 
 def test_train_takes_the_names_of_the_others(tmp_path):
@@ -251,27 +270,14 @@ def test_recipes_of_the_folder_are_all_listed():
 
 
 def test_each_command_ends_with_the_next(tiny, tmp_path, capsys):
-    "On stderr, once, as a command that its parser reads; stdout is as before."
+    "On stderr, once, as a command that its parser reads; stdout is as before. For train and evaluate: `test_cli.py`."
     rows = str(tiny / "pairs.jsonl")
-    model = ["--model", str(tiny / "model"), "--device", "cpu", "--dtype", "float32"]
-    options = ["--model", str(tiny / "base"), "--dataset", rows, "--eval_dataset", rows, "--columns", "prompt=prompt"]
+    model = ["--model", str(tiny / "model")]
     commands = [
         (["audit", rows, "--json"], ["train", "--model", "MODEL", "--dataset", rows, "--output_dir", "OUT"]),
         (
-            ["train", *options, *QUICK, "--disable_tqdm", "true", "--output_dir", str(tmp_path / "out")],
-            ["evaluate", "--model", str(tmp_path / "out"), "--data", rows, "--columns=prompt=prompt"],
-        ),
-        (
-            ["evaluate", *model, "--data", rows, "--output", str(tmp_path / "report")],
-            ["score", "--model", str(tiny / "model"), "--data", "ROWS.jsonl", "--output", "scored.jsonl", "--dtype"],
-        ),
-        (
-            ["score", *model, "--data", rows, "--output", str(tmp_path / "scored.jsonl")],
-            ["serve", "--model", str(tiny / "model"), "--dtype", "float32"],
-        ),
-        (
-            ["verify", *model, "--folder", str(tiny / "model")],
-            ["evaluate", "--model", str(tiny / "model"), "--data", "HELD_OUT.jsonl", "--output", "report", "--dtype"],
+            ["score", *model, "--device=cpu", "--dtype=float32", "--data", rows, f"--output={tmp_path}/out.jsonl"],
+            ["serve", *model, "--dtype", "float32"],
         ),
     ]
     for argv, expected in commands:
@@ -281,12 +287,27 @@ def test_each_command_ends_with_the_next(tiny, tmp_path, capsys):
             assert not end.code, argv
         printed = capsys.readouterr()
         (line,) = re.findall(r"^Next: rlhf_reward (.*)$", printed.err, flags=re.MULTILINE)
-        words = shlex.split(line)
-        assert words[:len(expected)] == expected and "Next:" not in printed.out
-        if words[0] != "train":
-            COMMANDS[words[0]].parser().parse_args(words[1:])
+        assert shlex.split(line) == expected and "Next:" not in printed.out
+        COMMANDS[expected[0]].parser().parse_args(expected[1:])
         if argv[0] == "audit":
             json.loads(printed.out)
+
+
+@pytest.mark.parametrize("options, expected", [
+    (["--dataset", "synthetic"], ["serve", "--model", "out"]),
+    (["--dataset", "a b.jsonl"], ["evaluate", "--model", "out", "--data", "HELD_OUT.jsonl", "--output", "report"]),
+    (["--dataset", "a", "--eval_dataset", "b", "c"], ["evaluate", "--model", "out", "--data", "HELD_OUT.jsonl"]),
+    (
+        ["--dataset", "org/a", "--eval_split", "dev", "--dataset_config", "c", "--verdicts=-1=a,1=b"],
+        ["evaluate", "--model", "out", "--data", "org/a", "--split=dev", "--dataset_config=c", "--verdicts=-1=a,1=b"],
+    ),
+])
+def test_after_training_the_held_out_data_are_evaluated(options, expected, tmp_path):
+    "With the split, the configuration and the columns that training read them by."
+    job, _ = parse_train(["--model", "m", "--use_cpu", "--output_dir", str(tmp_path), *options])
+    words = next_words(job, "out")
+    assert words[:len(expected)] == expected
+    COMMANDS[words[0]].parser().parse_args(words[1:])
 
 
 def test_env_names_what_a_bug_report_needs(capsys):
@@ -320,6 +341,13 @@ def test_bash_completes(typed, expected, tmp_path, capsys):
     )
     done = subprocess.run(["bash", script], capture_output=True, text=True, check=True)
     assert {word.strip() for word in done.stdout.splitlines()} - {""} == expected, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_other_shells_get_a_script(shell, capsys):
+    pytest.importorskip("shtab", reason="the extra completion is not installed")
+    main(["completion", shell])
+    assert "per_device_train_batch_size" in capsys.readouterr().out
 
 
 def test_the_page_lists_every_command_and_shared_option():

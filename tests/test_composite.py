@@ -105,7 +105,13 @@ OPTIONS = dict(
 
 def trained(model, folder, peft_config=None, resume=None, **options):
     config = RewardConfig(str(folder), **{"max_steps": 4, **OPTIONS, **options})
-    trainer = RewardTrainer(model, config, comparisons(), None, word_tokenizer(), peft_config=peft_config)
+    trainer = RewardTrainer(
+        model,
+        config,
+        train_dataset=comparisons(),
+        processing_class=word_tokenizer(),
+        peft_config=peft_config,
+    )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 

@@ -361,7 +361,13 @@ def test_training_reaches_the_new_layers_and_resumes_from_any_start(base, family
             peft = pytest.importorskip("peft", reason="the extra peft is not installed")
             peft_config = peft.LoraConfig(r=2, target_modules="all-linear")
         model = RewardModel(base(family), 0.0, "cpu")
-        return RewardTrainer(model, args, PREFERENCES, None, tokenizer_of_encoder(), peft_config=peft_config)
+        return RewardTrainer(
+            model,
+            args,
+            train_dataset=PREFERENCES,
+            processing_class=tokenizer_of_encoder(),
+            peft_config=peft_config,
+        )
 
     uninterrupted = trainer(tmp_path / "run", seed=0)
     trained = [name for name, parameter in uninterrupted.model.named_parameters() if parameter.requires_grad]

@@ -784,7 +784,12 @@ def test_training_and_evaluation_agree(model, tmp_path):
         str(tmp_path), per_device_eval_batch_size=7, report_to="none", use_cpu=True, disable_tqdm=True
     )
     data = [row for row in rows() if len(set(row["scores"])) > 1]
-    trainer = RewardTrainer(reward_model, config, None, Dataset.from_list(data), word_tokenizer())
+    trainer = RewardTrainer(
+        reward_model,
+        config,
+        eval_dataset=Dataset.from_list(data),
+        processing_class=word_tokenizer(),
+    )
     metrics = trainer.evaluate()
     report = evaluate(Scorer(reward_model, word_tokenizer()), map(to_comparison, data)).report
     for name in (

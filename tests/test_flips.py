@@ -183,7 +183,7 @@ def test_flips_of_a_made_set_are_found_and_their_file_trains(made, base, tmp_pat
     tokenized = tokenize_rows(again.select(range(16)), tokenizer, 64)
     assert tokenized["preference"][0] == first.preference
     args = RewardConfig(str(tmp_path / "run"), max_steps=1, report_to="none", disable_tqdm=True, use_cpu=True)
-    RewardTrainer(RewardModel(base, 0.0, "cpu"), args, tokenized, processing_class=tokenizer).train()
+    RewardTrainer(RewardModel(base, 0.0, "cpu"), args, train_dataset=tokenized, processing_class=tokenizer).train()
 
 
 def test_flips_are_not_named_where_nothing_is_known():

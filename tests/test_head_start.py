@@ -46,7 +46,7 @@ def make_trainer(base, folder, rows=None, model=None, peft_config=None, **option
     return RewardTrainer(
         model or RewardModel(base, 0.0, "cpu"),
         RewardConfig(str(folder), **{**defaults, **options}),
-        rows or synthetic_comparisons(40),
+        train_dataset=rows or synthetic_comparisons(40),
         processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=peft_config,
     )

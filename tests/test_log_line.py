@@ -36,7 +36,12 @@ def test_a_run_prints_lines_and_trackers_get_all(with_bar, tmp_path, capsys, mon
     rows = synthetic_comparisons(32)
     sets = {"first": rows.select(range(4)), "rest": rows.select(range(4, 8))}
     trainer = RewardTrainer(
-        RewardModel(base, device="cpu"), config, rows, sets, AutoTokenizer.from_pretrained(base), callbacks=[tracker]
+        RewardModel(base, device="cpu"),
+        config,
+        train_dataset=rows,
+        eval_dataset=sets,
+        processing_class=AutoTokenizer.from_pretrained(base),
+        callbacks=[tracker],
     )
     trainer.train()
     lines = [line.strip() for line in capsys.readouterr().out.replace("\r", "\n").splitlines()]
@@ -65,7 +70,13 @@ def test_callbacks_of_others_stay(tmp_path):
     base = tiny_decoder(tmp_path / "base", synthetic_texts())
     model, tokenizer = RewardModel(base, device="cpu"), AutoTokenizer.from_pretrained(base)
     config = RewardConfig(str(tmp_path / "run"), report_to="none", use_cpu=True, disable_tqdm=True)
-    trainer = RewardTrainer(model, config, synthetic_comparisons(4), None, tokenizer, callbacks=[Mine])
+    trainer = RewardTrainer(
+        model,
+        config,
+        train_dataset=synthetic_comparisons(4),
+        processing_class=tokenizer,
+        callbacks=[Mine],
+    )
     kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
     assert Mine in kinds and LogLine in kinds
     assert PrinterCallback not in kinds and ProgressCallback not in kinds

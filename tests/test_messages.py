@@ -162,7 +162,7 @@ def test_an_encoder_has_the_same_messages(tmp_path):
 
 def trainer(base, tmp_path, rows, **options):
     args = RewardConfig(str(tmp_path), use_cpu=True, report_to="none", **options)
-    return RewardTrainer(RewardModel(base, 0.0, "cpu"), args, rows, None, word_tokenizer())
+    return RewardTrainer(RewardModel(base, 0.0, "cpu"), args, train_dataset=rows, processing_class=word_tokenizer())
 
 
 PAIR = {"prompt": "w5 ", "chosen": "w6 w6", "rejected": "w7"}

@@ -64,9 +64,9 @@ def make(
     return RewardTrainer(
         model or open_tiny(base, dropout),
         RewardConfig(str(folder), **{**defaults, **options}),
-        tokenized(base, 20) if rows is ROWS else rows,
-        eval_rows or (ROWS if "eval_strategy" in options else None),
-        AutoTokenizer.from_pretrained(base),
+        train_dataset=tokenized(base, 20) if rows is ROWS else rows,
+        eval_dataset=eval_rows or (ROWS if "eval_strategy" in options else None),
+        processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=peft_config,
         callbacks=callbacks,
     )

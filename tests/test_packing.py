@@ -379,9 +379,9 @@ def trained(base, folder, layout, rows=None, **options):
     trainer = RewardTrainer(
         open_tiny(base),
         args,
-        rows or tokenized(base, 160),
-        tokenized(base, 30, 1),
-        tokenizer,
+        train_dataset=rows or tokenized(base, 160),
+        eval_dataset=tokenized(base, 30, 1),
+        processing_class=tokenizer,
     )
     trainer.train()
     return trainer
@@ -425,7 +425,13 @@ def test_auto_packs_what_can_be_packed_and_reports_once_what_cannot(tmp_path, ca
             str(tmp_path / family), use_cpu=True, report_to="none", max_steps=2, save_strategy="no", disable_tqdm=True
         )
         model = RewardModel(save_language_model(family, tmp_path / family), 0.0, "cpu")
-        trainers[family] = RewardTrainer(model, args, rows, rows, word_tokenizer())
+        trainers[family] = RewardTrainer(
+            model,
+            args,
+            train_dataset=rows,
+            eval_dataset=rows,
+            processing_class=word_tokenizer(),
+        )
         trainers[family].train()
         trainers[family].evaluate()
         trainers[family].predict(rows)
@@ -445,7 +451,7 @@ def test_auto_packs_what_can_be_packed_and_reports_once_what_cannot(tmp_path, ca
         ValueError,
         match="layout is 'packed', but for this bloom packed rows are refused .*; expected layout='auto' or 'padded'",
     ):
-        RewardTrainer(trainers["bloom"].model, args, rows, processing_class=word_tokenizer()).train()
+        RewardTrainer(trainers["bloom"].model, args, train_dataset=rows, processing_class=word_tokenizer()).train()
 
 
 def test_the_longest_comparison_is_among_those_compared(base, tmp_path, monkeypatch):

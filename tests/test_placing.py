@@ -135,7 +135,13 @@ def test_a_model_with_a_device_map_trains(tmp_path):
     model = RewardModel(base, device_map="auto")
     before = model.score.weight.clone()
     tokenizer = AutoTokenizer.from_pretrained(base)
-    RewardTrainer(model, args, synthetic_comparisons(40), synthetic_comparisons(8), tokenizer).train()
+    RewardTrainer(
+        model,
+        args,
+        train_dataset=synthetic_comparisons(40),
+        eval_dataset=synthetic_comparisons(8),
+        processing_class=tokenizer,
+    ).train()
     assert not torch.equal(model.score.weight, before)
 
 

@@ -3,6 +3,7 @@ import configparser
 import filecmp
 import importlib
 import json
+import re
 import shutil
 import sys
 from importlib.metadata import requires
@@ -100,14 +101,18 @@ def test_version_and_requirements_come_from_settings():
 
 @pytest.mark.process
 def test_make_installs_only_once(tmp_path):
-    "`make -n` prints what it would run: nothing of pip once the installation is there."
-    def commands(installed):
-        return run("make", "-n", "demo", f"INSTALLED={installed}", cwd=ROOT).stdout
+    "`make -n` prints what it would run: nothing of pip once all is installed. The demo needs no developer tools."
+    def commands(target, folder):
+        markers = [f"INSTALLED={folder}/installed", f"RUNTIME={folder}/runtime"]
+        return run("make", "-n", target, *markers, cwd=ROOT).stdout
 
-    before = commands(".venv/never-made")
-    assert "pip install" in before and "rlhf_reward train" in before
-    (tmp_path / "installed").touch()
-    assert "pip" not in commands(tmp_path / "installed")
+    before = commands("demo", ".venv/never-made")
+    assert "pip install" in before and "rlhf_reward train" in before and "[dev]" not in before
+    assert re.search(r"Installing .*PyTorch.* minutes", before) and re.search(r"Training on .* minutes", before)
+    assert "--editable '.[dev]'" in commands("quick", ".venv/never-made")
+    (tmp_path / "runtime").touch()
+    assert "pip" not in commands("demo", tmp_path)
+
 
 
 # ----- imports

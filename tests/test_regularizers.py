@@ -53,7 +53,7 @@ def make_trainer(base, folder, dropout=0.0, rows=None, **options):
     return RewardTrainer(
         RewardModel(base, dropout, "cpu"),
         RewardConfig(str(folder), **{**defaults, **options}),
-        rows or rows_of_two_kinds(),
+        train_dataset=rows or rows_of_two_kinds(),
         processing_class=AutoTokenizer.from_pretrained(base),
     )
 
@@ -287,4 +287,4 @@ def test_models_without_a_vocabulary_head_are_refused(tmp_path):
         args = RewardConfig(str(tmp_path / "out"), lm_coefficient=1.0, use_cpu=True, report_to="none", max_steps=1)
         rows = Dataset.from_list([{"prompt": "w5 ", "chosen": "w6", "rejected": "w7"}] * 8)
         with pytest.raises(ValueError, match=f"lm_coefficient is on, but .*{problem}"):
-            RewardTrainer(model, args, rows, processing_class=word_tokenizer()).train()
+            RewardTrainer(model, args, train_dataset=rows, processing_class=word_tokenizer()).train()

@@ -125,7 +125,11 @@ def test_scorer_and_copies_and_adapters(tmp_path):
         str(tmp_path / "adapter"), max_steps=2, report_to="none", use_cpu=True, save_strategy="no", disable_tqdm=True
     )
     trainer = RewardTrainer(
-        model, config, Dataset.from_list(rows), None, scorer.tokenizer, peft_config=lora_config(r=2)
+        model,
+        config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=scorer.tokenizer,
+        peft_config=lora_config(r=2),
     )
     trainer.train()
     trainer.save_model()
@@ -156,7 +160,13 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_comparisons(layout, tmp_path):
             disable_tqdm=True,
         )
         data = Dataset.from_list(rows)
-        trainer = RewardTrainer(RewardModel(folder, 0.0, "cpu"), config, data, data, tokenizer)
+        trainer = RewardTrainer(
+            RewardModel(folder, 0.0, "cpu"),
+            config,
+            train_dataset=data,
+            eval_dataset=data,
+            processing_class=tokenizer,
+        )
         losses.append(trainer.evaluate()["eval_loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
@@ -274,7 +284,7 @@ def test_a_model_that_mixes_the_texts_of_a_batch_is_refused(layout, tmp_path):
         Scorer(model, tokenizer)
     rows = [{"prompt": "a", "chosen": "b c", "rejected": "d e f"}] * 4
     config = RewardConfig(str(tmp_path / "run"), layout=layout, report_to="none", use_cpu=True, disable_tqdm=True)
-    trainer = RewardTrainer(model, config, Dataset.from_list(rows), None, tokenizer)
+    trainer = RewardTrainer(model, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     with pytest.raises(ValueError, match="in a padded batch"):
         trainer.train()
     assert not model.training

@@ -57,14 +57,15 @@ def make(
         "per_device_train_batch_size": 8,
         "learning_rate": 1e-3,
         "logging_steps": 1,
+        "logging_first_step": False,
         "save_strategy": "no",
     }
     return RewardTrainer(
         model or open_tiny(base),
         RewardConfig(str(folder), **{**defaults, **options}),
-        rows or tokenized(base, 40),
-        eval_rows or tokenized(base, 10, 1),
-        tokenizer or AutoTokenizer.from_pretrained(base),
+        train_dataset=rows or tokenized(base, 40),
+        eval_dataset=eval_rows or tokenized(base, 10, 1),
+        processing_class=tokenizer or AutoTokenizer.from_pretrained(base),
         callbacks=callbacks,
         peft_config=peft_config,
         compute_metrics=compute_metrics,
@@ -669,8 +670,8 @@ def test_a_second_run_and_the_time_before_are_not_counted(base, tmp_path, clock)
 
 
 @pytest.mark.parametrize("change, problem", [
-    (dict(rows=[{"prompt": "x"}]), "train_dataset is a list; expected a datasets.Dataset"),
-    (dict(model=torch.nn.Linear(1, 1)), "model is a Linear; expected a RewardModel"),
+    (dict(rows="x"), "train_dataset is a str; expected a list of rows, or a datasets.Dataset"),
+    (dict(model=torch.nn.Linear(1, 1)), "model is a Linear; expected the name of a model, or a RewardModel"),
     (dict(eval_do_concat_batches=False), "eval_do_concat_batches is False"),
     (dict(include_for_metrics=["loss"]), "include_for_metrics is"),
 ])

@@ -320,7 +320,11 @@ def test_training_evaluation_and_scoring_give_the_same_reward(reward_models, tmp
 
     def make_trainer():
         return RewardTrainer(
-            RewardModel.from_pretrained(reward_models(), 0.0, "cpu"), config, data, data, tokenizer
+            RewardModel.from_pretrained(reward_models(), 0.0, "cpu"),
+            config,
+            train_dataset=data,
+            eval_dataset=data,
+            processing_class=tokenizer,
         )
 
     trainer = make_trainer()

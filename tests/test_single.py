@@ -254,7 +254,13 @@ def trainer_of(base, folder, rows, eval_rows=None, **options):
     torch.manual_seed(0)
     model = RewardModel(base, 0.0, "cpu")
     options = {**QUIET, "learning_rate": 1e-2, **options}
-    return RewardTrainer(model, RewardConfig(str(folder), **options), rows, eval_rows, word_tokenizer())
+    return RewardTrainer(
+        model,
+        RewardConfig(str(folder), **options),
+        train_dataset=rows,
+        eval_dataset=eval_rows,
+        processing_class=word_tokenizer(),
+    )
 
 
 def loss_and_gradients(trainer, dataset):

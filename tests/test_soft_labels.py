@@ -241,7 +241,7 @@ def test_soft_labels_train_evaluate_and_resume(base, tmp_path):
             use_cpu=True,
             **options,
         )
-        return RewardTrainer(model, config, rows, rows, tokenizer)
+        return RewardTrainer(model, config, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
 
     whole = trainer("whole")
     rewards = whole.predict(rows).predictions

@@ -252,7 +252,7 @@ def test_a_date_is_frozen_by_training_and_saved(name, checkpoint, tmp_path, days
     config = RewardConfig(str(tmp_path / "run"), use_cpu=True, report_to="none", disable_tqdm=True, max_length=1000)
     rows = Dataset.from_list([row] * 2)
     model = RewardModel.from_pretrained(checkpoint, 0.0, "cpu")
-    trainer = RewardTrainer(model, config, rows, processing_class=tokenizer)
+    trainer = RewardTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
     assert len([text for text in caplog.messages if "prints today's date. From now on" in text]) == 1
     trained_on = whole_sequences(trainer.train_dataset[0])[0]
     trainer.save_model(str(tmp_path / "saved"))
@@ -275,7 +275,7 @@ def test_a_date_is_frozen_where_rows_are_tokenized_and_where_they_come_tokenized
     tokenized = tokenize_rows(Dataset.from_list([row] * 2), tokenizers[0], 1000)
     config = RewardConfig(str(tmp_path / "run"), use_cpu=True, report_to="none", disable_tqdm=True, max_length=1000)
     model = RewardModel.from_pretrained(checkpoint, 0.0, "cpu")
-    RewardTrainer(model, config, tokenized, processing_class=tokenizers[1])
+    RewardTrainer(model, config, train_dataset=tokenized, processing_class=tokenizers[1])
     for tokenizer in tokenizers:
         ids = tokenizer.apply_chat_template(CHAT, return_dict=True)["input_ids"]
         assert ids == whole_sequences(tokenized[0])[0]

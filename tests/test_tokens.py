@@ -148,7 +148,7 @@ def test_what_is_decided_about_the_end_is_saved_and_used(tmp_path):
         trainer = RewardTrainer(
             trained,
             RewardConfig(str(tmp_path / "run"), use_cpu=True),
-            Dataset.from_list([PAIR]),
+            train_dataset=Dataset.from_list([PAIR]),
             processing_class=word_tokenizer(),
         )
         assert whole_sequences(trainer.train_dataset[0])[0] == ids
@@ -531,7 +531,7 @@ def test_a_model_trains_on_a_stream(tmp_path):
         learning_rate=1e-2,
     )
     RewardTrainer(
-        model, args, load_rows(str(path), streaming=True), processing_class=word_tokenizer()
+        model, args, train_dataset=load_rows(str(path), streaming=True), processing_class=word_tokenizer()
     ).train()
     assert not torch.equal(before, model.score.weight)
 

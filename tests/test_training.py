@@ -50,9 +50,9 @@ def make_trainer(base, folder, train_rows=None, eval_rows=None, dropout=0.0, tok
     return RewardTrainer(
         open_tiny(base, dropout),
         RewardConfig(str(folder), **{**defaults, **options}),
-        train_rows or tokenized(base, 40),
-        eval_rows or tokenized(base, 21, 1),
-        tokenizer or AutoTokenizer.from_pretrained(base),
+        train_dataset=train_rows or tokenized(base, 40),
+        eval_dataset=eval_rows or tokenized(base, 21, 1),
+        processing_class=tokenizer or AutoTokenizer.from_pretrained(base),
     )
 
 
@@ -473,7 +473,7 @@ def test_uneven_batches_of_several_processes_are_rejected(base, tmp_path, monkey
 def test_plain_training_arguments_are_rejected(base, tmp_path):
     args = TrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match="args is a TrainingArguments; expected a RewardConfig"):
-        RewardTrainer(RewardModel(base, device="cpu"), args, synthetic_comparisons(3))
+        RewardTrainer(RewardModel(base, device="cpu"), args, train_dataset=synthetic_comparisons(3))
 
 
 @pytest.mark.process
@@ -509,18 +509,12 @@ def test_two_processes_measure_what_one_does(base, tmp_path):
         assert one[f"eval_{name}"] == pytest.approx(two[f"eval_{name}"], abs=1e-6), name
 
 
-def test_missing_tokenizer_is_named(base, tmp_path):
-    args = RewardConfig(str(tmp_path), use_cpu=True)
-    with pytest.raises(ValueError, match="processing_class is None; expected the tokenizer"):
-        RewardTrainer(RewardModel(base, device="cpu"), args, synthetic_comparisons(3))
-
-
 def test_several_gpus_in_one_process_are_rejected(base, tmp_path):
     args = RewardConfig(str(tmp_path), use_cpu=True)
     args._n_gpu = 2
     model, tokenizer = RewardModel(base, device="cpu"), AutoTokenizer.from_pretrained(base)
     with pytest.raises(ValueError, match="2 GPUs.*accelerate launch"):
-        RewardTrainer(model, args, synthetic_comparisons(3), processing_class=tokenizer)
+        RewardTrainer(model, args, train_dataset=synthetic_comparisons(3), processing_class=tokenizer)
 
 
 # Hooks of transformers.Trainer that RewardTrainer overrides or calls, with the first parameters that it relies on.

@@ -211,7 +211,8 @@ def trainer_of(base, folder, heads=3, dropout=0.0, **options):
     settings = {"per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 1e-2, "layout": "padded"}
     settings.update({"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", **options})
     rows = Dataset.from_list(ROWS)
-    return RewardTrainer(model, RewardConfig(folder, **settings), rows, rows, word_tokenizer())
+    args = RewardConfig(folder, **settings)
+    return RewardTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=word_tokenizer())
 
 
 def test_each_head_learns_from_its_own_weights_of_the_comparisons(base, tmp_path):
@@ -331,7 +332,7 @@ def test_a_pessimistic_choice_goes_by_the_lower_bound(scorer):
             function = RewardFunction(scorer, normalize, pessimism=pessimism)
             shown = [(bound - 1) / 2 for bound in bounds] if normalize else bounds
             np.testing.assert_allclose(function([PROMPT] * 3, RESPONSES), shown, atol=1e-4)
-            own = scorer.rank(PROMPT, RESPONSES, normalize, pessimism)
+            own = scorer.rank(PROMPT, RESPONSES, normalize, pessimism=pessimism)
             assert [result.index for result in own] == [result.index for result in ranked]
             assert abs(own[0].bound - max(shown)) < 1e-4
     assert type(scorer.best_of_n(PROMPT, RESPONSES, pessimism=0.0)) is type(scorer.rank(PROMPT, RESPONSES)[0])
@@ -448,7 +449,8 @@ def test_a_fitted_posterior_gives_the_spread_of_rewards_and_margins(plain, base,
     model = RewardModel.from_pretrained(tmp_path / "whole", device="cpu")
     settings = {"max_steps": 1, "report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
     args = RewardConfig(str(tmp_path / "run"), **settings)
-    trainer = RewardTrainer(model, args, Dataset.from_list(ROWS), None, word_tokenizer())
+    rows = Dataset.from_list(ROWS)
+    trainer = RewardTrainer(model, args, train_dataset=rows, processing_class=word_tokenizer())
     trainer.train()
     trainer.save_model()
     assert not model.has_uncertainty and not (tmp_path / "run" / "uncertainty").exists()

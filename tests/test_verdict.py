@@ -227,7 +227,12 @@ def test_the_verdict_of_a_trainer(trained, tmp_path):
     rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
     model = RewardModel.from_pretrained(folder / "out", device="cpu")
     args = RewardConfig(str(tmp_path), use_cpu=True, report_to="none")
-    trainer = RewardTrainer(model, args, None, Dataset.from_list(rows), open_tokenizer(folder / "out"))
+    trainer = RewardTrainer(
+        model,
+        args,
+        eval_dataset=Dataset.from_list(rows),
+        processing_class=open_tokenizer(folder / "out"),
+    )
     sentence = trainer.verdict()
     assert f"\n{sentence}\n" in printed
     with_prompt, = trainer.held_out

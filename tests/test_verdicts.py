@@ -257,7 +257,7 @@ def test_the_trainer_refuses_verdicts_that_mean_another_in_evaluation(tmp_path):
     rows, others = Dataset.from_list(arena([-1, 0, 2])), Dataset.from_list(arena([0, 1]))
     for train, part in ((rows, others), (rows, {"x": rows, "y": others}), (rows.to_iterable_dataset(), others)):
         with pytest.raises(UnclearVerdict, match="the verdict 0 is tie in the rows to train on and a in those to"):
-            RewardTrainer(model, config, train, part, word_tokenizer())
+            RewardTrainer(model, config, train_dataset=train, eval_dataset=part, processing_class=word_tokenizer())
 
 
 @pytest.mark.parametrize("text", ["0", "0=c", "=a", "0=a,0=b", "0=a,,1=b", "a"])

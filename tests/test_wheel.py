@@ -20,7 +20,7 @@ for module in pkgutil.walk_packages(rlhf_reward.__path__, "rlhf_reward.", onerro
         importlib.import_module(module.name)
     except ImportError as error: # of an extra, which it names
         assert module.name == "rlhf_reward.serving" and "pip install 'rlhf_reward[serve]'" in str(error), error
-for name in ("serving.html", "report.html", "configs/fsdp2.yaml"):
+for name in ("py.typed", "serving.html", "report.html", "configs/fsdp2.yaml"):
     assert (importlib.resources.files(rlhf_reward) / name).is_file(), name
 assert "site-packages" in rlhf_reward.__file__, rlhf_reward.__file__
 for name in ("nbdev", "fastcore", "pytest"):

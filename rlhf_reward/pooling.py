@@ -111,8 +111,8 @@ def copy_head(
     saved: torch.Tensor, # of the shape `saved_head_shape`
 ) -> None:
     "Copy a head of a checkpoint into a model, with its query if it has one."
-    num_rows, hidden_size = model.score.weight.shape
-    rows = saved.reshape(-1, hidden_size)
+    num_rows = model.num_saved_rows # which all of several heads get
+    rows = saved.reshape(-1, model.score.in_features)
     with torch.no_grad():
         model.score.weight.copy_(rows[:num_rows])
         if model.pooling == "attention":

@@ -81,6 +81,9 @@ class RewardConfig(TrainingArguments):
     resume_changes: Optional[list[str]] = field(default=None, metadata={
         "help": "What a resumed run may change of what it was begun with, by name, such as seed or train_data. Without "
                 "it other values are refused; the learning rate, its schedule and the length of the run may change."})
+    balance_lengths: bool = field(default=False, metadata={
+        "help": "Weight comparisons so that those whose better response is longer count as much, together, as those "
+                "whose better response is shorter."})
     save_on_signal: bool = field(default=False, metadata={
         "help": "At SIGTERM or Ctrl-C save a checkpoint after the current step, then stop."})
     dataset_num_proc: Optional[int] = field(default=None, metadata={"help": "Processes to tokenize with."})

@@ -185,6 +185,11 @@ class HeadStartMixin:
                 logger.info("The head was trained before and stays as it is; head_start=%r is for new heads.", kind)
             model.head_is_new = False
             return
+        if kind == "zero" and self.args.length_loss == "odin":
+            raise ValueError(
+                "head_start is 'zero' with length_loss='odin', which correlates what two heads tell, and constants "
+                "tell nothing; expected 'random' or 'fitted'."
+            )
         if kind == "zero":
             nn.init.zeros_(model.score.weight)
         elif kind == "fitted":
@@ -192,7 +197,8 @@ class HeadStartMixin:
             fit, = broadcast_object_list([fit])
             if isinstance(fit, Exception):
                 raise fit
-            model.score.weight.data.copy_(fit.weight)
+            is_fitted = fit.weight.any(dim=1) # rows that the loss learns nothing of stay random, as that of a length
+            model.score.weight.data[is_fitted] = fit.weight[is_fitted].to(model.score.weight)
         model.head_is_new = False
 
     def _fit_or_error(self):

@@ -117,6 +117,7 @@ FACTS = ( # arguments that a resumed run has unchanged, unless `resume_changes` 
     "center_rewards_coefficient",
     "label_smoothing_factor",
     "good_weight",
+    "balance_lengths",
     "length_loss",
     "length_coefficient",
     "sum_to_zero_coefficient",

@@ -26,6 +26,7 @@ from .attributes import forget_reward_scale
 from .card import ModelCardMixin
 from .head_start import HeadStartMixin
 from .unread import plain_rows
+from .length_balance import balance_lengths
 from .length_losses import start_length_loss
 from .log_line import describe_run, show_log_line
 from .losses import LOSSES, Binary, make_loss
@@ -167,6 +168,7 @@ class RewardTrainer(
         train_dataset = self._tokenized(train_dataset, "the training set")
         rated = () if args.length_loss == "odin" else model.attributes
         train_dataset = check_for_loss(train_dataset, args.loss, "the training set", rated)
+        train_dataset = balance_lengths(train_dataset) if args.balance_lengths else train_dataset
         _start_offset(self.reward_loss, train_dataset)
         super().__init__(
             model,

@@ -7,10 +7,11 @@ Which way of training generalizes: one base, one budget, several methods, seeds 
     python benchmarks/generalize.py --output FOLDER --table
 
 Each method and seed trains in a process of its own, on one thread, for so many minutes of that thread (from the call of
-`train()`: with the fit of a head, without loading and evaluation), with the learning rate going down to 0 over the time. What is done already is skipped, so
-a run that was stopped goes on. A part of the training prompts is held back (`held back`): methods are chosen on it. The
-other sets are only reported. The table has accuracies with 95 % intervals, differences from the first method paired by
-prompt and seed, and accuracies in which pairs whose better response is longer weigh as much as those whose is shorter.
+`train()`: with the fit of a head, without loading and evaluation), with the learning rate going down to 0 over the
+time. What is done already is skipped, so a run that was stopped continues. A part of the training prompts is held back
+(`held back`): methods are chosen on the training prompts only. The other sets are only reported. The tables have
+accuracies with 95 % intervals, differences from the first method paired by prompt, and accuracies in which pairs whose
+better response is longer weigh as much as those whose is shorter.
 """
 import argparse
 import json
@@ -32,13 +33,20 @@ METHODS = {
     "random head": {},
     "zero head": {"head_start": "zero"},
     "fitted head": {"head_start": "fitted"},
-    "mean": {"head_start": "fitted", "model": {"pooling": "mean"}},
+    "fitted head, 20 layers": {"head_start": "fitted", "model": {"num_hidden_layers": 20}},
     "mean, 20 layers": {"head_start": "fitted", "model": {"pooling": "mean", "num_hidden_layers": 20}},
-    "mean, 20 layers, frozen": {
-        "head_start": "fitted", "model": {"pooling": "mean", "num_hidden_layers": 20}, "freeze_layers": 20,
+    "mean, 20 layers, balanced": {
+        "head_start": "fitted",
+        "model": {"pooling": "mean", "num_hidden_layers": 20},
+        "balance_lengths": True,
+        "learning_rate": 1e-5,
     },
-    "mean, 20 layers, top 6": {
-        "head_start": "fitted", "model": {"pooling": "mean", "num_hidden_layers": 20}, "freeze_layers": 14,
+    "mean, 20 layers, balanced, head only": { # fitted; the one step changes nothing
+        "head_start": "fitted",
+        "model": {"pooling": "mean", "num_hidden_layers": 20},
+        "balance_lengths": True,
+        "learning_rate": 0.0,
+        "max_steps": 1,
     },
 }
 COMMON = {"per_device_train_batch_size": 8, "learning_rate": 1e-4}
@@ -92,7 +100,7 @@ def train_ours(model_name, rows, options, seed, clock, folder):
     transformers.set_seed(seed)
     options = dict(options)
     model = RewardModel(model_name, device="cpu", **{"dropout": 0.0, **options.pop("model", {})})
-    args = RewardConfig(folder, seed=seed, **trainer_options(), **options)
+    args = RewardConfig(folder, seed=seed, **{**trainer_options(), **options})
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_name)
     trainer = RewardTrainer(
         model,
@@ -113,7 +121,7 @@ def train_trl(model_name, rows, options, seed, clock, folder):
     from datasets import Dataset
 
     transformers.set_seed(seed)
-    args = trl.RewardConfig(folder, seed=seed, gradient_checkpointing=False, **trainer_options(), **options)
+    args = trl.RewardConfig(folder, seed=seed, gradient_checkpointing=False, **{**trainer_options(), **options})
     pairs = []
     for row in rows:
         best, worst = np.argsort(row["ranks"])[[0, -1]]
@@ -201,7 +209,8 @@ def pairs_of(scorer, rows, blind):
 
 
 def without_keys(rows):
-    return [{name: value for name, value in row.items() if name != "key"} for row in rows]
+    columns = ("prompt", "responses", "ranks", "source")
+    return [dict(zip(columns, map(row.get, columns))) for row in rows]
 
 
 def run_file(folder, method, seed):

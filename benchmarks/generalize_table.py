@@ -110,7 +110,9 @@ def print_tables(folder):
     first = "trl" if "trl" in runs else next(iter(runs))
     sets = list(runs[first])
     reported = [name for name in sets if name != "held back"] or sets
-    longer = {name: Runs(correct(of.longer_by)[None], of.blind, of.longer_by, of.prompts) for name, of in runs[first].items()}
+    longer = {}
+    for name, of in runs[first].items():
+        longer[name] = Runs(correct(of.longer_by)[None], of.blind, of.longer_by, of.prompts)
     for title, statistic in (("Accuracy", accuracy), ("Length-controlled accuracy", length_controlled)):
         print(f"\n{title}, mean over pairs and seeds\n")
         print("| method | " + " | ".join(sets) + " | mean of the sets reported | minus " + first + " |")
@@ -127,10 +129,15 @@ def print_tables(folder):
     print("|" + "---|" * (len(sets) + 1))
     for method, own in runs.items():
         print(f"| {method} | " + " | ".join(f"{np.nanmean(own[name].blind):.3f}" for name in sets) + " |")
-    print("\n| method | seeds | minutes | steps | comparisons seen | gigabytes | first and last loss |\n" + "|---|" + "---|" * 6)
+    print("\n| method | seeds | minutes | steps | comparisons seen | gigabytes | first and last loss |")
+    print("|---|" + "---|" * 6)
     for method, own in figures.items():
-        losses = [f"{run['losses'][0][1]:.2f}, {run['losses'][-1][1]:.2f}" for run in own if run["losses"]]
-        mean = {name: np.mean([run[name] for run in own]) for name in ("minutes", "steps", "comparisons", "gigabytes")}
         seeds = ", ".join(str(run["seed"]) for run in own)
-        print(f"| {method} | {seeds} | {mean['minutes']:.1f} | {mean['steps']:.0f} | {mean['comparisons']:.0f} | "
-              f"{mean['gigabytes']:.1f} | {'; '.join(losses)} |")
+        losses = []
+        for run in own:
+            if run["losses"]:
+                losses.append(f"{run['losses'][0][1]:.2f}, {run['losses'][-1][1]:.2f}")
+        cells = [method, seeds]
+        for name, digits in (("minutes", 1), ("steps", 0), ("comparisons", 0), ("gigabytes", 1)):
+            cells.append(f"{np.mean([run[name] for run in own]):.{digits}f}")
+        print("| " + " | ".join([*cells, "; ".join(losses)]) + " |")

@@ -21,6 +21,7 @@ from transformers import TrainingArguments
 
 from .attribute_rows import check_all_rated, check_ratings, rated_attributes
 from .columns import check_same_verdicts
+from .length_losses import LENGTH_LOSSES
 from .losses import LOSSES, PlackettLuce
 from .reward import RewardModel
 from .run_record import CHANGEABLE
@@ -66,6 +67,11 @@ class RewardConfig(TrainingArguments):
         "help": "Initial learning rate of the head, with the schedule of learning_rate, which is the default."})
     freeze_layers: int = field(default=0, metadata={
         "help": "Number of layers, from the bottom, that stay as they are, with the embeddings; 0 trains everything."})
+    length_loss: Literal[tuple(LENGTH_LOSSES)] = field(default="none", metadata={
+        "help": "What keeps the reward from learning length: residual compares rewards without what length explains in "
+                "a batch, odin learns a second head for it, with the attributes quality and length."})
+    length_coefficient: float = field(default=1.0, metadata={
+        "help": "Coefficient of the length explained (residual) or of the correlations with length (odin)."})
     good_weight: float = field(default=1.0, metadata={
         "help": "Weight of a good response relative to a bad one, such as 3 where one in four is good; with the loss "
                 "binary."})
@@ -75,6 +81,9 @@ class RewardConfig(TrainingArguments):
     resume_changes: Optional[list[str]] = field(default=None, metadata={
         "help": "What a resumed run may change of what it was begun with, by name, such as seed or train_data. Without "
                 "it other values are refused; the learning rate, its schedule and the length of the run may change."})
+    balance_lengths: bool = field(default=False, metadata={
+        "help": "Weight comparisons so that those whose better response is longer count as much, together, as those "
+                "whose better response is shorter."})
     save_on_signal: bool = field(default=False, metadata={
         "help": "At SIGTERM or Ctrl-C save a checkpoint after the current step, then stop."})
     dataset_num_proc: Optional[int] = field(default=None, metadata={"help": "Processes to tokenize with."})

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import IterableDataset
 from torch import nn
 
+from .length_losses import NoLengthLoss
 from .losses import RewardLoss
 from .packing import model_inputs, pad_comparisons
 from .placing import input_device, to_device
@@ -73,6 +74,7 @@ class _FrozenStates(StepLossMixin):
     def __init__(self, model, loss, examples, states):
         self.model = model
         self.reward_loss = copy.deepcopy(loss).cpu().requires_grad_(False)
+        self.length_loss = NoLengthLoss()
         self.targets = make_targets(examples)
         self.weights = self._weights(self.targets).double() # (num_comparisons,)
         states = states.double()
@@ -183,6 +185,11 @@ class HeadStartMixin:
                 logger.info("The head was trained before and stays as it is; head_start=%r is for new heads.", kind)
             model.head_is_new = False
             return
+        if kind == "zero" and self.args.length_loss == "odin":
+            raise ValueError(
+                "head_start is 'zero' with length_loss='odin', which correlates what two heads tell, and constants "
+                "tell nothing; expected 'random' or 'fitted'."
+            )
         if kind == "zero":
             nn.init.zeros_(model.score.weight)
         elif kind == "fitted":
@@ -190,7 +197,8 @@ class HeadStartMixin:
             fit, = broadcast_object_list([fit])
             if isinstance(fit, Exception):
                 raise fit
-            model.score.weight.data.copy_(fit.weight)
+            is_fitted = fit.weight.any(dim=1) # rows that the loss learns nothing of stay random, as that of a length
+            model.score.weight.data[is_fitted] = fit.weight[is_fitted].to(model.score.weight)
         model.head_is_new = False
 
     def _fit_or_error(self):

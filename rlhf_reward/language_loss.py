@@ -147,11 +147,11 @@ def vocabulary_head(
     if config.tie_word_embeddings:
         head.weight = embeddings.weight
     device, dtype = embeddings.weight.device, embeddings.weight.dtype
-    if len(head.weight) < model.num_embeddings:
-        raise _no_head(model, f"its vocabulary head has {len(head.weight)} tokens, and {model.num_embeddings} exist")
     for part, weight in list(head.named_parameters()):
         if weight.is_meta:
             loaded = _saved_weight(model, name, part).to(device, dtype)
+            if len(loaded) < model.num_embeddings:
+                raise _no_head(model, f"its vocabulary head has {len(loaded)} tokens of {model.num_embeddings}")
             setattr(head, part, nn.Parameter(loaded, requires_grad=False))
     return language_model
 

@@ -35,8 +35,7 @@ class StepLossMixin:
 
     def _losses(self, model, inputs):
         "Return rewards (num_comparisons, K), and the loss and weight of each comparison."
-        names = {"attributes": True} if self.model.attributes else {}
-        outputs = model(**model_inputs(inputs, self.model), **names) # (num_responses, num_attributes), or one reward
+        outputs = model(**model_inputs(inputs, self.model), attributes=bool(self.model.attributes)) # by response
         return *self._losses_of(outputs, inputs), self._weights(inputs)
 
     def _losses_of(self, outputs, inputs):
@@ -44,7 +43,8 @@ class StepLossMixin:
         rewards = by_comparison(self.model.attribute_sum(outputs), inputs["ranks"])
         losses = torch.zeros_like(inputs["weights"])
         if self._learns_reward():
-            losses = self.reward_loss(rewards, *self._targets(inputs), inputs["preferences"])
+            compared, term = self.length_loss(rewards, outputs, inputs, self.model)
+            losses = self.reward_loss(compared, *self._targets(inputs), inputs["preferences"]) + term
         if self.model.attributes:
             columns = [by_comparison(column[:, None], inputs["ranks"]) for column in outputs.unbind(dim=1)]
             losses = losses + attribute_losses(torch.stack(columns, dim=2), inputs["attributes"])

@@ -12,6 +12,7 @@ from typing import TypedDict
 import torch
 
 from .comparison import ranked_pairs
+from .length_losses import response_lengths
 from .tokenized import TokenizedComparison
 
 # %% ../nbs/04c_targets.ipynb #56072bb2
@@ -27,6 +28,7 @@ class Targets(TypedDict):
     rows: torch.Tensor # (num_comparisons,), their numbers in the data
     datasets: torch.Tensor # (num_comparisons, longest), names of their sets in a mixture, as bytes of UTF-8
     tokens: torch.Tensor # (2,): tokens when each is counted once, and tokens of the padded layout
+    lengths: torch.Tensor # (num_comparisons, K), tokens of each response, if all comparisons have `response_starts`
 
 # %% ../nbs/04c_targets.ipynb #c7dda17b
 def make_targets(
@@ -56,6 +58,7 @@ def make_targets(
         "rows": torch.tensor([example["row"] for example in examples]),
         "datasets": pad_right([_as_bytes(example.get("dataset")) for example in examples]),
         "tokens": torch.tensor(_count_tokens(examples)),
+        **response_lengths(examples),
     }
 
 # %% ../nbs/04c_targets.ipynb #e03596b8

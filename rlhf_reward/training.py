@@ -26,6 +26,8 @@ from .attributes import forget_reward_scale
 from .card import ModelCardMixin
 from .head_start import HeadStartMixin
 from .unread import plain_rows
+from .length_balance import balance_lengths
+from .length_losses import start_length_loss
 from .log_line import describe_run, show_log_line
 from .losses import LOSSES, Binary, make_loss
 from .metrics import EvaluationMixin, evaluation_metrics, pair_metrics
@@ -158,12 +160,15 @@ class RewardTrainer(
         options = (args.label_smoothing_factor, args.center_rewards_coefficient, args.good_weight)
         self.reward_loss = make_loss(args.loss, *options).to(args.device)
         check_regularizers(args, model, self.reward_loss)
+        self.length_loss = start_length_loss(args, model)
         self.note_model(model, args.head_learning_rate is not None)
         self.step_records = StepRecords()
         self.eval_rows = eval_dataset
         self._tokenized = partial(tokenize_for_model, model, processing_class, args)
         train_dataset = self._tokenized(train_dataset, "the training set")
-        train_dataset = check_for_loss(train_dataset, args.loss, "the training set", model.attributes)
+        rated = () if args.length_loss == "odin" else model.attributes
+        train_dataset = check_for_loss(train_dataset, args.loss, "the training set", rated)
+        train_dataset = balance_lengths(train_dataset) if args.balance_lengths else train_dataset
         _start_offset(self.reward_loss, train_dataset)
         super().__init__(
             model,
@@ -251,7 +256,7 @@ def tokenize_for_model(
             name=name,
             max_positions=min(limits, default=None),
             attributes=model.attributes,
-            response_starts=model.pooling in RESPONSE_POOLINGS,
+            response_starts=model.pooling in RESPONSE_POOLINGS or args.length_loss != "none",
         )
     return tokenized
 

@@ -123,7 +123,7 @@ def _causes(search, other, kept):
     "Return the groups of causes that explain the probes alone equally, and the first explanation of the search."
     if other.again is not None and not is_close(other.again, search.there[0], search.tolerance):
         return [[RANDOM]], None
-    if other.ids is None:
+    if other.ids is None or search.here.reads_response: # whose marks other tools do not have
         found = explain(search)
         return [list(explanation.causes) for explanation in found] or [[UNKNOWN]], found[0] if found else None
     known = [list(search.here.typed(other.ids[index])) for index in kept]

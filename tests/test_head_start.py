@@ -2,18 +2,18 @@
 import copy
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig
 from scipy.optimize import minimize
 from transformers import AutoTokenizer
 
 from architectures import save_language_model
-from programs import run
-from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
+from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, head_start
+from rlhf_reward.arguments import check_arguments
 from rlhf_reward.branching import branch_comparisons
 from rlhf_reward.head_start import fit_head, pooled_states
 from rlhf_reward.losses import LOSSES, BradleyTerry, make_loss
@@ -21,6 +21,7 @@ from rlhf_reward.packing import pack_comparisons, pad_comparisons
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.tokens import tokenized_comparison
 from rlhf_reward.trained_parts import freeze_lower_layers
+from tiny import open_tiny, tokenized
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,9 @@ def make_trainer(base, folder, rows=None, model=None, peft_config=None, **option
         "use_cpu": True,
     }
     return RewardTrainer(
-        model or RewardModel(base, 0.0, "cpu"),
+        model or open_tiny(base),
         RewardConfig(str(folder), **{**defaults, **options}),
-        train_dataset=rows or synthetic_comparisons(40),
+        train_dataset=rows or tokenized(base, 16),
         processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=peft_config,
     )
@@ -100,7 +101,7 @@ def test_the_fit_is_the_minimum_that_scipy_finds(base):
     for example in examples[:6]:
         example.update(rests=example["rests"][:2], ranks=[1, 2], margins=[0.0], preference=0.8)
         example.update(ratings=None, labels=None)
-    model = RewardModel(base, 0.0, "cpu")
+    model = open_tiny(base)
     ridge = 0.03
     fit = fit_head(model, examples, BradleyTerry(label_smoothing=0.1), ridge=ridge)
     states = pooled_states(model, examples).double().numpy()
@@ -139,7 +140,7 @@ def test_the_fit_is_the_minimum_that_scipy_finds(base):
 def test_a_head_is_fitted_for_every_loss(base, name):
     "No step from the fit lowers the penalized loss, and it is below that of the head 0."
     examples = made()
-    model = RewardModel(base, 0.0, "cpu")
+    model = open_tiny(base)
     loss = make_loss(name)
     before = copy.deepcopy(loss.state_dict())
     fit = fit_head(model, examples, loss, ridge=1e-3)
@@ -191,10 +192,11 @@ def test_attributes_get_a_row_each(base):
         np.testing.assert_allclose(fit.weight[row].numpy() * scale, head, atol=1e-5)
 
 
-def test_the_ridge_is_chosen_on_other_prompts(base):
+def test_the_ridge_is_chosen_on_other_prompts(base, monkeypatch):
     "Prompts that occur twice with opposite labels, and labels that a head of known direction gives."
-    model = RewardModel(base, 0.0, "cpu")
-    examples = made(60, vocab=200)
+    model = open_tiny(base)
+    monkeypatch.setattr(head_start, "NUM_FOLDS", 2)
+    examples = made(40, vocab=200)
     noise = fit_head(model, examples, BradleyTerry())
     assert noise.ridge == 100 and abs(noise.loss - noise.zero_loss) < 0.05
     states = pooled_states(model, examples)
@@ -216,29 +218,30 @@ def test_the_ridge_is_chosen_on_other_prompts(base):
 def test_nothing_to_learn_from_is_reported(base):
     examples = [tokenized_comparison([5], [[6], [7]], ranks=[1, 1])]
     with pytest.raises(ValueError, match="BradleyTerry can learn from none of 1 comparisons"):
-        fit_head(RewardModel(base, 0.0, "cpu"), examples, BradleyTerry())
+        fit_head(open_tiny(base), examples, BradleyTerry())
 
 
 # ----- the start in training
 
 
-def test_the_head_starts_as_it_is_told(base, tmp_path, caplog):
-    rows = synthetic_comparisons(60, num_responses=2, likes="birds")
+def test_the_head_starts_as_it_is_told(base, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(head_start, "RIDGES", (0.01,))
+    rows = tokenized(base, 24)
     losses = {}
     for start in ("random", "zero", "fitted"):
-        trainer = make_trainer(base, tmp_path, rows, head_start=start, max_steps=1, per_device_train_batch_size=60)
+        trainer = make_trainer(base, tmp_path, rows, head_start=start, max_steps=1, per_device_train_batch_size=24)
         with caplog.at_level("INFO"):
             trainer.train()
         losses[start] = trainer.state.log_history[0]["loss"]
     assert losses["zero"] == pytest.approx(math.log(2), abs=1e-6)
     assert losses["fitted"] < losses["zero"] - 0.05 and losses["random"] != losses["zero"]
-    assert "fit to 60 comparisons" in caplog.text and "prompts that were left out" in caplog.text
+    assert "fit to 24 comparisons" in caplog.text and "prompts that were left out" in caplog.text
 
 
 def test_a_trained_head_stays(base, tmp_path):
     "That of a reward model, of a second run in the same program, of an adapter, and of a checkpoint."
     options = {"head_start": "zero", "learning_rate": 0.0}
-    trained = RewardModel(base, 0.0, "cpu")
+    trained = open_tiny(base)
     trained.save_pretrained(tmp_path / "model", AutoTokenizer.from_pretrained(base))
     opened = RewardModel.from_pretrained(tmp_path / "model", device="cpu")
     head = opened.score.weight.clone()
@@ -263,15 +266,14 @@ def test_a_trained_head_stays(base, tmp_path):
     assert torch.equal(first.model.score.weight, head)
 
 
-def test_a_stream_and_the_padded_layout_start_too(base, tmp_path):
-    rows = synthetic_comparisons(30)
-    table = make_trainer(base, tmp_path, rows, head_start="fitted", learning_rate=0.0)
-    stream = make_trainer(
-        base, tmp_path, rows.to_iterable_dataset(), head_start="fitted", learning_rate=0.0, layout="padded"
-    )
-    table.train()
-    stream.train()
-    torch.testing.assert_close(table.model.score.weight, stream.model.score.weight, rtol=1e-2, atol=1e-3)
+def test_a_stream_starts_too(base, tmp_path, monkeypatch):
+    "In the padded layout; by its first comparisons."
+    monkeypatch.setattr(head_start, "RIDGES", (0.1,))
+    stream = tokenized(base, 16).to_iterable_dataset()
+    trainer = make_trainer(base, tmp_path, stream, head_start="fitted", learning_rate=0.0, layout="padded", max_steps=1)
+    fit = fit_head(trainer.model, list(tokenized(base, 16)), BradleyTerry())
+    trainer.train()
+    torch.testing.assert_close(trainer.model.score.weight.data, fit.weight, rtol=1e-3, atol=1e-5)
 
 
 # ----- the rate of the head
@@ -314,11 +316,9 @@ def test_a_run_with_a_rate_of_the_head_resumes(base, tmp_path):
     again.train(resume_from_checkpoint=checkpoint)
     for one, other in zip(whole.model.parameters(), again.model.parameters()):
         assert torch.equal(one, other)
-    for schedule in ("constant", "cosine_with_min_lr"):
-        changed = {**options, "head_learning_rate": 1e-1, "learning_rate": 1e-4}
-        other = make_trainer(base, tmp_path / "other", **changed)
-        other.train(resume_from_checkpoint=checkpoint)
-        assert [group["lr"] for group in other.optimizer.param_groups] == pytest.approx([1e-4, 1e-4, 1e-1])
+    other = make_trainer(base, tmp_path / "other", **{**options, "head_learning_rate": 1e-1, "learning_rate": 1e-4})
+    other.train(resume_from_checkpoint=checkpoint)
+    assert [group["lr"] for group in other.optimizer.param_groups] == pytest.approx([1e-4, 1e-4, 1e-1])
     with pytest.raises(ValueError, match="the head apart.*cannot change within a run"):
         make_trainer(base, tmp_path / "none", **{**options, "head_learning_rate": None}).train(checkpoint)
 
@@ -352,7 +352,7 @@ def test_lower_layers_stay_as_they_are(family, tmp_path):
 
 
 def test_frozen_layers_in_training(base, tmp_path):
-    for options in ({}, {"gradient_checkpointing": True}):
+    for options in ({}, {"activation_checkpointing": True}):
         moved = changes(make_trainer(base, tmp_path, freeze_layers=1, max_steps=1, **options))
         for name, change in moved.items():
             assert (change == 0) == ("embed_tokens" in name or ".layers.0." in name), name
@@ -360,9 +360,24 @@ def test_frozen_layers_in_training(base, tmp_path):
         make_trainer(base, tmp_path, freeze_layers=1, peft_config=LoraConfig(r=2, target_modules="all-linear"))
 
 
-def test_values_that_make_no_sense_are_refused(base, tmp_path):
-    for name, value in (("freeze_layers", -1), ("head_learning_rate", -1e-3)):
-        with pytest.raises(ValueError, match=f"{name} is {value}; expected 0 or more"):
-            make_trainer(base, tmp_path, **{name: value})
-    with pytest.raises(ValueError, match="head_start is 'warm'; expected 'random'"):
-        make_trainer(base, tmp_path, head_start="warm")
+def test_values_that_make_no_sense_are_refused(tmp_path):
+    args = RewardConfig(str(tmp_path), use_cpu=True, report_to="none")
+    problems = {"freeze_layers": -1, "head_learning_rate": -1e-3, "lm_coefficient": -2.0, "head_start": "warm"}
+    for name, value in problems.items():
+        expected = "'random', 'zero' or 'fitted'" if name == "head_start" else "0 or more"
+        with pytest.raises(ValueError, match=f"{name} is {value!r}; expected {expected}"):
+            check_arguments(replace(args, **{name: value}))
+
+
+def test_a_head_of_length_stays_random(base, tmp_path, monkeypatch):
+    "The start is fitted to the quality alone, which the reward is."
+    monkeypatch.setattr(head_start, "RIDGES", (0.1,))
+    options = {"length_loss": "odin", "length_coefficient": 1.0, "learning_rate": 0.0, "max_steps": 1}
+    model = RewardModel(base, 0.0, "cpu", attributes=["quality", "length"])
+    before = model.score.weight.detach().clone()
+    rows = synthetic_comparisons(16)
+    make_trainer(base, tmp_path, rows, model=model, head_start="fitted", **options).train()
+    assert torch.equal(model.score.weight[1], before[1]) and not torch.equal(model.score.weight[0], before[0])
+    model = RewardModel(base, 0.0, "cpu", attributes=["quality", "length"])
+    with pytest.raises(ValueError, match="head_start is 'zero' with length_loss='odin'"):
+        make_trainer(base, tmp_path, rows, model=model, head_start="zero", **options).train()

@@ -104,17 +104,14 @@ def test_every_way_to_a_reward_is_calibrated_on_request_alone(folder, calibrated
     assert figure_lines(evaluation.report)[0] == ("Rewards calibrated by length, on", "the rows")
     assert "length_calibration" not in evaluate(plain, PAIRS).report
     request = {"prompts": prompts[:3], "responses": RESPONSES[:3]}
-    for own, is_calibrated in ((scorer, True), (plain, False)):
-        with TestClient(make_app(own)) as client:
-            answer = client.post("/score", json=request)
-            expected = (after if is_calibrated else before)[:3]
-            assert answer.json()["rewards"] == pytest.approx(expected, abs=1e-5)
-            assert answer.headers.get("x-reward-calibration") == ("length" if is_calibrated else None)
-            assert ("length_calibration" in client.get("/health").json()) == is_calibrated
-            refused = client.post("/classify", json={"input": "w3 w4 w5"})
-            assert refused.status_code == (422 if is_calibrated else 200)
-            tokens = client.post("/tokenize", json={"messages": [{"role": "user", "content": "w3"}]}).json()["tokens"]
-            assert all(isinstance(token, int) for token in tokens)
+    with TestClient(make_app(scorer)) as client:
+        answer = client.post("/score", json=request)
+        assert answer.json()["rewards"] == pytest.approx(after[:3], abs=1e-5)
+        assert answer.headers["x-reward-calibration"] == "length"
+        assert client.get("/health").json()["length_calibration"]["data"] == "the rows"
+        assert client.post("/classify", json={"input": "w3 w4 w5"}).status_code == 422 # no response is known
+        tokens = client.post("/tokenize", json={"messages": [{"role": "user", "content": "w3"}]}).json()["tokens"]
+        assert all(isinstance(token, int) for token in tokens)
 
 
 def test_the_command_writes_a_copy_and_says_so(folder, tmp_path, capsys):

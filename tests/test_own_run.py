@@ -104,6 +104,8 @@ REFUSED = {
     "dataloader_drop_last": {"dataloader_drop_last": True},
     "optim": {"optim": "adafactor"},
     "adapter": {"peft_config": LORA},
+    "sum_to_zero_coefficient": {"sum_to_zero_coefficient": 0.1},
+    "freeze_layers": {"freeze_layers": 1},
     "form": {"loss": "davidson"},
 }
 

@@ -901,6 +901,36 @@ def test_two_processes_are_one(base, tmp_path, python, one_process, how):
     assert_same_tensors(saved_weights(tmp_path / "resumed"), two)
 
 
+def test_two_processes_start_and_regularize_as_one(base, tmp_path, python):
+    "FSDP2: a fitted head with its own rate, a frozen layer, rewards that sum to zero over two micro-batches."
+    rows = ragged(21)
+    rows.to_json(tmp_path / "rows.jsonl")
+    options = {
+        "head_start": "fitted",
+        "head_learning_rate": 1e-2,
+        "freeze_layers": 1,
+        "sum_to_zero_coefficient": 2.0,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 3,
+        "learning_rate": 1e-3,
+        "max_length": 64,
+        "save_strategy": "no",
+    }
+    config = config_of_two_processes("fsdp2", tmp_path / "config.yaml", mixed_precision="no")
+    arguments = command(base, tmp_path / "rows.jsonl", tmp_path / "two", "--per_device_train_batch_size", "2")
+    for name, value in options.items():
+        arguments += [f"--{name}", str(value)]
+    assert accelerate(python, config, [FSDP_ON_CPU], *arguments).stdout.count("sharded: True") == 2
+    args = RewardConfig(str(tmp_path / "one"), per_device_train_batch_size=4, logging_steps=1, **QUIET, **options)
+    model, tokenizer = RewardModel(base, 0.0, "cpu"), AutoTokenizer.from_pretrained(base)
+    trainer = RewardTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    trainer.save_model()
+    one, two = saved_weights(tmp_path / "one"), saved_weights(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=2e-5, rtol=1e-4, msg=name)
+
+
 def largest_change(trained, start):
     "How far the weights moved that have gradients in every step."
     changes = []

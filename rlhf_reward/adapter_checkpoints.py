@@ -27,6 +27,8 @@ from .checkpoints import facts_to_save, head_to_save, save_tokenizer, set_plain_
 from .encoder_heads import check_bias, modules_to_save, train_layers_before_head
 from .other_heads import convert_remedy, head_to_convert
 from .pooling import copy_head, saved_head_shape
+from .several_heads import load_heads, saved_heads
+from .uncertainty import load_posterior, save_uncertainty
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #6b0a208a
 def add_adapter(
@@ -91,6 +93,7 @@ def save_adapter(
     config.rlhf_reward = facts_to_save(model)
     config.save_pretrained(folder)
     save_tokenizer(tokenizer_copy, folder)
+    save_uncertainty(model, folder, weights)
 
 
 def load_adapter(
@@ -108,7 +111,7 @@ def load_adapter(
     head = state.pop(name, None)
     for bias in of_bias:
         check_bias(folder, state.pop(bias, None))
-    shape = saved_head_shape(model.pooling, *model.score.weight.shape)
+    shape = saved_head_shape(model.pooling, model.num_saved_rows, model.score.in_features)
     if head is not None and tuple(head.shape) != shape:
         raise ValueError(
             f"The reward head of {str(folder)!r} is {tuple(head.shape)}; expected an adapter with {name} of shape "
@@ -117,6 +120,8 @@ def load_adapter(
     load_adapter_weights(model.backbone, state, folder)
     if head is not None:
         copy_head(model, head)
+        if model.heads > 1:
+            load_heads(model, folder, kwargs)
 
 # %% ../nbs/01c_adapter_checkpoints.ipynb #8f068d7a
 class _AdapterFolder(NamedTuple):
@@ -186,6 +191,7 @@ def from_adapter(
     options = {"dtype": saved.dtype, **saved.base_options}
     if has_head:
         options["attributes"] = list(saved.attribute_weights) or None
+        options["heads"] = saved_heads(saved.facts)
     else:
         options["attribute_weights"] = attribute_weights
     try:
@@ -211,6 +217,7 @@ def from_adapter(
     load_adapter(model, folder, **kwargs)
     if saved.facts:
         model.config.rlhf_reward = saved.facts
+        load_posterior(model, folder, kwargs, saved.facts)
     if has_head:
         model.use_weights(saved.attribute_weights, attribute_weights)
     return model.eval()

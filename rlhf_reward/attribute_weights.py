@@ -58,16 +58,7 @@ def fit_attribute_weights(
     """
     if not scorer.attributes:
         raise ValueError("The model has one output, the reward; expected a model with attributes to weigh.")
-    rows = list(plain_rows(rows))
-    verdicts = read_columns([row for row in rows if isinstance(row, dict)], name)
-    comparisons = []
-    sequences = []
-    for result in scorer.read_rows(rows, name, read=partial(_read, verdicts=verdicts)):
-        if not isinstance(result, ValueError):
-            comparisons.append(result[0])
-            sequences.append(result[1])
-        elif on_bad_row == "error":
-            raise ValueError(f"{result} Or leave out such rows with on_bad_row='skip'.")
+    comparisons, sequences = read_preferences(scorer, rows, on_bad_row, name)
     prompts = [str(comparison.prompt) for comparison in comparisons]
     rewards = scorer.rewards(sequences, prompts, processes, attributes=True)
     differences = []
@@ -88,6 +79,26 @@ def fit_attribute_weights(
     learned = bradley_terry_weights(differences, counts)
     scorer.model.set_attribute_weights(dict(zip(scorer.attributes, learned.tolist())))
     return scorer.model.attribute_weights
+
+# %% ../nbs/06f_attribute_weights.ipynb #7ece19bb
+def read_preferences(
+    scorer: Scorer, # whose tokenizer is used
+    rows: Iterable[Union[dict[str, Any], Comparison]], # as in `fit_attribute_weights`
+    on_bad_row: Literal["error", "skip"], # as there
+    name: str, # of the rows, in messages
+) -> tuple[list[Comparison], list[list[list]]]: # comparisons, and the K sequences of each
+    "Read and tokenize comparisons. Raises `ValueError` for rows that cannot be used, unless they are skipped."
+    rows = list(plain_rows(rows))
+    verdicts = read_columns([row for row in rows if isinstance(row, dict)], name)
+    comparisons = []
+    sequences = []
+    for result in scorer.read_rows(rows, name, read=partial(_read, verdicts=verdicts)):
+        if not isinstance(result, ValueError):
+            comparisons.append(result[0])
+            sequences.append(result[1])
+        elif on_bad_row == "error":
+            raise ValueError(f"{result} Or leave out such rows with on_bad_row='skip'.")
+    return comparisons, sequences
 
 
 def _read(row, verdicts):

@@ -9,6 +9,7 @@ __all__ = ['WEIGHTS', 'checked_attributes', 'checked_weights', 'AttributeSum', '
 
 # %% ../nbs/01m_attributes.ipynb #58862d62
 import math
+from dataclasses import is_dataclass, replace
 from typing import Any, NamedTuple, Optional, Sequence, Union
 
 import torch
@@ -53,15 +54,16 @@ def checked_weights(
 
 # %% ../nbs/01m_attributes.ipynb #1045b8bf
 class AttributeSum(nn.Module):
-    "The reward of the outputs of a model: their weighted sum, or the single output of a model without attributes."
+    "The reward of the outputs of a model: their weighted sum, the mean of several heads, or the single output."
 
     def __init__(
         self,
         names: Sequence[str] = (), # of the outputs, from `checked_attributes`
+        heads: int = 1, # outputs of a model without attributes
     ):
         super().__init__()
         self.by_name = {name: 1 / len(names) for name in names} # as they were given, for the config
-        weights = torch.tensor(list(self.by_name.values()) or [1.0], dtype=torch.float32)
+        weights = torch.tensor(list(self.by_name.values()) or [1 / heads] * heads, dtype=torch.float32)
         self.register_buffer("weights", weights, persistent=False)
 
     def set(
@@ -74,9 +76,9 @@ class AttributeSum(nn.Module):
 
     def forward(
         self,
-        outputs: TensorType["batch_size", "num_attributes", float], # float32; one column without attributes
+        outputs: TensorType["batch_size", "num_attributes", float], # float32; one column without attributes and heads
     ) -> TensorType["batch_size", 1, float]: # rewards
-        if not self.by_name:
+        if not self.by_name and len(self.weights) == 1:
             return outputs
         return (outputs * self.weights.to(outputs)).sum(dim=-1, keepdim=True)
 
@@ -202,15 +204,17 @@ class AttributeRewards(NamedTuple):
 
 
 def reward_alone(
-    reward: Union[float, AttributeRewards], # of a model without or with attributes
+    reward: Any, # a number, or a reward with its attributes or its spread
 ) -> float:
-    "Return the reward without its attributes."
-    return reward.reward if isinstance(reward, AttributeRewards) else reward
+    "Return the reward without its attributes or its spread."
+    return getattr(reward, "reward", reward)
 
 
 def with_reward(
     reward: Union[float, AttributeRewards], # of a model without or with attributes
     number: float, # such as the normalized reward
 ) -> Union[float, AttributeRewards]:
-    "Return another reward with the same attributes, if there are any."
-    return reward._replace(reward=number) if isinstance(reward, AttributeRewards) else number
+    "Return another reward with the same attributes or the same spread, if there are any."
+    if isinstance(reward, AttributeRewards):
+        return reward._replace(reward=number)
+    return replace(reward, reward=number) if is_dataclass(reward) else number

@@ -8,7 +8,6 @@ __all__ = ['logger', 'COLUMNS', 'AveragedModel', 'Average', 'average_checkpoints
 # %% ../nbs/01o_averaging.ipynb #4e8b09ea
 import json
 import logging
-import math
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from .adapter_averaging import averaged_config, averaged_factor, check_linear, is_factor
-from .averaging_parts import Part, check_same, read_part
+from .averaging_parts import SPREADS, check_recorded, check_same, read_part
 from .checkpoint_files import ADAPTER_FILE, check_finite, local_name, open_tokenizer, open_weights
 from .checkpoint_files import read_offset
 from .evaluation import evaluate
@@ -72,7 +71,8 @@ def average_checkpoints(
     if data is None:
         measured = [_recorded(part) for part in parts]
         if align:
-            _check_recorded(parts)
+            remedy = "Pass rows to measure them on (--data), or align=False (--unaligned) to average heads as they are."
+            check_recorded(parts, remedy)
     else:
         data = data if hasattr(data, "__len__") else list(data) # it is read several times
         measured = [_measured(part.name, data, name, on_bad_row, options) for part in parts]
@@ -160,28 +160,6 @@ def _recorded(part):
     return AveragedModel(part.name, None, part.facts.get("reward_mean"), part.facts.get("reward_std"))
 
 
-def _check_recorded(parts):
-    "Raise `ValueError` unless training has recorded the scales of all parts, over the same data."
-    if any("attribute_weights" in part.facts for part in parts):
-        return
-    remedy = "Pass rows to measure them on (--data), or align=False (--unaligned) to average the heads as they are."
-    for part in parts:
-        std = part.facts.get("reward_std")
-        if not isinstance(std, (int, float)) or not 0 < std < math.inf:
-            raise ValueError(
-                f"{part.name!r} records {'no standard deviation' if std is None else f'the standard deviation {std}'} "
-                f"of its rewards; expected one above 0 for each part, to bring them to one scale. {remedy}"
-            )
-    first = parts[0].facts.get("reward_over")
-    for part in parts[1:]:
-        over = part.facts.get("reward_over")
-        if over != first:
-            raise ValueError(
-                f"The standard deviation of the rewards of {part.name!r} is over {over}, and that of "
-                f"{parts[0].name!r} over {first}; expected the same data. {remedy}"
-            )
-
-
 def _measured(model, data, name, on_bad_row, options):
     "Return a model with its figures on the data. Raise `ValueError` if all of its rewards are equal."
     scorer = Scorer.from_pretrained(model, **options)
@@ -208,6 +186,8 @@ def _write(parts, measured, folder):
         save_file(tensors, folder / ADAPTER_FILE, {"format": "pt"})
         config = averaged_config(first.adapter, len(parts))
         _write_json(folder / "adapter_config.json", config)
+    if any(part.facts.keys() & set(SPREADS) for part in parts):
+        logger.warning("The average has one head, the mean of all, and no spread of its rewards, which parts have.")
     facts = dict(first.form)
     facts["averaged"] = [{"model": model.model, "head_scaled_by": model.factor} for model in measured]
     config = {name: value for name, value in first.config.items() if name != "transformers_weights"}
@@ -277,7 +257,8 @@ def _averaged_tensors(parts, factors, names):
             tensors[name] = averaged_factor(name, list(values), uses_rslora)
             continue
         scales = factors if name in first.head else [1.0] * len(parts)
-        tensors[name], squares = _mean(name, values, scales)
+        has_query = name in first.head and first.form.get("pooling") == "attention"
+        tensors[name], squares = _mean(name, values, scales, has_query)
         if tensors[name].ndim > 1 and tensors[name].is_floating_point():
             distances += squares, tensors[name].double().pow(2).sum().item()
     check_finite(f"the average of {first.name} and others", tensors.items())
@@ -292,7 +273,7 @@ def _read(part, name, opened):
     return opened[path].get_tensor(name)
 
 
-def _mean(name, tensors, scales):
+def _mean(name, tensors, scales, has_query=False):
     """
     Return the mean of tensors, each times its scale, in the dtype of the first, and their squared distance from it.
 
@@ -303,17 +284,25 @@ def _mean(name, tensors, scales):
     for number, (tensor, scale) in enumerate(zip(tensors, scales), start=1):
         if mean is None:
             first = tensor
-            mean = tensor.float() * scale
+            mean = _scaled(tensor, scale, has_query)
             continue
         if not first.is_floating_point() and not torch.equal(tensor, first):
             raise ValueError(f"The parts differ in {name}, which is of {first.dtype}; expected the same in all.")
-        value = tensor.float() * scale
+        value = _scaled(tensor, scale, has_query)
         before = value - mean
         mean = mean + before / number
         squares += (before * (value - mean)).sum(dtype=torch.float64).item()
     if not first.is_floating_point():
         return first, 0.0
     return mean.to(first.dtype), squares / number
+
+
+def _scaled(tensor, scale, has_query):
+    "Return a tensor in float32 times its scale, without the query of pooling by attention, the last row of a head."
+    scaled = tensor.float() * scale
+    if has_query:
+        scaled[-1] = tensor[-1].float()
+    return scaled
 
 
 def _warn_of_distance(parts, distances):

@@ -29,6 +29,7 @@ def model_card(
     tags: Optional[list[str]] = None, # additional ones
     pictured: bool = False, # whether there is a `curves.png` next to it
     held_out: tuple[HeldOut, ...] = (), # from `RewardTrainer.verdict`
+    repo: Optional[str] = None, # the full name on the hub, known once it is made there
 ) -> str: # Markdown with a header, as model hubs read it
     "Return the page that describes a trained model."
     base = getattr(model.config, "name_or_path", None) or None
@@ -40,7 +41,7 @@ def model_card(
         f"# {escape_markdown(model_name)}",
         _introduction(model, base, dataset, args.loss),
         *_verdicts(held_out),
-        _usage(args.hub_model_id or model_name, any(one.is_chat for one in held_out)),
+        _usage(repo or args.hub_model_id or model_name, any(one.is_chat for one in held_out)),
     ]
     metrics = _last_metrics(log_history)
     if metrics or held_out:
@@ -296,6 +297,6 @@ class ModelCardMixin(HeldOutMixin):
         pictured = draw_curves(history, folder / "curves.png")
         card = model_card(
             self.unwrapped_model(), self.args, history, model_name or folder.name, dataset, tags, pictured,
-            self.held_out,
+            self.held_out, getattr(self, "hub_model_id", None),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -33,7 +33,9 @@ from .heads import head_shapes, head_size
 from .pooling import head_as_saved, saved_head_shape
 from .other_heads import refuse_pickle
 from .placing import check_in_memory
+from .several_heads import HEADS, mean_head, one_row
 from .templates import chat_marks, freeze_date
+from .uncertainty import LAPLACE, save_uncertainty
 
 logger = logging.getLogger(__name__)
 
@@ -284,7 +286,8 @@ def save_checkpoint(model, folder, tokenizer, state_dict=None):
     config.vocab_size = max(config.vocab_size, num_embeddings)
     checkpoint = None
     if model.pooling == "last":
-        checkpoint = sequence_classifier(config, model.backbone, model.score)
+        head = one_row(model.score) if model.heads > 1 else model.score
+        checkpoint = sequence_classifier(config, model.backbone, head)
     opens_elsewhere = checkpoint is not None or model.pooling == "classifier"
     config.rlhf_reward = {**facts_to_save(model), "opens_as_sequence_classification": opens_elsewhere}
     if checkpoint is None:
@@ -307,6 +310,7 @@ def save_checkpoint(model, folder, tokenizer, state_dict=None):
     _pad_embeddings(model, state, prefix, num_embeddings)
     checkpoint.save_pretrained(folder, state_dict=state)
     save_tokenizer(tokenizer, folder)
+    save_uncertainty(model, folder, weights)
 
 
 def save_tokenizer(tokenizer, folder):
@@ -327,7 +331,9 @@ def facts_to_save(model):
     facts = dict(getattr(model.config, "rlhf_reward", {}))
     facts.pop("note", None)
     facts.pop("head", None)
-    facts.pop(WEIGHTS, None)
+    for name in (WEIGHTS, HEADS, LAPLACE):
+        facts.pop(name, None)
+    facts.update(model.uncertainty_facts())
     if model.attributes:
         facts[WEIGHTS] = model.attribute_weights
     if model.pooling == "classifier":
@@ -338,7 +344,8 @@ def facts_to_save(model):
 def head_to_save(model, weights):
     "Return the head by the names of its family's classifier, with a bias of 0 where that has one."
     name, *of_bias = model.head_names
-    head = head_as_saved(model.pooling, weights["score.weight"], weights.get("response_pooling.query"))
+    rows = mean_head(weights["score.weight"]) if model.heads > 1 else weights["score.weight"]
+    head = head_as_saved(model.pooling, rows, weights.get("response_pooling.query"))
     return {name: head, **{bias: head.new_zeros(len(head)) for bias in of_bias}}
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .attributes import AttributeRewards, reward_alone, with_reward
+from .uncertainty import UncertainReward, check_uncertainty, normalized_rewards, scored_batch
 from .unread import report_unread, unread_columns
 from .comparison import Comparison, shared_length
 from .mixed_rows import own_row
@@ -107,6 +108,7 @@ class RewardEngine:
         should_cancel: Optional[Callable[[], bool]] = None, # checked before each batch
         given_up: Optional[Callable[[], bool]] = None, # the former name of `should_cancel`
         attributes: bool = False, # with each reward the outputs that it is the sum of, as `AttributeRewards`
+        uncertainty: bool = False, # with each reward its spread, as `UncertainReward`
     ) -> list[list[float]]: # K for each comparison, in the order given
         """
         Return the reward of each sequence: equal ones computed once, shared prefixes once, batches by their tokens.
@@ -114,6 +116,7 @@ class RewardEngine:
         Raises `NotFinite`, `Cancelled`, and `RuntimeError` for a single sequence that does not fit into the memory.
         """
         batches = self._batches(_group_by_prompt(sequences, prompts))
+        options = {"uncertainty": True} if uncertainty else {}
         should_cancel = should_cancel or given_up or _never
         process_index = processes.process_index if processes else 0
         num_processes = processes.num_processes if processes else 1
@@ -127,7 +130,7 @@ class RewardEngine:
                     if should_cancel():
                         raise Cancelled
                     if number % num_processes == process_index:
-                        computed = self._compute(batch)
+                        computed = self._compute(batch, **options)
                         if finite:
                             _check_finite(computed, sequences)
                         reward_of.update(computed)
@@ -139,7 +142,8 @@ class RewardEngine:
         rewards = []
         for comparison_sequences in sequences:
             rewards.append([reward_of[tuple(sequence)] for sequence in comparison_sequences])
-        return rewards if attributes else [list(map(reward_alone, of_comparison)) for of_comparison in rewards]
+        is_number = not (attributes or uncertainty)
+        return [list(map(reward_alone, of_comparison)) for of_comparison in rewards] if is_number else rewards
 
     def _gather(self, reward_of):
         "Return the rewards of all processes, which from now on plan with the smallest of their budgets."
@@ -153,10 +157,10 @@ class RewardEngine:
     def _batches(self, groups):
         return plan_batches(groups, self.tokens_per_batch, self.packs)
 
-    def _compute(self, batch):
+    def _compute(self, batch, **options):
         "Return the reward of each sequence of a batch, computed in two halves if it does not fit into the memory."
         try:
-            return self._forward(batch)
+            return self._forward(batch, **options)
         except (RuntimeError, MemoryError) as error:
             if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
                 raise
@@ -172,12 +176,12 @@ class RewardEngine:
             self.tokens_per_batch = budget
             logger.warning("A batch did not fit into the memory; from now on batches have %d tokens.", budget)
         half = len(parts) // 2
-        first = self._compute(_merge_pieces(parts[:half]))
-        second = self._compute(_merge_pieces(parts[half:]))
+        first = self._compute(_merge_pieces(parts[:half]), **options)
+        second = self._compute(_merge_pieces(parts[half:]), **options)
         return {**first, **second}
 
     @torch.no_grad()
-    def _forward(self, batch):
+    def _forward(self, batch, **options):
         "Return the reward of each sequence of a batch, by sequence."
         examples = []
         sequences = []
@@ -185,15 +189,7 @@ class RewardEngine:
             rests = [list(sequence[len(prefix):]) for sequence in piece_sequences]
             examples.append(tokenized_comparison(list(prefix), rests))
             sequences += piece_sequences
-        inputs = self.reader.model_inputs(examples)
-        names = getattr(self.model, "attributes", ())
-        if not names:
-            return dict(zip(sequences, self.model(**inputs).squeeze(1).tolist()))
-        outputs = self.model(**inputs, attributes=True)
-        rewards = []
-        for reward, numbers in zip(self.model.attribute_sum(outputs).squeeze(1).tolist(), outputs.tolist()):
-            rewards.append(AttributeRewards(reward, dict(zip(names, numbers))))
-        return dict(zip(sequences, rewards))
+        return dict(zip(sequences, scored_batch(self.model, self.reader.model_inputs(examples), **options)))
 
 # %% ../nbs/06d_engine.ipynb #b0c2856a
 class NotFinite(ValueError):
@@ -230,6 +226,7 @@ class ComparisonScorer(ABC):
     omitted: Mapping[str, int] = MappingProxyType({}) # what the template left out → comparisons
     attributes: tuple[str, ...] = () # names of the outputs that a reward is the sum of
     num_truncated: int = 0 # comparisons whose prompt was cut
+    has_uncertainty: bool = False # whether rewards have a spread
 
     @abstractmethod
     def tokenize_each(
@@ -275,9 +272,13 @@ class ComparisonScorer(ABC):
         normalize: bool = False, # to mean 0 and standard deviation 1
         processes: Optional[PartialState] = None, # those that share the work, each with the same comparisons
         attributes: bool = False, # with each reward its attributes, as `AttributeRewards`
+        uncertainty: bool = False, # with each reward its spread, as `UncertainReward`
     ) -> list[list[float]]: # K rewards for each
         "Return the rewards of all responses. A prompt that is too long is cut alike for all K, as in training."
         options = {"attributes": True} if attributes else {}
+        if uncertainty:
+            check_uncertainty(self)
+            options["uncertainty"] = True
         if attributes and not self.attributes:
             raise ValueError(
                 "attributes is True, but the scorer has none: its model has one output, the reward. Expected "
@@ -298,6 +299,8 @@ class ComparisonScorer(ABC):
     ) -> list[Union[float, AttributeRewards]]: # the same attributes
         "Return the rewards on a known scale. Raises `ValueError` as `normalized` does."
         numbers = self.normalized(list(map(reward_alone, rewards)))
+        if rewards and isinstance(rewards[0], UncertainReward):
+            return normalized_rewards(self.model.config, rewards, numbers)
         return list(map(with_reward, rewards, numbers))
 
     def read_rows(

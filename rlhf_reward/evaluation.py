@@ -18,7 +18,6 @@ from accelerate import PartialState
 from scipy.special import expit
 from tqdm.auto import tqdm
 
-from .attribute_statistics import AttributeStatistics, attribute_statistics
 from .attributes import reward_alone
 from .columns import read_columns
 from .comparison import Comparison, Text, shared_length, without_prompt
@@ -27,6 +26,7 @@ from .grouping import group_sequences
 from .intervals import Interval, JackknifeInterval, interval, jackknife, jackknife_p_value, sign_flip_p_value
 from .mixed_rows import dataset_of, own_row
 from .model_ranking import Ranking, rank_compared
+from .reward_details import DetailFigures, detail_figures, with_spread
 from .rows import to_comparison
 from .rule import Rule # defined here before
 from .scoring import BaseScorer
@@ -67,20 +67,18 @@ def evaluate(
     omitted = Counter(scorer.omitted) - omitted_before
     comparisons = usable.comparisons
     prompts = [str(comparison.prompt) for comparison in comparisons]
-    options = {"attributes": True} if scorer.attributes else {}
+    options = scorer.reward_options
     scored = _rewards_or_error(scorer, usable.sequences, prompts, processes, usable.in_sets, name, **options)
     rewards = [list(map(reward_alone, own)) for own in scored]
     without_prompts = _sequences_without_prompt(scorer, comparisons)
-    responses = response_table(
+    responses = with_spread(scored, response_table(
         comparisons,
         rewards,
         _blind_rewards(scorer, without_prompts, processes, usable, name),
         _response_lengths(without_prompts, usable.sequences),
-    )
+    ))
     report = {**statistics(responses, seed, scorer.offset), "left_out": usable.left_out, "omitted": dict(omitted)}
-    if scorer.attributes:
-        weights = scorer.model.attribute_weights
-        report["attributes"] = attribute_statistics(responses, comparisons, scored, weights, seed)
+    report.update(detail_figures(scorer, responses, comparisons, scored, seed))
     report |= {"length_calibration": scorer.length_calibration.facts()} if scorer.length_calibration else {}
     show_progress = processes is None or processes.is_main_process
     report["sources"] = _statistics_by("source", responses, seed, scorer.offset, show_progress)
@@ -97,7 +95,7 @@ class LeftOut(TypedDict):
     first: str # what is wrong with the first
 
 
-class EvaluationReport(Statistics, total=False):
+class EvaluationReport(Statistics, DetailFigures, total=False):
     "All statistics of an evaluation, ready for JSON."
     left_out: Optional[LeftOut] # None if every row was used
     omitted: dict[str, int] # comparisons by what the chat template leaves out of them
@@ -105,7 +103,6 @@ class EvaluationReport(Statistics, total=False):
     datasets: dict[str, Statistics] # the same by set, of a mixture
     benchmark: dict[str, Any] # only from `benchmarks.evaluate_benchmark`
     length_calibration: dict[str, Any] # how it was measured, if the rewards are calibrated by length
-    attributes: dict[str, AttributeStatistics] # by name, only of a model with attributes
 
 
 class MistakenResponse(TypedDict):

@@ -29,10 +29,14 @@ from .forms import AS_IS, checked_form, responses_of_form
 from .loading import load_rows
 from .scoring import Scorer
 from .single import RESPONSE_COLUMNS
+from .uncertainty import UncertainReward, check_uncertainty
 
 logger = logging.getLogger(__name__)
 
 # %% ../nbs/06a_files.ipynb #d1d765c2
+ROWS_AT_ONCE = 500
+
+
 def check_output(
     output: str, # as in `score_file`
 ) -> None:
@@ -56,6 +60,7 @@ def score_file(
     on_bad_row: Literal["error", "skip"] = "error",
     processes: Optional[PartialState] = None, # those that share the work, each started with the same arguments
     form: Optional[str] = None, # the known set whose rows these are, as in `load_rows`; never by their columns alone
+    uncertainty: bool = False, # write the `spread` of each reward, or their `spreads`, too
     **source: Optional[str], # config, revision and data_dir, as in `load_rows`
 ) -> dict[str, int]: # all `rows`, those scored `before`, and since then `responses` and rows `without_reward`
     """
@@ -69,9 +74,12 @@ def score_file(
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"on_bad_row is {on_bad_row!r}; expected 'error' or 'skip'.")
     checked_form(form)
+    if uncertainty:
+        check_uncertainty(scorer)
     # The rows are written as they are, so those of a known set are not turned into rows of this library.
     read = partial(load_rows, data, split, columns, on_bad_row, streaming=True, form=AS_IS, **source)
-    score = partial(score_rows, scorer=scorer, name=data, normalize=normalize, on_bad_row=on_bad_row, form=form)
+    score = partial(score_rows, scorer=scorer, name=data, normalize=normalize, on_bad_row=on_bad_row, form=form,
+                    uncertainty=uncertainty)
     rows = iter(read())
     if processes is not None and not processes.is_main_process:
         done, = broadcast_object_list([None])
@@ -80,8 +88,8 @@ def score_file(
     part = Path(f"{output}.part")
     lock = Path(f"{part}.lock")
     part.parent.mkdir(parents=True, exist_ok=True)
-    options = {**_run_options(scorer, normalize), "form": form}
-    written = _written_columns(scorer)
+    options = {**_run_options(scorer, normalize, uncertainty), "form": form}
+    written = _written_columns(scorer, uncertainty)
     try:
         with FileLock(lock, timeout=0):
             done = _resume(part, options, read, written)
@@ -98,12 +106,10 @@ def score_file(
     return counts
 
 # %% ../nbs/06a_files.ipynb #4f1bf46b
-ROWS_AT_ONCE = 500
-
-
-def _written_columns(scorer):
+def _written_columns(scorer, uncertainty):
     "Return the columns that are written."
-    return ("reward", "rewards", "error", *(["attributes"] if scorer.attributes else []))
+    attributes = ["attributes"] if scorer.attributes else []
+    return ("reward", "rewards", "error", *attributes, *(["spread", "spreads"] if uncertainty else []))
 
 
 def score_rows(
@@ -115,12 +121,13 @@ def score_rows(
     on_bad_row: Literal["error", "skip"] = "error", # as in `score_file`
     processes: Optional[PartialState] = None, # as in `score_file`
     form: Optional[str] = None, # as in `score_file`
+    uncertainty: bool = False, # as in `score_file`
 ) -> Iterator[dict]:
     "Yield each row as it is written: with `reward`, with `rewards` for several responses, or with the `error`."
     numbers = range(first, first + len(rows))
     results = scorer.read_rows(rows, name, numbers, partial(responses_of_form, form=form))
     scored = [] # (number, comparison, sequences)
-    written = _written_columns(scorer)
+    written = _written_columns(scorer, uncertainty)
     for number, row, result in zip(numbers, rows, results):
         _check_columns(row, number, name, written)
         if not isinstance(result, ValueError):
@@ -130,7 +137,8 @@ def score_rows(
     sequences = [row_sequences for *_, row_sequences in scored]
     prompts = [str(comparison.prompt) for _, comparison, _ in scored]
     try:
-        options = {"progress": False, "finite": on_bad_row == "error", "attributes": bool(scorer.attributes)}
+        options = {"progress": False, "finite": on_bad_row == "error", "uncertainty": uncertainty}
+        options["attributes"] = bool(scorer.attributes)
         rewards = scorer.rewards(sequences, prompts, processes, **options)
     except NotFinite as error:
         number = scored[error.index][0]
@@ -164,7 +172,7 @@ def _check_columns(row, number, name, written):
 
 
 def _reward_columns(row, rewards):
-    "Return `reward` for a row whose form has a single response, else `rewards`; and `attributes` alike, if any."
+    "Return `reward` for a row whose form has a single response, else `rewards`, and what the model tells with them."
     has_one_response = any(row.get(column) is not None for column in RESPONSE_COLUMNS)
     is_single = len(rewards) == 1 and has_one_response
     numbers = list(map(reward_alone, rewards))
@@ -175,6 +183,9 @@ def _reward_columns(row, rewards):
             outputs = [reward.attributes[name] for reward in rewards]
             attributes[name] = outputs[0] if is_single else outputs
         columns["attributes"] = attributes
+    if isinstance(rewards[0], UncertainReward):
+        spreads = [reward.spread for reward in rewards]
+        columns["spread" if is_single else "spreads"] = spreads[0] if is_single else spreads
     return columns
 
 
@@ -249,7 +260,7 @@ def _options_file(part):
     return Path(f"{part}.json")
 
 
-def _run_options(scorer, normalize):
+def _run_options(scorer, normalize, uncertainty=False):
     "Return what has to be equal when a run is resumed, except for its rows and `on_bad_row`."
     model = scorer.model
     weights = hashlib.sha256()
@@ -265,6 +276,7 @@ def _run_options(scorer, normalize):
         "text_pairs": getattr(model, "text_pairs", None),
         "ends_with_eos": model.ends_with_eos,
         "attribute_weights": model.attribute_weights or None,
+        "uncertainty": model.uncertainty_facts() if uncertainty else None,
         "chat_template": scorer.tokenizer.chat_template,
         "length_calibration": scorer.length_calibration.facts() if scorer.length_calibration else None,
     }

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from .files import score_rows
 from .scoring import Scorer
+from .uncertainty import check_uncertainty
 
 # %% ../nbs/06g_many_machines.ipynb #629a266b
 class BatchScorer:
@@ -25,14 +26,18 @@ class BatchScorer:
         normalize: bool = False, # as in `Scorer.score`
         # 'skip' gives a row that cannot be scored no reward, and the reason as `error`
         on_bad_row: Literal["error", "skip"] = "error",
+        uncertainty: bool = False, # the spread of each reward too, as `spread` or `spreads`
         **options: Any, # of `Scorer.from_pretrained`: device, dtype, max_length, …
     ):
         if on_bad_row not in ("error", "skip"):
             raise ValueError(f"on_bad_row is {on_bad_row!r}; expected 'error' or 'skip'.")
-        self.make = partial(BatchScorer, model, normalize, on_bad_row, **options)
+        self.make = partial(BatchScorer, model, normalize, on_bad_row, uncertainty, **options)
         self.normalize = normalize
         self.on_bad_row = on_bad_row
+        self.uncertainty = uncertainty
         self.scorer = model if isinstance(model, Scorer) else Scorer.from_pretrained(model, **options)
+        if uncertainty:
+            check_uncertainty(self.scorer)
 
     def __call__(
         self,
@@ -41,7 +46,8 @@ class BatchScorer:
         "Return the batch with its rewards. Raise `ValueError` for a row that cannot be scored."
         table = _to_table(batch)
         is_single = not {"response", "text"}.isdisjoint(table.column_names)
-        rows = list(score_rows(table.to_pylist(), 1, self.scorer, "the batch", self.normalize, self.on_bad_row))
+        options = {"normalize": self.normalize, "on_bad_row": self.on_bad_row, "uncertainty": self.uncertainty}
+        rows = list(score_rows(table.to_pylist(), 1, self.scorer, "the batch", **options))
         for name, kind in self._added_columns(is_single).items():
             table = table.append_column(name, pa.array([row.get(name) for row in rows], kind))
         return table
@@ -52,6 +58,8 @@ class BatchScorer:
         columns = {"reward" if is_single else "rewards": number}
         if self.scorer.attributes:
             columns["attributes"] = pa.struct([(name, number) for name in self.scorer.attributes])
+        if self.uncertainty:
+            columns["spread" if is_single else "spreads"] = number
         if self.on_bad_row == "skip":
             columns["error"] = pa.string()
         return columns

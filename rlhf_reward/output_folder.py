@@ -109,8 +109,8 @@ def not_lost(
         if checkpoint is None:
             raise
         raise OSError(
-            f"{error} The training is not lost: to continue from {checkpoint}, add --resume_from_checkpoint true, or pass "
-            "resume_from_checkpoint=True to train."
+            f"{error} The training is not lost: to continue from {checkpoint}, add --resume_from_checkpoint true, or "
+            "pass resume_from_checkpoint=True to train."
         ) from error
 
 # %% ../nbs/05h_output_folder.ipynb #198a44ee

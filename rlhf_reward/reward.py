@@ -33,11 +33,13 @@ from .other_heads import keep_openrlhf_scale
 from .placing import best_device, check_device, place
 from .pooling import check_response_tokens, copy_head, new_response_pooling
 from .rope import check_length, choose_frequencies_by_text, scales_by_length
+from .several_heads import HeadLevels, checked_heads, saved_heads
 from .sft_adapters import base_of, open_base
+from .uncertainty import UncertaintyMixin, load_uncertainty
 from .losses import bradley_terry
 
 # %% ../nbs/01_reward.ipynb #d9d2abf6
-class BackboneProperties(AttributesMixin, ModelTools, nn.Module):
+class BackboneProperties(AttributesMixin, UncertaintyMixin, ModelTools, nn.Module):
     "The part of `RewardModel` that its `backbone` and config answer for trainers and tools."
 
     @property
@@ -166,6 +168,7 @@ class RewardModel(BackboneProperties):
         # or 'attention' over the response, which no other tool opens
         pooling: Optional[str] = None,
         attributes: Optional[Sequence[str]] = None, # an output each, whose weighted sum is the reward; None: one output
+        heads: int = 1, # linear heads on the same states; the reward is their mean, and their spread how sure it is
         **kwargs, # for `AutoModel.from_pretrained`; dtype is float32 unless given: half precision loses small updates
     ):
         super().__init__()
@@ -182,7 +185,9 @@ class RewardModel(BackboneProperties):
         self._input_names = frozenset(inspect.signature(self.backbone.forward).parameters) # before any adapter
         self._backbone_kwargs = {"use_cache": False} if "use_cache" in self._input_names else {}
         self.dropout = nn.Dropout(checked_dropout(dropout))
-        self.attribute_sum = AttributeSum(checked_attributes(attributes))
+        self.attribute_sum = AttributeSum(checked_attributes(attributes), checked_heads(heads, attributes))
+        self.head_levels = HeadLevels(heads) if heads > 1 else None
+        self.posterior = None # see `laplace.fit_laplace`
         self.score = new_head(width, len(self.attribute_sum.weights))
         self.response_pooling = new_response_pooling(self.pooling, width)
         place(self.eval(), device, kwargs.get("device_map"))
@@ -202,6 +207,8 @@ class RewardModel(BackboneProperties):
         response_tokens: Optional[TensorType["num_tokens", 3, int]] = None,
         # of segments, as a tokenizer of BERT returns them; backbones without segments ignore them
         token_type_ids: Optional[TensorType["batch_size", "seq_len", int]] = None,
+        per_head: bool = False, # return the rewards of all heads, (batch_size, heads)
+        uncertainty: bool = False, # return rewards and (batch_size, num_deviations), as in `UncertainReward`
     ) -> TensorType["batch_size", 1, float]: # float32 rewards; (num_responses, 1) with `end_positions`
         """
         Return one reward for each row, or for each of `end_positions`.
@@ -223,8 +230,7 @@ class RewardModel(BackboneProperties):
         states = self._hidden_states(inputs, branches, packed_sequences)
         with torch.autocast(states.device.type, enabled=False): # the head stays in float32 under bf16 training
             pooled = self._pooled(states, rows, ends, response_tokens).to(self.score.weight) # its device and dtype
-            outputs = self.score(self.dropout(pooled)).float()
-            return outputs if attributes else self.attribute_sum(outputs)
+            return self.outputs(self.dropout(pooled), attributes, per_head, uncertainty)
 
     @classmethod
     def from_pretrained(
@@ -249,10 +255,12 @@ class RewardModel(BackboneProperties):
         if not hasattr(config, "rlhf_reward"):
             refuse_own_code(model_name, config, kwargs)
         names, saved = head_labels(model_name, kwargs, config, attribute_weights)
-        model = cls(model_name, dropout, device, pooling, names, **{"dtype": "auto", **kwargs})
+        facts = getattr(config, "rlhf_reward", {})
+        model = cls(model_name, dropout, device, pooling, names, saved_heads(facts), **{"dtype": "auto", **kwargs})
         keep_openrlhf_scale(model.config)
         model.ends_with_eos = getattr(model.config, "rlhf_reward", {}).get("ends_with_eos", False)
-        copy_head(model, load_head(model_name, kwargs, config, len(model.score.weight), model.pooling))
+        copy_head(model, load_head(model_name, kwargs, config, model.num_saved_rows, model.pooling))
+        load_uncertainty(model, model_name, kwargs, facts)
         model.use_weights(saved, attribute_weights)
         return model
 

@@ -14,6 +14,7 @@ from typing import Any, Optional, Union
 from .comparison import Text
 from .rows import to_responses
 from .scoring import BaseScorer, Scorer
+from .uncertainty import check_uncertainty, checked_pessimism
 from .unread import media_columns
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class RewardFunction:
         # reward that is not finite): 'raise' an error, 'none' for a reward of None, with which TRL leaves the
         # completion out, or a number
         on_error: Union[str, float] = "raise",
+        pessimism: float = 0.0, # spreads that are subtracted from each reward, of a model that has some
         **kwargs: Any, # for `Scorer.from_pretrained`: device, max_length, on_overlong, …
     ):
         is_open = isinstance(model, BaseScorer)
@@ -50,6 +52,7 @@ class RewardFunction:
         if not is_number and on_error not in ("raise", "none"):
             raise ValueError(f"on_error is {on_error!r}; expected 'raise', 'none' or a finite number.")
         self.on_error = on_error
+        self.pessimism = checked_pessimism(pessimism)
         self.num_errors = 0
         self.model = model
         self.normalize = normalize
@@ -68,6 +71,8 @@ class RewardFunction:
             self._opened = Scorer.from_pretrained(self.model, **self.kwargs)
         if self.normalize:
             self._opened.normalized([]) # refuse before the work
+        if self.pessimism:
+            check_uncertainty(self._opened)
         template_columns = {}
         for name in (*TEMPLATE_COLUMNS, *media_columns(columns)): # the latter are refused
             if isinstance(columns.get(name), (list, tuple)):
@@ -93,8 +98,11 @@ class RewardFunction:
         scored = [result for result in results if not isinstance(result, ValueError)]
         prompts = [str(comparison.prompt) for comparison, _ in scored]
         sequences = [sequences for _, sequences in scored]
-        rewards = self._opened.rewards(sequences, prompts, finite=self.on_error == "raise")
+        options = {"uncertainty": True} if self.pessimism else {}
+        rewards = self._opened.rewards(sequences, prompts, finite=self.on_error == "raise", **options)
         rewards = [reward for reward, in rewards]
+        if self.pessimism:
+            rewards = [reward.lower_bound(self.pessimism) for reward in rewards]
         errors += [f"The reward is {reward}." for reward in rewards if not math.isfinite(reward)]
         if self.normalize:
             rewards = self._opened.normalized(rewards)

@@ -9,6 +9,7 @@ __all__ = ['StepLossMixin', 'train_loss_parameters', 'StepRecord', 'StepMetrics'
 # %% ../nbs/05d_steps.ipynb #0c4034b6
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Optional
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers.trainer_utils import EvalPrediction
 
 from .attributes import attribute_losses
+from .bootstrap import step_losses
 from .losses import Regression, RewardLoss
 from .metrics import PairMetrics, pair_metrics
 from .packing import by_comparison, model_inputs
@@ -35,20 +37,26 @@ class StepLossMixin:
 
     def _losses(self, model, inputs):
         "Return rewards (num_comparisons, K), and the loss and weight of each comparison."
-        outputs = model(**model_inputs(inputs, self.model), attributes=bool(self.model.attributes)) # by response
-        return *self._losses_of(outputs, inputs), self._weights(inputs)
+        options = {"attributes": bool(self.model.attributes), "per_head": self.model.heads > 1}
+        outputs = model(**model_inputs(inputs, self.model), **options) # (num_responses, attributes, heads or 1)
+        self.model.note_levels(outputs)
+        return *self._losses_of(outputs, inputs, model.training), self._weights(inputs)
 
-    def _losses_of(self, outputs, inputs):
+    def _losses_of(self, outputs, inputs, is_training=True):
         "Return rewards (num_comparisons, K) and the loss of each comparison, of the outputs of a model."
         rewards = by_comparison(self.model.attribute_sum(outputs), inputs["ranks"])
         losses = torch.zeros_like(inputs["weights"])
         if self._learns_reward():
-            compared, term = self.length_loss(rewards, outputs, inputs, self.model)
-            losses = self.reward_loss(compared, *self._targets(inputs), inputs["preferences"]) + term
+            loss = partial(self._loss_of, inputs, outputs)
+            losses = step_losses(self.model, loss, outputs, rewards, inputs, is_training)
         if self.model.attributes:
             columns = [by_comparison(column[:, None], inputs["ranks"]) for column in outputs.unbind(dim=1)]
             losses = losses + attribute_losses(torch.stack(columns, dim=2), inputs["attributes"])
         return rewards, losses
+
+    def _loss_of(self, batch, outputs, rewards):
+        compared, term = self.length_loss(rewards, outputs, batch, self.model)
+        return self.reward_loss(compared, *self._targets(batch), batch["preferences"]) + term
 
     def _learns_reward(self):
         "Return whether the loss is one of the reward: regression learns the ratings of attributes, if there are any."

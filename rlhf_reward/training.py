@@ -22,7 +22,6 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import TrainOutput
 
 from .arguments import RewardConfig, check_arguments, check_for_loss, check_inputs, check_state_dict_type
-from .attributes import forget_reward_scale
 from .card import ModelCardMixin
 from .head_start import HeadStartMixin
 from .unread import plain_rows
@@ -203,7 +202,7 @@ class RewardTrainer(
             self._use_layout(self.train_dataset)
             checkpoint = self.begin_run(resume_from_checkpoint)
             self._use_liger_kernel()
-            forget_reward_scale(self.model.config)
+            self.model.forget_measured()
             self.start_head(checkpoint is not None)
             self.step_records = StepRecords()
             describe_run(self, self.unwrapped_model())

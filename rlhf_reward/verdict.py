@@ -12,7 +12,7 @@ import pandas as pd
 from .intervals import Interval, interval
 from .tables import correctness
 
-MIN_PROMPTS = 20 # with fewer, a bootstrap over prompts is too narrow
+MIN_PROMPTS = 10 # with fewer, a bootstrap over prompts is too narrow
 
 # %% auto #0
 __all__ = ['MIN_PROMPTS', 'Standing', 'Advantages', 'VerdictFigures', 'advantages', 'verdict_figures', 'verdict', 'standing',
@@ -120,8 +120,8 @@ def verdict_lines(
 def _headline(figures):
     "Return what comes before the figures."
     if figures["prompts"] < MIN_PROMPTS:
-        prompts = "prompt" if figures["prompts"] == 1 else "prompts"
-        return f"No verdict, {figures['prompts']} {prompts} are too few (expected {MIN_PROMPTS} or more)"
+        prompts = "prompt is" if figures["prompts"] == 1 else "prompts are"
+        return f"No verdict, {figures['prompts']} {prompts} too few (expected {MIN_PROMPTS} or more)"
     found = figures["advantages"]
     length = _standing(found["over_length"])
     of_length = _named(length, "length" if found["length_rule"] else "chance")

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from architectures import CHAT_TEMPLATE, save_language_model, word_tokenizer
 from rlhf_reward import RewardModel, averaging
 from rlhf_reward.adapter_averaging import averaged_factor, check_linear
+from rlhf_reward.adapter_ensemble import AdapterEnsemble
 from rlhf_reward.adapters import add_adapter, merge_adapter
 from rlhf_reward.averaging import average_checkpoints
 from rlhf_reward.cli import main
@@ -159,6 +160,16 @@ def test_other_families_attributes_and_encoders_are_averaged(tmp_path):
         assert_close(found(IDS), opened[0](IDS), rtol=1e-5, atol=1e-6)
 
 
+def test_the_query_of_pooling_by_attention_is_averaged_and_not_scaled(base, tmp_path):
+    models = [save_part(base, tmp_path / f"{seed}", seed, std=float(seed), pooling="attention") for seed in (1, 2)]
+    average_checkpoints(models, tmp_path / "mean")
+    first, second, mean = (RewardModel.from_pretrained(path, device="cpu") for path in (*models, tmp_path / "mean"))
+    query = (first.response_pooling.query + second.response_pooling.query) / 2
+    assert query.abs().max() > 0
+    assert_close(mean.response_pooling.query, query)
+    assert_close(mean.score.weight, (first.score.weight * 1.5 + second.score.weight * 0.75) / 2)
+
+
 def test_a_classifier_made_elsewhere_and_a_learned_offset_are_averaged(base, parts, tmp_path):
     elsewhere = []
     for part in parts[:2]:
@@ -299,11 +310,14 @@ def test_what_differs_is_refused_by_name(base, parts, tmp_path):
     assert not (tmp_path / "mean").exists() and not (tmp_path / "mean.part").exists()
 
 
-def test_what_does_not_change_the_function_may_differ(base, parts, tmp_path):
+def test_what_does_not_change_the_function_may_differ(base, parts, tmp_path, caplog):
     padding = word_tokenizer(padding_side="left", model_max_length=50)
     other = Path(save_part(base, tmp_path / "other", 5, std=1.0, tokenizer=padding))
     change_json(other / "config.json", transformers_version="5.0.0", attention_dropout=0.1, use_cache=False)
+    spread = json.loads((other / "config.json").read_text())["rlhf_reward"]
+    change_json(other / "config.json", rlhf_reward={**spread, "laplace": {"data": "mine"}})
     average_checkpoints([parts[0], other], tmp_path / "mean")
+    assert "no spread of its rewards" in caplog.text
 
 
 # ----- adapters
@@ -394,3 +408,58 @@ def test_adapters_of_other_forms_and_bases_are_refused(base, tmp_path):
     ):
         with pytest.raises(ValueError, match=f"{message}.*rlhf_reward convert"):
             check_linear("one", config)
+
+
+# ----- ensembles of adapters
+
+
+def test_an_ensemble_scores_as_its_members_alone_in_the_same_packed_batches(base, tmp_path, monkeypatch):
+    config = {"r": 2, "target_modules": ["q_proj", "down_proj"], "modules_to_save": ["norm"]}
+    folders = [save_adapter_part(base, tmp_path / f"{seed}", seed, LoraConfig(**config), seed) for seed in (1, 2, 3)]
+    prompts, chosen, rejected = zip(*(row.values() for row in ROWS))
+    alone = torch.tensor([Scorer.from_pretrained(folder, "cpu").score(prompts, chosen) for folder in folders])
+    ensemble = AdapterEnsemble(folders, "cpu", align=False)
+    scorer = Scorer(ensemble, word_tokenizer())
+    sizes = []
+    forward = ensemble.model.forward
+
+    def counted(input_ids, *args, **inputs):
+        sizes.append(input_ids.numel())
+        return forward(input_ids, *args, **inputs)
+
+    monkeypatch.setattr(ensemble.model, "forward", counted)
+    assert scorer.packs
+    assert_close(torch.tensor(scorer.score(prompts, chosen)), alone.mean(dim=0), rtol=1e-5, atol=1e-5)
+    assert len(sizes) == 3 and len(set(sizes)) == 1 # one batch, once for each member
+    members = ensemble(IDS, per_head=True)
+    expected = torch.cat([rewards(folder) for folder in folders], dim=1)
+    assert_close(members, expected, rtol=1e-5, atol=1e-5)
+    mean, deviations = ensemble(IDS, uncertainty=True)
+    assert_close(mean, expected.mean(dim=1, keepdim=True), rtol=1e-5, atol=1e-5)
+    assert_close(deviations.norm(dim=1), expected.std(dim=1), rtol=1e-5, atol=1e-5)
+    margin = (expected[0] - expected[1]).std()
+    assert_close((deviations[0] - deviations[1]).norm(), margin, rtol=1e-5, atol=1e-5)
+
+
+def test_members_of_an_ensemble_are_on_one_scale_or_refused(base, tmp_path):
+    config = LoraConfig(r=2, target_modules=["q_proj"])
+    folders = [save_adapter_part(base, tmp_path / f"{seed}", seed, config, std) for seed, std in ((1, 1.0), (2, 3.0))]
+    change_json(Path(folders[1]) / "config.json", rlhf_reward={
+        **json.loads(Path(folders[1], "config.json").read_text())["rlhf_reward"], "reward_mean": 7.0,
+    })
+    found = AdapterEnsemble(folders, "cpu")(IDS, per_head=True)
+    first, second = map(rewards, folders)
+    assert_close(found, torch.cat([first * 2, (second - 7) * 2 / 3], dim=1), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="expected normalize=False"):
+        Scorer(AdapterEnsemble(folders, "cpu"), word_tokenizer()).score(["w4 "], ["w5"], normalize=True)
+    other = save_adapter_part(base, tmp_path / "other", 3, LoraConfig(r=3, target_modules=["q_proj"]))
+    unknown = save_adapter_part(base, tmp_path / "unknown", 3, config, None)
+    whole = save_part(base, tmp_path / "whole", 1)
+    for adapters, message in (
+        ([folders[0], other], "of the adapter, r 3"),
+        ([folders[0], unknown], "no standard deviation.*align=False"),
+        (folders[:1], "expected two or more adapters"),
+        ([folders[0], whole], "expected two or more adapters"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            AdapterEnsemble(adapters, "cpu")

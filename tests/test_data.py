@@ -2,7 +2,6 @@ import csv
 import gzip
 import json
 import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 

@@ -7,8 +7,10 @@ import os
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
+from scipy.special import expit
 
 pytest.importorskip("matplotlib", reason="the extra plots is not installed")
 from test_evaluation import ROWS
@@ -17,6 +19,7 @@ from rlhf_reward import RewardConfig
 from rlhf_reward.card import model_card
 from rlhf_reward.data import Comparison
 from rlhf_reward.evaluation import Rule, evaluate
+from rlhf_reward.intervals import interval
 from rlhf_reward.markdown import code_span, escape_markdown
 from rlhf_reward.report import (
     plots,
@@ -28,6 +31,7 @@ from rlhf_reward.report import (
     write_report,
 )
 from rlhf_reward.report_summary import figure_lines
+from rlhf_reward.tables import correctness
 
 LENGTH = Rule(lambda prompt, response: float(len(response)))
 FIRST = Rule(lambda prompt, response: 3.0 * response.startswith("answer"))
@@ -139,7 +143,7 @@ def test_what_the_plots_draw(monkeypatch):
     import matplotlib.axes
 
     found = evaluate(Rule(lambda prompt, response: float(len(response)) + response.startswith("answer")), ROWS)
-    drawn = {"hist": [], "plot": [], "scatter": []}
+    drawn = {"hist": [], "plot": [], "scatter": [], "vlines": []}
     for kind in drawn:
         original = getattr(matplotlib.axes.Axes, kind)
         monkeypatch.setattr(
@@ -163,6 +167,14 @@ def test_what_the_plots_draw(monkeypatch):
     bins = report["calibration"]["bins"]
     (reliability, _), (length, _) = drawn["scatter"]
     assert reliability == ([one["confidence"] for one in bins], [one["accuracy"] for one in bins])
+    ((confidence, low, high), _), = drawn["vlines"] # the error bars
+    assert confidence == reliability[0] and len(low) == len(high) == len(bins)
+    for bin_, lower, upper in zip(bins, low, high):
+        assert 0 <= lower <= bin_["accuracy"] <= upper <= 1
+    number = np.minimum((expit(np.abs(pairs["margin"])) - 0.5) * 20 // 1, 9)
+    own = pairs[number == number.min()]
+    by_prompt = interval(correctness(own["margin"].to_numpy()), own["prompt"])
+    assert (low[0], high[0]) == (by_prompt["low"], by_prompt["high"])
     assert length[0].tolist() == pairs["longer_by"].tolist()
     assert length[1].tolist() == pairs["margin"].tolist()
     line = drawn["plot"][1][0]

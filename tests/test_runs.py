@@ -605,6 +605,7 @@ def test_push_to_hub_uploads_model_and_card(base, tmp_path, monkeypatch):
     assert repo == "me/mine"
     assert {"README.md", "model.safetensors", "config.json", "tokenizer.json", "training_args.json"} <= files
     assert "datasets:\n- org/preferences" in (tmp_path / "mine/README.md").read_text()
+    assert 'Scorer.from_pretrained("me/mine")' in (tmp_path / "mine/README.md").read_text()
 
 
 # What stops a run

@@ -1,4 +1,5 @@
 "The scorer against the model on one text at a time, whatever the batches, kinds of models and forms of texts."
+import copy
 import logging
 import math
 import pickle
@@ -71,9 +72,15 @@ def reward_models(tmp_path_factory):
     return make
 
 
-@pytest.fixture
-def scorer(reward_models):
+@pytest.fixture(scope="module")
+def opened(reward_models):
     return Scorer.from_pretrained(reward_models(), device="cpu")
+
+
+@pytest.fixture
+def scorer(opened):
+    "One for each test, which may change it."
+    return copy.deepcopy(opened)
 
 
 def alone(scorer, prompts, responses):
@@ -115,9 +122,9 @@ def test_rewards_are_those_of_the_texts_alone(family, reward_models):
 
 
 @pytest.fixture(scope="module")
-def alone_by_text(reward_models):
+def alone_by_text(opened):
     "A scorer, and the reward of each of 16 texts alone."
-    scorer = Scorer.from_pretrained(reward_models(), device="cpu")
+    scorer = copy.deepcopy(opened)
     prompts, responses = texts(4, 4)
     return scorer, dict(zip(zip(prompts, responses), alone(scorer, prompts, responses)))
 

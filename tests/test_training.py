@@ -497,13 +497,16 @@ def test_two_processes_measure_what_one_does(base, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     program = Path(sys.executable).with_name("rlhf_reward")
     results = []
+    verdicts = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         options = ["--nproc_per_node", str(processes)]
         printed = run(*launcher, *options, program, "train", *arguments, "--output_dir", folder).stdout
         assert printed.count("Held-out accuracy") == 1
+        verdicts.append([line for line in printed.splitlines() if line.startswith("No verdict")])
         results.append(json.loads((folder / "eval_results.json").read_text()))
     one, two = results
+    assert verdicts[0] == verdicts[1] and len(verdicts[0]) == 1 and "model without the prompt" in verdicts[0][0]
     assert one["eval_pairs"] == two["eval_pairs"] == 5 * 6 + 4
     for name in ("loss", "accuracy", "margin", "chosen_reward", "longer_wins"):
         assert one[f"eval_{name}"] == pytest.approx(two[f"eval_{name}"], abs=1e-6), name

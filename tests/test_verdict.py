@@ -68,11 +68,11 @@ SENTENCES = [
         f"Better than length: {ACCURACY}, 20.0 points (15.0 to 25.0) above {LONGER}; no prompt can be removed.",
     ),
     (
-        made(prompts=19),
+        made(prompts=9),
         "unknown",
-        f"No verdict, 19 prompts are too few (expected 20 or more): {ACCURACY}, 20.0 points (15.0 to 25.0) above ",
+        f"No verdict, 9 prompts are too few (expected 10 or more): {ACCURACY}, 20.0 points (15.0 to 25.0) above ",
     ),
-    (made(prompts=1), "unknown", "No verdict, 1 prompt are too few"),
+    (made(prompts=1), "unknown", "No verdict, 1 prompt is too few (expected 10 or more): "),
     (
         made(rule=None),
         "better",
@@ -212,7 +212,7 @@ def test_rows_that_were_held_out_are_found_again(trained, capsys):
     metrics = train([*argv, "--output_dir", str(folder / "held")])
     line, = [line for line in capsys.readouterr().out.splitlines() if line.startswith("No verdict")]
     assert metrics["eval_pairs"] == 3
-    assert line.startswith(f"No verdict, 3 prompts are too few (expected 20 or more): accuracy ")
+    assert line.startswith(f"No verdict, 3 prompts are too few (expected 10 or more): accuracy ")
     assert f"accuracy {100 * metrics['eval_accuracy']:.1f} % (" in line and "the model without the prompt" in line
     assert "On `held out of" in (folder / "held/README.md").read_text()
 

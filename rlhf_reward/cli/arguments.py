@@ -185,7 +185,7 @@ def scoring_parser(
         "checkpoint records; without it for one made elsewhere)",
     )
     group.add_argument("--attribute_weights", metavar="NAME=NUMBER,…", help=WEIGHTS_HELP)
-    if command != "calibrate":
+    if command not in ("calibrate", "laplace"):
         group.add_argument(
             "--calibrated",
             action="store_true",

@@ -70,6 +70,12 @@ def evaluate_parser() -> CommandParser:
     output = parser.add_argument_group("output")
     output.add_argument("--output", required=True, metavar="FOLDER", help="folder of the report")
     output.add_argument("--seed", type=int, default=0, help="of intervals and of the random baseline (default: 0)")
+    output.add_argument(
+        "--gold",
+        metavar="NAME",
+        help="the name of one of --model whose rewards count as true: the report has the over-optimization curve of "
+        "the others, the true reward of the best of n responses",
+    )
     parser.hidden |= {"benchmark_dir", "verdicts", "form", "dataset_config", "revision", "data_dir", "seed"}
     return parser
 
@@ -133,6 +139,18 @@ def _check_names(models, files, benchmarks):
             f"--data and --benchmark both have {', '.join(sorted(shared))}; expected other names for the data: "
             "--data mine=FILE."
         )
+
+
+def _add_gold_curves(evaluations, gold, seed):
+    "Add the over-optimization curves of all models but the gold one to their reports."
+    from rlhf_reward.overoptimization import gold_model_curve
+
+    for by_model in evaluations.values():
+        for model, found in by_model.items():
+            if model != gold:
+                curve = gold_model_curve(found.responses, by_model[gold].responses, gold, seed=seed)
+                if curve is not None:
+                    found.report["overoptimization"] = curve
 
 # %% ../../nbs/09d_cli_evaluate.ipynb #2fb2c247
 @contextmanager
@@ -277,6 +295,8 @@ def evaluate(
     benchmarks = _named_paths(options.benchmark)
     try:
         _check_names(models, files, benchmarks)
+        if options.gold is not None and (options.gold not in dict(models) or len(models) < 2):
+            raise ValueError(f"--gold is {options.gold!r}; expected the name of one of several in --model.")
     except ValueError as error:
         parser.error(str(error))
     processes, device = shared_processes(options)
@@ -289,6 +309,8 @@ def evaluate(
         missing = {}
         asked = _asked_benchmarks(benchmarks, options.benchmark_dir)
         evaluations = _evaluate_all(options, models, files, asked, missing, processes, device)
+        if options.gold:
+            _add_gold_curves(evaluations, options.gold, options.seed)
         if processes.is_main_process:
             write_report(evaluations, options.output, report_record(["evaluate", *argv]))
     if processes.is_main_process:

@@ -52,6 +52,11 @@ def score_parser() -> CommandParser:
         action="store_true",
         help="to mean 0 and standard deviation 1 over the data that training evaluated on",
     )
+    output.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="write the spread of each reward too, of a model with several heads or from rlhf_reward laplace",
+    )
     parser.hidden |= {"dataset_config", "revision", "data_dir"}
     return parser
 
@@ -80,6 +85,7 @@ def score(
                 on_bad_row=options.on_bad_row,
                 processes=processes,
                 form=options.form,
+                uncertainty=options.uncertainty,
                 **data_source(options, options.data),
             )
     except KeyboardInterrupt:

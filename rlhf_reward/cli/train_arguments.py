@@ -13,6 +13,7 @@ from typing import Literal, Optional
 
 from .arguments import DATA_HELP, parse_columns, parse_verdicts, parse_weights
 from .attributes import AttributeArguments
+from .heads import HeadArguments
 from .config import ON_COMMAND_LINE, config_text, expanded_arguments
 from .parser import add_general_options
 from .train_data import SYNTHETIC, evaluation_sets, names_of, training_sets
@@ -20,7 +21,7 @@ from .train_help import RECIPES, show_train_help, train_parser
 
 # %% ../../nbs/09g_cli_train_arguments.ipynb #017737ad
 @dataclass
-class TrainArguments(AttributeArguments):
+class TrainArguments(AttributeArguments, HeadArguments):
     "Arguments of `rlhf_reward train` in addition to those of `RewardConfig`."
 
     model: Optional[str] = field(

@@ -15,6 +15,7 @@ from typing import Any
 
 from .arguments import DATA_HELP, exit_on_error, opening, read_chat_template
 from .attributes import learn_weights, load_pairs
+from .heads import check_heads
 from .parser import print_next
 from .train_arguments import TrainArguments, parse_train
 from .train_data import SYNTHETIC, evaluation_sets, label_of, load_data, training_sets
@@ -111,6 +112,7 @@ def _open_model(name, job, args):
             name = _merge_base(name, job, args)
         open_model = RewardModel
         options["attributes"] = job.attributes
+        options["heads"] = job.heads or 1
         head = "has no reward head to continue from; training starts from a new head on its backbone"
     logging.getLogger("rlhf_reward").info("%s %s.", name, head)
     model = open_model(name, job.dropout, str(args.device), dtype=job.dtype, **options)
@@ -119,6 +121,7 @@ def _open_model(name, job, args):
             f"{name!r} is a reward model with the attributes {list(model.attributes)}, and --attributes are "
             f"{job.attributes}; expected the same in this order, no --attributes, or a model without a reward head."
         )
+    check_heads(name, job.heads, model)
     if job.attribute_weights:
         model.set_attribute_weights(job.attribute_weights)
     return model

@@ -30,7 +30,7 @@ GROUPS = {  # title: (shown by --help, shown by --help-all only)
     "reward": (
         "loss max_length",
         "on_overlong layout head_start head_learning_rate freeze_layers sum_to_zero_coefficient rdrop_coefficient "
-        "lm_coefficient",
+        "lm_coefficient length_loss length_coefficient",
     ),
     "training": (
         "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps bf16 "

@@ -63,7 +63,7 @@ class Batcher:
         self,
         sequences: list[list[list]], # K for each comparison, from `Scorer.tokenize`
         prompts: list[Any], # one for each comparison; equal prompts are computed together, across requests too
-    ) -> list[list[float]]: # K for each comparison; of a model with attributes as `AttributeRewards`
+    ) -> list[list[float]]: # K for each comparison; with attributes or spread if the model has some
         "Raise `QueueFull` if there is no room for the request now, `TooLong` if there never is."
         tokens = count_tokens(sequences)
         if tokens > self.max_waiting:
@@ -154,7 +154,7 @@ class Batcher:
             return all(part.request.answer.done() for part in parts)
 
         try:
-            options = {"attributes": True} if self.scorer.attributes else {}
+            options = self.scorer.reward_options
             rewards = self.scorer.rewards(sequences, prompts, progress=False, should_cancel=all_cancelled, **options)
             return [reward for reward, in rewards]
         except BaseException as error: # one that is not an `Exception` would end the task of `run`

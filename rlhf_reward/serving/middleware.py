@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL_BODY', 'MAX_CONTAINERS', 'LARGE_BODIES', 'body_size', 'OFFLINE_DOCS', 'count_outside_strings',
-           'give_back_memory', 'LimitBody', 'Authorize', 'CheckHost', 'host_name', 'AnswerHead', 'AddHeader',
-           'CountRequests']
+           'give_back_memory', 'LimitBody', 'Authorize', 'CheckHost', 'host_name', 'AnswerHead', 'CountRequests']
 
 # %% ../../nbs/08c_middleware.ipynb #92350568
 import asyncio
@@ -291,7 +290,7 @@ class AnswerHead:
 
         await self.app({**scope, "method": "GET"}, receive, send_without_body)
 
-
+# %% ../../nbs/08c_middleware.ipynb #eb3d0483
 class AddHeader:
     "Add a header to every answer, such as one that tells how all rewards were changed."
 

@@ -59,6 +59,7 @@ from rlhf_reward.serving.schemas import (
     RankRequest,
     RewardRequest,
     ScoreAnswer,
+    SpreadAnswer,
 )
 from .tokenizing import RequestTokenizer
 
@@ -144,13 +145,15 @@ def _reward_routes(
     add_client_routes(api, service)
 
     @api.post("/score")
-    async def score(request: AnyScoreRequest) -> Union[AttributesAnswer, ScoreAnswer, VLLMScoreAnswer]:
+    async def score(request: AnyScoreRequest) -> Union[AttributesAnswer, SpreadAnswer, ScoreAnswer, VLLMScoreAnswer]:
         "Return a reward for each response, or answer as vLLM does if the request is in its form."
         if isinstance(request, VLLMScoreRequest):
             return await vllm_score(service, request)
         check_same_length(request.prompts, request.responses, "responses", "responses")
         scored = await service.score(partial(read_score, request), request.normalize)
         rewards = [rewards[0] for rewards in scored.rewards]
+        if scored.spreads:
+            return SpreadAnswer(rewards=rewards, spread=[own[0] for own in scored.spreads])
         if not scored.attributes:
             return ScoreAnswer(rewards=rewards)
         return AttributesAnswer(rewards=rewards, attributes=[own[0] for own in scored.attributes])
@@ -164,7 +167,8 @@ def _reward_routes(
         rewards = scored.rewards[0]
         shown = service.normalized(rewards) if request.normalize else rewards
         attributes = scored.attributes[0] if scored.attributes else None
-        return rank_answer(request.responses, rewards, shown, attributes)
+        spreads = service.shown_spreads(scored.spreads[0], request.normalize) if scored.spreads else None
+        return rank_answer(request.responses, rewards, shown, attributes, spreads)
 
     @api.post("/classify")
     async def classify(request: AnyClassifyRequest) -> Union[ClassifyAnswer, SGLangResult, list[SGLangResult]]:
@@ -194,6 +198,7 @@ def rank_answer(
     rewards: list[float], # by which they are ranked
     shown: list[float], # the same, or normalized
     attributes: Optional[list[dict[str, float]]] = None, # of each response, if the model has any
+    spreads: Optional[list[float]] = None, # of each response, if the model has any
 ) -> RankAnswer:
     "Return the answer of `/rank`."
     answer = []
@@ -206,6 +211,8 @@ def rank_answer(
         )
         if attributes:
             result.attributes = attributes[response.index] # a field that is not set is left out
+        if spreads:
+            result.spread = spreads[response.index]
         answer.append(result)
     return RankAnswer(ranked=answer)
 
@@ -267,9 +274,10 @@ class _Scored:
 
     rewards: list[list[float]] # K for each comparison
     attributes: list[list[dict[str, float]]] # K for each comparison; empty for a model without attributes
+    spreads: list[list[float]] # K for each comparison; empty for a model that has none
     tokens: int # of all sequences
 
-
+# %% ../../nbs/08f_routes.ipynb #3f0a9e12
 class _RewardService:
     "Scorer, batcher, limits and metrics, which all routes share."
 
@@ -354,6 +362,15 @@ class _RewardService:
         except ValueError as error:
             raise field_error(422, ["normalize"], str(error)) from None
 
+    def shown_spreads(
+        self,
+        spreads: list[float], # as the model gives them
+        normalize: bool, # whether the rewards are normalized
+    ) -> list[float]: # in the unit of the rewards
+        "Return the spreads of rewards."
+        unit = float(self.scorer.model.config.rlhf_reward["reward_std"]) if normalize else 1.0
+        return [spread / unit for spread in spreads]
+
     async def _compute(self, read, normalize):
         self.batcher.check_room()
         sequences, prompts = await self.tokenizer.tokenize(read, body_size.get())
@@ -362,10 +379,14 @@ class _RewardService:
         if self.scorer.attributes:
             for own in rewards:
                 attributes.append([reward.attributes for reward in own])
-            rewards = [list(map(reward_alone, own)) for own in rewards]
+        spreads = []
+        if self.scorer.has_uncertainty:
+            for own in rewards:
+                spreads.append(self.shown_spreads([reward.spread for reward in own], normalize))
+        rewards = [list(map(reward_alone, own)) for own in rewards]
         if normalize:
             rewards = [self.normalized(own) for own in rewards]
-        return _Scored(rewards, attributes, count_tokens(sequences))
+        return _Scored(rewards, attributes, spreads, count_tokens(sequences))
 
 
 def _try_again(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Conversation', 'Text', 'Ids', 'ListOfStrings', 'RequestModel', 'Message', 'ScoreRequest', 'ScoreAnswer',
-           'AttributesAnswer', 'RankRequest', 'RankedResponse', 'RankAnswer', 'ClassifyRequest', 'ClassifyResult',
-           'Usage', 'ClassifyAnswer', 'RewardRequest', 'Problem']
+           'AttributesAnswer', 'SpreadAnswer', 'RankRequest', 'RankedResponse', 'RankAnswer', 'ClassifyRequest',
+           'ClassifyResult', 'Usage', 'ClassifyAnswer', 'RewardRequest', 'Problem']
 
 # %% ../../nbs/08b_schemas.ipynb #78ecbfcb
 from typing import Annotated, Any, Literal, Optional, Union
@@ -87,6 +87,14 @@ class AttributesAnswer(ScoreAnswer):
     )
 
 
+class SpreadAnswer(ScoreAnswer):
+    "Rewards in the order of the responses, and how sure they are."
+
+    spread: list[float] = Field(
+        description="The standard deviation of each reward, in its unit, of a model with several heads or a posterior.",
+    )
+
+
 class RankRequest(RequestModel):
     "One prompt and its responses."
 
@@ -116,6 +124,10 @@ class RankedResponse(BaseModel):
     attributes: Optional[dict[str, float]] = Field(
         None,
         description="The outputs that the reward is the weighted sum of, by name, if the model has several.",
+    )
+    spread: Optional[float] = Field(
+        None,
+        description="The standard deviation of the reward, in its unit, if the model has several heads or a posterior.",
     )
 
 

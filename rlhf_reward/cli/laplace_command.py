@@ -9,7 +9,8 @@ __all__ = ['laplace_parser', 'laplace']
 from pathlib import Path
 
 from .arguments import FORM_HELP, MODEL_OPTIONS, VERDICTS_HELP, add_data_arguments, data_source
-from .arguments import exit_on_error, open_scorer, parse_columns, parse_verdicts, scoring_parser, shared_processes
+from .arguments import exit_on_error, open_scorer, parse_columns, parse_verdicts
+from .arguments import scoring_parser, shared_processes
 from .parser import CommandParser, given_words, print_next
 
 # %% ../../nbs/09k_cli_laplace.ipynb #f069ed4e

@@ -49,9 +49,9 @@ def make(base, folder, dtype=torch.float32, peft_config=None, **options):
     return RewardTrainer(
         RewardModel(base, 0.0, "cpu", dtype=dtype),
         RewardConfig(str(folder), **{**defaults, **options}),
-        ROWS,
-        ROWS if "eval_strategy" in options else None,
-        AutoTokenizer.from_pretrained(base),
+        train_dataset=ROWS,
+        eval_dataset=ROWS if "eval_strategy" in options else None,
+        processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=peft_config,
         callbacks=[Recorder()],
     )

@@ -189,7 +189,9 @@ def _in_values(what, first, other, remedy):
 def _shown(values, name):
     if name not in values:
         return "(none)"
-    shown = values[name] if isinstance(values[name], str) else json.dumps(values[name], default=str)
+    if isinstance(values[name], str):
+        return values[name]  # whole: two paths often differ at their ends alone
+    shown = json.dumps(values[name], default=str)
     return shown if len(shown) <= 80 else shown[:79] + "…"
 
 # %% ../nbs/01o_averaging_parts.ipynb #5c1a1e01

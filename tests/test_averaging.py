@@ -388,7 +388,7 @@ def test_an_average_of_adapters_is_an_adapter_and_converts(base, tmp_path):
 
 
 def test_adapters_of_other_forms_and_bases_are_refused(base, tmp_path):
-    other_base = save_language_model("llama", tmp_path / "other-base")
+    other_base = save_language_model("llama", tmp_path / ("long" * 20) / "other-base")
     first = save_adapter_part(base, tmp_path / "first", 1, LoraConfig(r=2, target_modules=["q_proj"]))
     for name, (of, options, message) in {
         "rank": (base, {"r": 3, "target_modules": ["q_proj"]}, "of the adapter, r 3, and .* 2"),

@@ -13,7 +13,7 @@ from .comparison import (
     whole_texts,
     without_prompt,
 )
-from .loading import KINDS, hold_out, load_rows
+from .loading import KINDS, as_table, hold_out, load_rows
 from .rows import FORMS, UNREADABLE, read_row, row_form, to_comparison, to_responses
 from .verdicts import RANKS_BY_WINNER
 
@@ -25,6 +25,7 @@ __all__ = [
     "RANKS_BY_WINNER",
     "Text",
     "UNREADABLE",
+    "as_table",
     "exact_key",
     "hold_out",
     "is_ids",

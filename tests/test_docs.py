@@ -676,6 +676,8 @@ def collect_wrong(page, address):
 
 
 TABS = 8
+SCROLLED_CODE = """[...document.querySelectorAll("article pre code")]
+    .filter(code => code.scrollWidth > code.clientWidth).map(code => code.innerText)"""
 
 
 def test_every_page_at_desktop_and_phone_width(browser, site):
@@ -711,6 +713,8 @@ def test_every_page_at_desktop_and_phone_width(browser, site):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), name
             assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+            if width == 1280 and path.parent.name in ("tutorials", "explanations"):
+                assert page.evaluate(SCROLLED_CODE) == [], name
         assert page.wrong == [], name
     context.close()
     assert formulas > 20

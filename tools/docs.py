@@ -21,6 +21,7 @@ from nbconvert import MarkdownExporter
 from reference import CONFIG, FUNCTIONS, SOURCE_URL, comments, definitions, parameters, references  # the tests' too
 
 LIBRARY = CONFIG["DEFAULT"]["lib_path"]
+ASSETS = Path("docs/assets")  # copied to the site, where pages show its pictures
 
 TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {% block input %}{{ super() if cell.source }}{% endblock %}
@@ -345,15 +346,18 @@ def write_site():
     "Write all pages, their pictures, the notebooks and the assets of the site, as mkdocs.yml expects them."
     check_pages()
     shutil.rmtree("_proc", ignore_errors=True)
-    shutil.copytree("docs/assets", "_proc/assets")
+    shutil.copytree(ASSETS, "_proc/assets")
     found = names()
     for path, own_page in PAGES.items():
         target = Path("_proc", own_page)
         target.parent.mkdir(parents=True, exist_ok=True)
 
         def to_page(linked, folder=Path(own_page).parent):
-            is_page = linked in PAGES
-            return os.path.relpath(PAGES[linked], folder) if is_page else SOURCE_URL + linked.as_posix()
+            if linked in PAGES:
+                return os.path.relpath(PAGES[linked], folder)
+            if ASSETS in linked.parents:
+                return os.path.relpath(linked.relative_to(ASSETS.parent), folder)
+            return SOURCE_URL + linked.as_posix()
 
         if path.suffix == ".ipynb":
             write_notebook_page(path, target, to_page, found)

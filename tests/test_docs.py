@@ -69,6 +69,7 @@ def test_a_page_that_leads_nowhere_is_refused(site, tmp_path):
         "INHERIT": str(site.parent / "mkdocs.yml"),
         "docs_dir": str(pages),
         "nav": ["index.md", "scoring.md", "reward.md"],
+        "hooks": [str(ROOT / "tools/search.py")],  # relative to the file that names it
     }
     (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(settings))
     page = pages / "scoring.md"
@@ -131,6 +132,31 @@ def read(path):
 
 def cells(path, kind):
     return [cell for cell in read(path).cells if cell.cell_type == kind]
+
+
+def test_search_has_lessons_first_and_no_formulas(site):
+    index = json.loads((site / "search/search_index.json").read_text())["docs"]
+    assert [entry["location"] for entry in index if "\\(" in entry["text"] or "\\[" in entry["text"]] == []
+    for entry in index:
+        is_lesson = entry["location"].startswith(("tutorials/", "explanations/"))
+        assert entry.get("boost", 1) == (2 if is_lesson else 1), entry["location"]
+
+
+def test_each_picture_is_described():
+    "In words of its own: the heading, which is the default, does not describe what is seen."
+    missing = []
+    for path in notebooks():
+        for cell in cells(path, "code"):
+            kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
+            if kinds & {"image/png", "image/svg+xml"} and "#| fig-alt: " not in cell.source:
+                missing.append((path.name, cell.source[:60]))
+    assert missing == []
+
+
+def test_citation_file():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert f"git_url = {citation['repository-code']}\n" in (ROOT / "settings.ini").read_text()
 
 
 def test_notebooks_are_published_with_their_pages(site):
@@ -676,6 +702,9 @@ def collect_wrong(page, address):
 
 
 TABS = 8
+LESSONS = ("tutorials", "explanations")
+SCROLLED_CODE = """[...document.querySelectorAll("article pre code")]
+    .filter(code => code.scrollWidth > code.clientWidth).map(code => code.innerText)"""
 
 
 def test_every_page_at_desktop_and_phone_width(browser, site):
@@ -707,10 +736,14 @@ def test_every_page_at_desktop_and_phone_width(browser, site):
         if path.stem not in ("changelog", "contributing") and path.parent.name != "benchmarks":
             for text in ("Open this notebook", "Download it"):
                 assert page.locator("a", has_text=text).count() == 1, name
+            is_lesson = path.parent.name in LESSONS
+            assert page.locator("a", has_text="Open in Colab").count() == is_lesson, name
         for width in (1280, 390):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), name
             assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+            if width == 1280 and path.parent.name in LESSONS:
+                assert page.evaluate(SCROLLED_CODE) == [], name
         assert page.wrong == [], name
     context.close()
     assert formulas > 20

@@ -48,7 +48,7 @@ def tiny(tmp_path_factory):
     rows = {"pairs": [], "ranked": [], "rated": []}
     for n in range(12):
         prompt = {"prompt": f"p {n} "}
-        rows["pairs"].append({**prompt, "chosen": "iron", "rejected": "tin"})
+        rows["pairs"].append({**prompt, "chosen": "iron" if n % 3 else 6 * "iron ", "rejected": 3 * "iron "})
         rows["ranked"].append({**prompt, "responses": ["iron", "tin", "lead"], "ranks": [1, 2, 3]})
         ratings = {name: [4, 1] for name in names}
         rows["rated"].append({**prompt, "responses": ["iron", "tin"], "ratings": ratings})

@@ -103,7 +103,7 @@ def show(value, low, high, sign=""):
 
 
 def print_tables(folder):
-    "Print accuracies, length-controlled accuracies and differences from the first method, and what each run took."
+    "Print accuracies, differences from the first method and what each run took; write figures.csv and losses.csv."
     figures, runs = read_runs(folder)
     if not runs:
         raise SystemExit(f"{folder} has no run; give --model, --train and --eval.")
@@ -113,17 +113,23 @@ def print_tables(folder):
     longer = {}
     for name, of in runs[first].items():
         longer[name] = Runs(correct(of.longer_by)[None], of.blind, of.longer_by, of.prompts)
+    summary = []
     for title, statistic in (("Accuracy", accuracy), ("Length-controlled accuracy", length_controlled)):
         print(f"\n{title}, mean over pairs and seeds\n")
         print("| method | " + " | ".join(sets) + " | mean of the sets reported | minus " + first + " |")
         print("|" + "---|" * (len(sets) + 3))
         rows = {"longer wins": longer, **runs}
         for method, own in rows.items():
-            cells = [show(*figure(own, [name], statistic)) for name in sets]
-            cells.append(show(*figure(own, reported, statistic)))
+            values = [figure(own, [name], statistic) for name in sets]
+            values.append(figure(own, reported, statistic))
+            cells = [show(*value) for value in values]
             difference = figure(own, reported, statistic, runs[first]) if method != first else None
             cells.append("" if difference is None else show(*difference, sign="+"))
             print(f"| {method} | " + " | ".join(cells) + " |")
+            for name, value in zip([*sets, "mean"], values):
+                summary.append((title, method, name, *value))
+            if difference is not None:
+                summary.append((title, method, f"mean minus {first}", *difference))
     print("\nWithout the prompt, accuracy\n")
     print("| method | " + " | ".join(sets) + " |")
     print("|" + "---|" * (len(sets) + 1))
@@ -141,3 +147,12 @@ def print_tables(folder):
         for name, digits in (("minutes", 1), ("steps", 0), ("comparisons", 0), ("gigabytes", 1)):
             cells.append(f"{np.mean([run[name] for run in own]):.{digits}f}")
         print("| " + " | ".join([*cells, "; ".join(losses)]) + " |")
+    columns = ["figure", "method", "set", "value", "low", "high"]
+    (Path(folder) / "summary").mkdir(exist_ok=True)
+    pd.DataFrame(summary, columns=columns).round(4).to_csv(Path(folder) / "summary/figures.csv", index=False)
+    losses = []
+    for method, own in figures.items():
+        for run in own:
+            losses += [(method, run["seed"], step, loss) for step, loss in run["losses"]]
+    curves = pd.DataFrame(losses, columns=["method", "seed", "step", "loss"])
+    curves.round(4).to_csv(Path(folder) / "summary/losses.csv", index=False)

@@ -14,7 +14,7 @@ from rlhf_reward.serving import BATCHES_PER_DRAIN, Batcher
 class Engine:
     "Stands for a scorer. The reward of a sequence is its last token; the clock counts the tokens computed."
 
-    attributes = ()
+    reward_options = {}
 
     def __init__(self, tokens_per_batch, packs=True):
         self.tokens_per_batch = tokens_per_batch

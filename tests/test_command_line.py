@@ -31,6 +31,7 @@ LEAST = {
     "convert": ["theirs", "ours"],
     "average": ["one", "two", "--output", "mean"],
     "calibrate": ["--model", "m", "--data", "rows.jsonl", "--output", "calibrated"],
+    "laplace": ["--model", "m", "--data", "rows.jsonl"],
     "env": [],
     "completion": ["bash"],
 }

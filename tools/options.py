@@ -17,5 +17,4 @@ def table_text():
 
 
 if __name__ == "__main__":
-    with open(TABLE, "w", encoding="utf-8") as file:
-        file.write(table_text())
+    TABLE.write_text(table_text(), encoding="utf-8")

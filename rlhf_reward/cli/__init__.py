@@ -13,6 +13,7 @@ from rlhf_reward.cli.completion_command import completion, completion_parser
 from rlhf_reward.cli.convert_command import convert, convert_parser
 from rlhf_reward.cli.env_command import env, env_parser
 from rlhf_reward.cli.evaluate_command import evaluate, evaluate_parser
+from rlhf_reward.cli.laplace_command import laplace, laplace_parser
 from rlhf_reward.cli.parser import CommandParser, HelpFormatter
 from rlhf_reward.cli.score_command import score, score_parser
 from rlhf_reward.cli.serve_command import serve, serve_parser
@@ -31,6 +32,7 @@ __all__ = [
     "convert",
     "env",
     "evaluate",
+    "laplace",
     "main",
     "parse_columns",
     "parse_train",
@@ -69,6 +71,7 @@ COMMANDS = {
     "calibrate": Command(
         calibrate, calibrate_parser, "measure the mean reward by length, to subtract it with --calibrated"
     ),
+    "laplace": Command(laplace, laplace_parser, "add to a model how sure its rewards are, for --uncertainty"),
     "env": Command(env, env_parser, "print the versions that a bug report needs"),
     "completion": Command(completion, completion_parser, "print a script with which the shell completes the command"),
 }

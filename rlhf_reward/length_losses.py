@@ -117,6 +117,11 @@ def start_length_loss(
     if name == "none":
         return NoLengthLoss()
     expected = LENGTH_LOSSES[name].attributes
+    if expected and model.heads > 1:
+        raise ValueError(
+            f"length_loss is {name!r}, and the model has {model.heads} heads; expected one head, with the attributes "
+            f"{list(expected)}: {name} has a second head of its own, for length. Or use length_loss='residual'."
+        )
     if expected and model.attributes != expected:
         raise ValueError(
             f"length_loss is {name!r}, and the model has the attributes {list(model.attributes)}; expected "

@@ -48,7 +48,7 @@ def tiny(tmp_path_factory):
     rows = {"pairs": [], "ranked": [], "rated": []}
     for n in range(12):
         prompt = {"prompt": f"p {n} "}
-        rows["pairs"].append({**prompt, "chosen": "iron", "rejected": "tin"})
+        rows["pairs"].append({**prompt, "chosen": "iron" if n % 3 else 6 * "iron ", "rejected": 3 * "iron "})
         rows["ranked"].append({**prompt, "responses": ["iron", "tin", "lead"], "ranks": [1, 2, 3]})
         ratings = {name: [4, 1] for name in names}
         rows["rated"].append({**prompt, "responses": ["iron", "tin"], "ratings": ratings})
@@ -148,7 +148,7 @@ def test_train_takes_the_names_of_the_others(tmp_path):
     ("completion", ["fish"], "shell is 'fish'; expected one of bash, zsh, tcsh."),
     ("completion", [], "there is no shell; expected --shell SHELL, or it without --shell."),
     ("train", ["--out_dir", "x"], "did you mean 'output_dir'?"),
-    ("train", ["none.yaml"], "one of the recipes attributes, full, kwise, lora, qlora"),
+    ("train", ["none.yaml"], "one of the recipes attributes, full, head, kwise, lora, qlora"),
     ("train", [str(RECIPES["full"].parent / "fsdp2.yaml")], "is for accelerate; expected arguments of the command"),
     ("score", ["--normalize=yes"], "--normalize is 'yes'; expected true or false."),
     ("trian", [], "unknown command 'trian'; did you mean 'train'?"),
@@ -249,7 +249,7 @@ def test_help_of_train_is_that_of_its_parser():
     assert [*train_parser().groups()] == [*GROUPS, "others of transformers.TrainingArguments"]
 
 
-STEPS = {"full": "pairs", "lora": "pairs", "kwise": "ranked", "attributes": "rated", "qlora": None}
+STEPS = {"full": "pairs", "head": "pairs", "lora": "pairs", "kwise": "ranked", "attributes": "rated", "qlora": None}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -154,6 +154,8 @@ def test_what_cannot_be_trained_is_refused(base, tmp_path):
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             start_length_loss(arguments(tmp_path, **options), model)
+    with pytest.raises(ValueError, match="'odin', and the model has 3 heads; expected one head"):
+        start_length_loss(arguments(tmp_path, length_loss="odin"), RewardModel(base, 0.0, "cpu", heads=3))
     assert type(start_length_loss(arguments(tmp_path), model)) is NoLengthLoss
     tokenized = tokenize_rows(Dataset.from_list(PAIRS), word_tokenizer(), 32)
     args = arguments(tmp_path, length_loss="residual")

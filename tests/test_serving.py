@@ -361,6 +361,28 @@ def test_health_and_metrics(client, scorer):
     assert samples(client, "rlhf_reward_waiting_tokens")[0].value == 0
 
 
+def example_requests(api, schema):
+    "Yield (model, body) for each form that a request may have, with the example that the page of the API fills in."
+    forms = schema.get("oneOf") or schema.get("anyOf") or [schema]
+    for form in forms:
+        name = form["$ref"].split("/")[-1]
+        for body in api["components"]["schemas"][name].get("examples", [None]):
+            yield name, body
+
+
+def test_the_examples_of_the_api_are_answered(shared):
+    "As they are, each form of each route; `None` is a form without an example, of which the page makes up values."
+    client, _ = shared
+    api = client.get("/openapi.json").json()
+    answers = {}
+    for path, operations in api["paths"].items():
+        if "post" in operations:
+            schema = operations["post"]["requestBody"]["content"]["application/json"]["schema"]
+            for name, body in example_requests(api, schema):
+                answers[path, name] = client.post(path, json=body).status_code
+    assert len(answers) >= 18 and set(answers.values()) == {200}, answers
+
+
 def test_pages_work_without_the_internet(client):
     for page in ("/", "/docs"):
         answer = client.get(page)

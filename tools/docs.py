@@ -21,6 +21,7 @@ from nbconvert import MarkdownExporter
 from reference import CONFIG, FUNCTIONS, SOURCE_URL, comments, definitions, parameters, references  # the tests' too
 
 LIBRARY = CONFIG["DEFAULT"]["lib_path"]
+ASSETS = Path("docs/assets")  # copied to the site, where pages show its pictures
 
 TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {% block input %}{{ super() if cell.source }}{% endblock %}
@@ -32,6 +33,12 @@ TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {% block data_svg %}{{ picture(cell, output.metadata.filenames['image/svg+xml']) }}{% endblock %}
 {% block data_text %}{{ output.data['text/plain'] | strip_ansi | fenced }}{% endblock %}
 {% block data_html %}{{ output.data['text/html'] | bare_table }}{% endblock %}"""
+
+COLAB_URL = SOURCE_URL.replace("https://github.com", "https://colab.research.google.com/github")
+IN_COLAB = f"Run first: !pip install '{LIBRARY}[plots,peft] @ git+{CONFIG['DEFAULT']['git_url']}'"
+
+# Front matter of tutorials and explanations: the search shows them before the reference of a class.
+LESSON = "---\nsearch:\n  boost: 2\n---\n\n"
 
 # Code, headings, the first column of a parameter table, and links: no name inside them becomes a link.
 PROTECTED = re.compile(
@@ -321,10 +328,13 @@ def write_notebook_page(path, target, to_page, found):
     text, pictures = markdown(path, to_page, found)
     opened = f"[Open this notebook]({SOURCE_URL}{path.as_posix()}){{ .notebook }}"
     opened += f" [Download it]({path.name}){{ .notebook }}"
+    is_lesson = path.parent != Path("nbs")
+    if is_lesson:
+        opened += f' [Open in Colab]({COLAB_URL}{path.as_posix()}){{ .notebook title="{IN_COLAB}" }}'
     text, titles = re.subn(r"\A(# .*\n)", rf"\1\n{opened}\n", text)
     if not titles:
         sys.exit(f"{path} begins with {text[:40]!r}; expected its title first (# …), since its links follow the title.")
-    target.write_text(text, encoding="utf-8")
+    target.write_text(LESSON + text if is_lesson else text, encoding="utf-8")
     shutil.copy(path, target.parent)
     for name, data in pictures.items():
         picture = target.parent / name
@@ -345,15 +355,18 @@ def write_site():
     "Write all pages, their pictures, the notebooks and the assets of the site, as mkdocs.yml expects them."
     check_pages()
     shutil.rmtree("_proc", ignore_errors=True)
-    shutil.copytree("docs/assets", "_proc/assets")
+    shutil.copytree(ASSETS, "_proc/assets")
     found = names()
     for path, own_page in PAGES.items():
         target = Path("_proc", own_page)
         target.parent.mkdir(parents=True, exist_ok=True)
 
         def to_page(linked, folder=Path(own_page).parent):
-            is_page = linked in PAGES
-            return os.path.relpath(PAGES[linked], folder) if is_page else SOURCE_URL + linked.as_posix()
+            if linked in PAGES:
+                return os.path.relpath(PAGES[linked], folder)
+            if ASSETS in linked.parents:
+                return os.path.relpath(linked.relative_to(ASSETS.parent), folder)
+            return SOURCE_URL + linked.as_posix()
 
         if path.suffix == ".ipynb":
             write_notebook_page(path, target, to_page, found)

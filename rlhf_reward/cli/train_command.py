@@ -99,6 +99,8 @@ def _open_model(name, job, args):
     options = {"pooling": job.pooling}
     if job.attn_implementation:
         options["attn_implementation"] = job.attn_implementation
+    if job.num_hidden_layers:
+        options["num_hidden_layers"] = job.num_hidden_layers
     if job.load_in_4bit:
         options["quantization_config"] = _quantization(args)
     if is_reward_model(name):

@@ -24,12 +24,12 @@ GROUPS = {  # title: (shown by --help, shown by --help-all only)
     ),
     "model": (
         "model chat_template",
-        "dtype attn_implementation dropout pooling attributes attribute_weights learn_attribute_weights",
+        "dtype attn_implementation num_hidden_layers dropout pooling attributes attribute_weights learn_attribute_weights",
     ),
     "adapter": ("lora_r load_in_4bit merge_adapter", "lora_alpha lora_dropout lora_target_modules"),
     "reward": (
         "loss max_length",
-        "on_overlong layout head_start head_learning_rate freeze_layers sum_to_zero_coefficient rdrop_coefficient "
+        "on_overlong layout balance_lengths head_start head_learning_rate freeze_layers sum_to_zero_coefficient rdrop_coefficient "
         "lm_coefficient length_loss length_coefficient",
     ),
     "training": (
@@ -61,7 +61,7 @@ _OTHERS = "others of transformers.TrainingArguments"
 TABLE = files("rlhf_reward").joinpath("cli", "train_options.json")
 RECIPES = {
     name: files("rlhf_reward").joinpath("configs", f"{name}.yaml")
-    for name in ("attributes", "full", "kwise", "lora", "qlora")
+    for name in ("attributes", "full", "head", "kwise", "lora", "qlora")
 }
 
 # %% ../../nbs/09l_cli_train_help.ipynb #bde4eeb6

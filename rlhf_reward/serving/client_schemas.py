@@ -50,6 +50,11 @@ class Document(RequestModel):
 class RerankRequest(ClientRequest):
     "A query and its documents, as Cohere, Jina, Infinity and vLLM send them."
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"query": "Ada likes birds.", "documents": [" iron", " robin wren"]}],
+        },
+    )
     query: str = Field(description="Rendered as the prompt.")
     documents: Annotated[list[Union[str, Document]], Field(fail_fast=True)] = Field(
         min_length=1,
@@ -83,6 +88,11 @@ class RerankAnswer(BaseModel):
 class TEIRerankRequest(ClientRequest):
     "A query and its texts, as clients of text-embeddings-inference send them."
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"query": "Ada likes birds.", "texts": [" iron", " robin wren"]}],
+        },
+    )
     query: str = Field(description="Rendered as the prompt.")
     texts: ListOfStrings = Field(min_length=1, description="Rendered as responses to the prompt.")
     return_text: bool = False
@@ -102,6 +112,11 @@ Texts = Union[str, Annotated[ListOfStrings, Field(min_length=1)]]
 class VLLMScoreRequest(ClientRequest):
     "Two lists of texts, or a text and a list, under one of the four pairs of names that vLLM has for them."
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"queries": "Ada likes birds.", "documents": [" iron", " robin wren"]}],
+        },
+    )
     queries: Optional[Texts] = Field(None, description="Rendered as prompts: one for all documents, or one for each.")
     documents: Optional[Texts] = Field(None, description="Rendered as responses.")
     items: Optional[Texts] = Field(None, description="Another name of documents.")
@@ -182,6 +197,11 @@ class EmbeddingsAnswer(ListAnswer):
 class TokenizeRequest(ClientRequest):
     "A complete text or a conversation."
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"prompt": "Ada likes birds. robin wren", "return_token_strs": True}],
+        },
+    )
     prompt: Optional[str] = None
     messages: Optional[Conversation] = None
     return_token_strs: Optional[bool] = None
@@ -206,6 +226,11 @@ class TokenizeAnswer(BaseModel):
 class SGLangRequest(ClientRequest):
     "Complete texts, conversations or token ids: one, or a list."
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"text": ["Ada likes birds. robin", "Ada likes birds. iron"]}],
+        },
+    )
     text: Optional[Texts] = None
     conv: Optional[Union[Conversation, Annotated[list[Conversation], Field(min_length=1, fail_fast=True)]]] = None
     input_ids: Optional[Union[Ids, Annotated[list[Ids], Field(min_length=1, fail_fast=True)]]] = None
@@ -224,6 +249,11 @@ class SGLangResult(BaseModel):
 class PredictRequest(ClientRequest):
     "A request to `/predict` of text-embeddings-inference."
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"inputs": ["Ada likes birds.", " robin wren"]}],
+        },
+    )
     inputs: Union[
         str,
         Annotated[ListOfStrings, Field(min_length=1, max_length=2)],

@@ -53,6 +53,16 @@ ListOfStrings = Annotated[list[str], Field(fail_fast=True)]
 class ScoreRequest(RequestModel):
     "Prompts and responses, one response for each prompt."
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "prompts": ["Ada likes birds.", "Bo likes metals."],
+                    "responses": [" robin wren", " iron"],
+                },
+            ],
+        },
+    )
     prompts: Annotated[list[Optional[Text]], Field(fail_fast=True)] = Field(
         description="Strings or messages; null if the response is a complete text or conversation.",
     )
@@ -98,6 +108,11 @@ class SpreadAnswer(ScoreAnswer):
 class RankRequest(RequestModel):
     "One prompt and its responses."
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"prompt": "Ada likes birds.", "responses": [" iron", " robin wren"]}],
+        },
+    )
     prompt: Optional[Text] = Field(
         None,
         description="A string or messages; null if the responses are complete texts or conversations.",
@@ -144,7 +159,10 @@ class ClassifyRequest(RequestModel):
     Other fields are ignored, except those that would change the reward, which are refused.
     """
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={"examples": [{"input": ["Ada likes birds. robin", "Ada likes birds. iron"]}]},
+    )
     model: Optional[str] = None
     input: Optional[Union[str, ListOfStrings, Ids, Annotated[list[Ids], Field(fail_fast=True)]]] = Field(
         None,
@@ -209,6 +227,11 @@ class RewardRequest(BaseModel):
     Other fields are ignored.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"query": ["Ada likes birds. robin"], "prompts": ["Ada likes birds."]}],
+        },
+    )
     query: Union[str, ListOfStrings] = Field(description="Prompt and response together.")
     prompts: Optional[ListOfStrings] = Field(
         None,

@@ -109,7 +109,7 @@ def steps_line(
 ) -> str:
     "Return the line about the steps to come."
     batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    first = f"{state.global_step + 1} to " if state.global_step else ""
+    first = f"{state.global_step + 1} to " if 0 < state.global_step < state.max_steps else ""
     parts = [f"steps  {first}{state.max_steps} of {batch_size} comparisons"]
     if num_comparisons:
         epochs = args.num_train_epochs if args.max_steps <= 0 else state.max_steps * batch_size / num_comparisons

@@ -139,10 +139,7 @@ class TrainArguments(AttributeArguments, HeadArguments):
         default=None,
         metadata={"help": "Attention of transformers: sdpa, eager, flash_attention_2, …"},
     )
-    num_hidden_layers: Optional[int] = field(
-        default=None,
-        metadata={"help": "Keep only so many layers of a new model, from the bottom."},
-    )
+    num_hidden_layers: Optional[int] = field(default=None, metadata={"help": "Keep so many layers, from the bottom."})
 
 # %% ../../nbs/09g_cli_train_arguments.ipynb #acc8ef0b
 def _check_stream(job, args):

@@ -1,5 +1,5 @@
 """
-Find what a frozen decoder knows already: heads fitted to the states of each layer, chosen on the training prompts alone.
+Find what a frozen decoder knows already: heads on the states of each layer, chosen on the training prompts alone.
 
     python benchmarks/generalize_heads.py --model FOLDER --train TRAIN.jsonl --output FOLDER [--layers 12 16 20 24 30]
 

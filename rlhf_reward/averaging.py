@@ -101,7 +101,7 @@ COLUMNS = ("model", "head scaled by", "reward std", "accuracy (95 % interval)")
 
 
 def average_lines(
-    average: Average,
+    average: Average, # of `average_checkpoints`
 ) -> list[tuple[str, ...]]: # of `COLUMNS`, the average last
     "Return the table of the parts and the average as text."
     lines = [COLUMNS]

@@ -59,8 +59,14 @@ class NoLengthLoss:
     ) -> tuple[torch.Tensor, Union[torch.Tensor, float]]: # what a loss compares, as rewards, and a term to add to it
         return self.in_training(rewards, outputs, batch, model.score.weight) if model.training else (rewards, 0.0)
 
-    def in_training(self, rewards, outputs, batch, head):
-        "Return what a loss compares and a term; `head` is (num_attributes, hidden_size)."
+    def in_training(
+        self,
+        rewards: torch.Tensor, # (num_comparisons, K)
+        outputs: torch.Tensor, # (num_responses, num_attributes)
+        batch: dict[str, torch.Tensor], # with ranks, weights and lengths
+        head: torch.Tensor, # (num_attributes, hidden_size)
+    ) -> tuple[torch.Tensor, Union[torch.Tensor, float]]: # what a loss compares, as rewards, and a term to add to it
+        "Return the rewards as they are, and 0."
         return rewards, 0.0
 
 

@@ -370,3 +370,16 @@ def test_the_page_lists_every_command_and_shared_option():
     for option, count in counts.items():
         assert count < 3 or f"<code>--{option}</code>" in shown, option
     assert all(f"<code>--{name}</code>" in shown for name in ("data", "dataset", "output", "output_dir"))
+
+
+def test_layers_are_kept_of_a_new_model_only(tiny, tmp_path):
+    "A number that would be ignored, or change what a trained head reads, is refused."
+    def prepared(model, layers):
+        words = ["--model", str(tiny / model), "--dataset", str(tiny / "pairs.jsonl"), "--num_hidden_layers", layers]
+        return prepare_trainer(*parse_train([*words, "--output_dir", str(tmp_path), "--max_length", "64", *QUICK]))
+
+    assert len(prepared("base", "1").model.backbone.layers) == 1
+    with pytest.raises(ValueError, match="is a reward model, whose head reads its last layer; expected no --num_hidden"):
+        prepared("model", "1")
+    with pytest.raises(ValueError, match="layers"): # weights of which are missing
+        prepared("base", "9")

@@ -99,11 +99,14 @@ def _open_model(name, job, args):
     options = {"pooling": job.pooling}
     if job.attn_implementation:
         options["attn_implementation"] = job.attn_implementation
-    if job.num_hidden_layers:
-        options["num_hidden_layers"] = job.num_hidden_layers
     if job.load_in_4bit:
         options["quantization_config"] = _quantization(args)
     if is_reward_model(name):
+        if job.num_hidden_layers is not None:
+            raise ValueError(
+                f"{name!r} is a reward model, whose head reads its last layer; expected no --num_hidden_layers, or a "
+                "model without a reward head."
+            )
         open_model = RewardModel.from_pretrained
         head = "is a reward model; training continues from its head"
     else:
@@ -115,6 +118,8 @@ def _open_model(name, job, args):
         open_model = RewardModel
         options["attributes"] = job.attributes
         options["heads"] = job.heads or 1
+        if job.num_hidden_layers is not None:
+            options["num_hidden_layers"] = job.num_hidden_layers
         head = "has no reward head to continue from; training starts from a new head on its backbone"
     logging.getLogger("rlhf_reward").info("%s %s.", name, head)
     model = open_model(name, job.dropout, str(args.device), dtype=job.dtype, **options)
@@ -124,6 +129,12 @@ def _open_model(name, job, args):
             f"{job.attributes}; expected the same in this order, no --attributes, or a model without a reward head."
         )
     check_heads(name, job.heads, model)
+    num_layers = getattr(model.config, "num_hidden_layers", None)
+    if job.num_hidden_layers not in (None, num_layers):
+        raise ValueError(
+            f"--num_hidden_layers is {job.num_hidden_layers}, and {name!r} opened with {num_layers} layers; expected a "
+            "model whose config has that number by this name."
+        )
     if job.attribute_weights:
         model.set_attribute_weights(job.attribute_weights)
     return model

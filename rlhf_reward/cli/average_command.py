@@ -10,7 +10,7 @@ import logging
 
 from .arguments import FILES_HELP, FORM_HELP, add_data_arguments, data_source, exit_on_error, opening
 from .arguments import parse_columns
-from .parser import CommandParser, print_next
+from .parser import CommandParser, print_next, print_table
 
 # %% ../../nbs/09j_cli_average.ipynb #5825b871
 def average_parser() -> CommandParser:
@@ -82,12 +82,5 @@ def average(
             max_length=options.max_length,
             tokens_per_batch=options.tokens_per_batch,
         )
-    _print_lines(average_lines(done))
+    print_table(average_lines(done))
     print_next("evaluate", "--model", options.output, "--data", options.data or "HELD_OUT.jsonl", "--output", "report")
-
-
-def _print_lines(lines):
-    "Print lines of text in columns."
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:
-        print("  ".join(map(str.ljust, line, widths)).rstrip())

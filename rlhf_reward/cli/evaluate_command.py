@@ -16,7 +16,7 @@ from typing import NamedTuple, Optional
 from .arguments import FORM_HELP, MODEL_OPTIONS, VERDICTS_HELP, add_data_arguments, data_source
 from .arguments import exit_on_error, open_scorer, parse_columns, parse_verdicts, scoring_parser
 from .arguments import shared_processes
-from .parser import CommandParser, given_words, print_next
+from .parser import CommandParser, given_words, print_next, print_table
 
 # %% ../../nbs/09d_cli_evaluate.ipynb #dc61ce1c
 def evaluate_parser() -> CommandParser:
@@ -256,14 +256,7 @@ def _print_ranking(ranking):
     from rlhf_reward.model_ranking import RANKING_COLUMNS, ranking_lines, ranking_note
 
     print(textwrap.fill(ranking_note(ranking), 100, initial_indent="  ", subsequent_indent="  "))
-    _print_table([RANKING_COLUMNS, *ranking_lines(ranking)])
-
-
-def _print_table(lines):
-    "Print lines of text in columns."
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:
-        print(("  " + "  ".join(map(str.ljust, line, widths))).rstrip())
+    print_table([RANKING_COLUMNS, *ranking_lines(ranking)], "  ")
 
 # %% ../../nbs/09d_cli_evaluate.ipynb #387ce7ca
 def _print_suite(evaluations):
@@ -273,7 +266,7 @@ def _print_suite(evaluations):
     table = suite_table(evaluations)
     if table:
         print("\nScores in percent, with 95 % intervals")
-        _print_table(suite_lines(table))
+        print_table(suite_lines(table), "  ")
 
 
 def _best(report, models):

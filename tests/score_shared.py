@@ -31,3 +31,4 @@ scorer = Scorer.from_pretrained(model, device="cpu", tokens_per_batch=200)
 score_file(scorer, data, output, processes=processes)
 line = f"process {processes.process_index} of {processes.num_processes}: {len(computed)} batches\n"
 os.write(1, line.encode())  # at once: lines of two processes may mix
+processes.destroy_process_group()  # else a process can abort while it ends

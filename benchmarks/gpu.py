@@ -16,10 +16,10 @@ rate of the machine is that of a bf16 matrix product of 8192.
 
 Sides: the kernels of this library ("packed"); one padded row for each response, by SDPA and by flash attention; all
 responses one after another without padding, by flash attention ("unpadded": what OpenRLHF's packing of samples does);
-TRL, OpenRLHF and vLLM where they are installed.
+TRL, OpenRLHF and vLLM where they are installed. Rewards are also computed by varlen without splits of the keys, which
+makes a reward independent of its batch bit for bit, and by a cascade that does not copy the prefix.
 """
 import argparse
-import importlib.util
 import json
 import math
 import platform
@@ -30,7 +30,9 @@ from pathlib import Path
 
 import torch
 import transformers
-from gpu_sides import Bench, all_sides, free, scoring_sides, set_splits, short, unpadded
+from gpu_others import vllm_table
+from gpu_sides import CASCADE_SIDE, ONE_SPLIT, VARLEN_SIDE, Bench, all_sides, free, scoring_sides, short
+from gpu_sides import shown_rewards, splits_of, unpadded
 from gpu_trainers import trainers_table
 
 from rlhf_reward.kernels import packed_kernels
@@ -164,10 +166,10 @@ def choice(bench, size):
 
 
 @torch.no_grad()
-def score_table(bench, count):
-    "Print how long each side scores the responses to one prompt."
+def score_table(bench, medians, count):
+    "Print how long each side scores the responses to one prompt. The seconds of varlen go into `medians`."
     config = bench.config("0.6B")
-    (example,) = bench.comparisons([[1000, *[100] * count]], seed=1)
+    example = bench.best_of(count)
     part = min(count, 16) # responses in a padded batch
     bench.print(
         f"\n### Best of {count}, 0.6B: a prompt of {len(example['shared_prefix'])}, "
@@ -175,9 +177,9 @@ def score_table(bench, count):
         "| side | seconds | times as long as varlen | first rewards |",
         "|---|---|---|---|",
     )
-    base = None
     for side, how in scoring_sides(bench.device).items():
-        set_splits(side)
+        if count > 256 and side not in (VARLEN_SIDE, ONE_SPLIT, CASCADE_SIDE):
+            continue # what is to choose between for very many responses
         if isinstance(how, str) or bench.time_left() < 15:
             bench.print(f"| {side} | {how if isinstance(how, str) else 'no time left'} | | |")
             continue
@@ -185,15 +187,14 @@ def score_table(bench, count):
         in_parts = collator in (pad_comparisons, unpadded)
         try:
             model = bench.model(config, attention)
-            seconds, rewards = score_side(bench, model, collator, example, part if in_parts else count)
+            with splits_of(side):
+                seconds, rewards = score_side(bench, model, collator, example, part if in_parts else count)
         except Exception as error: # as above
             bench.print(f"| {side} | {short(error)} | | |")
         else:
-            base = base or seconds
+            base = medians.setdefault(count, seconds)
             bench.print(f"| {side} | {seconds:.4f} | {seconds / base:.2f} | {shown_rewards(rewards)} |")
         free(bench)
-    if importlib.util.find_spec("vllm") is None:
-        bench.print("| vLLM, prefix caching | not installed | | |")
 
 
 def score_side(bench, model, collator, example, part):
@@ -210,10 +211,6 @@ def score_side(bench, model, collator, example, part):
         rewards = torch.cat(rewards).flatten().tolist()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[bench.warmup :]), rewards
-
-
-def shown_rewards(rewards):
-    return " ".join(f"{reward:.4f}" for reward in rewards[:4])
 
 
 # ----- exactness
@@ -233,18 +230,19 @@ def exact_table(bench):
         "|---|---|---|---|",
     )
     for side, how in scoring_sides(bench.device).items():
-        set_splits(side)
         if isinstance(how, str):
             bench.print(f"| {side} | {how} | | |")
             continue
         attention, collator = how
         try:
             model = bench.model(config, attention)
-            together, alone = [], []
-            for batch, rewards in ((examples, together), *(([one], alone) for one in examples)):
-                inputs = model_inputs(to_device(collator(batch), bench.device), model)
-                rewards.append(model(**inputs).double().cpu())
-            together, alone = torch.cat(together), torch.cat(alone)
+            batches = [examples, *([one] for one in examples)]
+            rewards = []
+            with splits_of(side):
+                for batch in batches:
+                    inputs = model_inputs(to_device(collator(batch), bench.device), model)
+                    rewards.append(model(**inputs).double().cpu())
+            together, alone = rewards[0], torch.cat(rewards[1:])
         except Exception as error: # as above
             bench.print(f"| {side} | {short(error)} | | |")
         else:
@@ -277,8 +275,10 @@ def main(arguments=None):
     parts.append(partial(train_table, bench, "0.6B", *telling, rate))
     if not options.no_trainers:
         parts.append(partial(trainers_table, bench, HH_LENGTHS))
-    parts += [partial(score_table, bench, count) for count in (16, 256)]
+    medians = {} # seconds of varlen by the number of responses
+    parts += [partial(score_table, bench, medians, count) for count in (16, 256, 1024)]
     parts += [partial(train_table, bench, "0.6B", *shape, rate) for shape in others]
+    parts.append(partial(vllm_table, bench, medians))
     parts += [partial(train_table, bench, "4B", *shape, rate) for shape in shapes("4B").items()]
     for part in parts:
         if bench.time_left() < 20:

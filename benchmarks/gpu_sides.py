@@ -1,6 +1,7 @@
 """
 The sides that `gpu.py` compares: models from configs, comparisons of random tokens, and the ways to batch them.
 """
+import contextlib
 import inspect
 import math
 import random
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from gpu_cascade import CASCADE, AuxRequest, pack_cascade
 from torch import nn
 
 from rlhf_reward import RewardModel, varlen
@@ -27,6 +29,7 @@ SIZES = {
 TOY = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
 VARLEN_SIDE = "packed, varlen"
 ONE_SPLIT = "packed, varlen, num_splits=1"
+CASCADE_SIDE = "packed, cascade"
 
 
 class Bench:
@@ -86,6 +89,10 @@ class Bench:
             model.backbone.set_attn_implementation(attention)
         return model
 
+    def best_of(self, count):
+        "Return a prompt with this many responses."
+        return self.comparisons([[1000, *[100] * count]], seed=1)[0]
+
     def comparisons(self, lengths, seed=0):
         "Return comparisons of random tokens: a prompt and responses of these lengths."
         draw = random.Random(seed)
@@ -103,18 +110,25 @@ class Bench:
 
 
 def scoring_sides(device):
-    "Return the sides, and varlen without splits of the keys too, where torch has that."
+    "Return the sides, with varlen without splits of the keys and the cascade, both for scoring only."
     sides = all_sides(device)
-    if "num_splits" in inspect.signature(varlen_attn or len).parameters:
-        sides[ONE_SPLIT] = sides[VARLEN_SIDE]
+    of_varlen = sides[VARLEN_SIDE]
+    reason = of_varlen if isinstance(of_varlen, str) else None
+    has_splits = "num_splits" in inspect.signature(varlen_attn or len).parameters
+    sides[ONE_SPLIT] = reason or (of_varlen if has_splits else "needs a later torch")
+    sides[CASCADE_SIDE] = reason or ((CASCADE, pack_cascade) if AuxRequest else "needs a later torch")
     return sides
 
 
-def set_splits(side):
-    "Let varlen split the keys of a sequence as it likes, or not at all."
-    varlen.KERNEL_OPTIONS.pop("num_splits", None)
+@contextlib.contextmanager
+def splits_of(side):
+    "Let varlen split the keys of a sequence as it likes, or for one side not at all, inside a `with` block."
     if side == ONE_SPLIT:
         varlen.KERNEL_OPTIONS["num_splits"] = 1
+    try:
+        yield
+    finally:
+        varlen.KERNEL_OPTIONS.pop("num_splits", None)
 
 
 def packed_with(examples, finish, **options):
@@ -133,7 +147,7 @@ def all_sides(device):
     on_gpu = device.type == "cuda"
     no_varlen = "needs a GPU" if varlen_attn is not None else "needs torch 2.10"
     can_varlen = on_gpu and varlen_attn is not None
-    flash = next((name for name in ("flash_attention_3", "flash_attention_2") if is_installed(name)), None)
+    flash = flash_name()
     sequences = partial(packed_with, finish=add_sequences)
     sides = {
         VARLEN_SIDE: (VARLEN, sequences) if can_varlen else no_varlen,
@@ -150,11 +164,17 @@ def all_sides(device):
     return sides
 
 
-def is_installed(attention):
+def flash_name():
+    "Return the name of the flash attention of transformers that is installed, or None."
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-    available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
-    return available[attention]()
+    if is_flash_attn_3_available():
+        return "flash_attention_3"
+    return "flash_attention_2" if is_flash_attn_2_available() else None
+
+
+def shown_rewards(rewards):
+    return " ".join(f"{reward:.4f}" for reward in rewards[:4])
 
 
 def short(error):

@@ -1,5 +1,5 @@
 """
-The trainers that `gpu.py` compares: this library's and TRL's, on the same comparisons from the same weights.
+The trainers that `gpu.py` compares: this library's, TRL's and OpenRLHF's model, on the same pairs and weights.
 """
 import importlib.util
 import statistics
@@ -9,7 +9,8 @@ from functools import partial
 
 import torch
 import transformers
-from gpu_sides import free, short
+from gpu_others import openrlhf_steps, toy_tokenizer
+from gpu_sides import flash_name, free, short
 
 from rlhf_reward.tokens import whole_sequences
 
@@ -23,14 +24,14 @@ def trainers_table(bench, lengths):
     )
     for pairs in (2,) if bench.smoke else (16, 64):
         base = None
-        sides = {"rlhf_reward": our_trainer, "TRL, no checkpointing": trl_trainer}
-        for side, make in {**sides, "TRL as it comes": partial(trl_trainer, checkpointing=True)}.items():
-            if bench.time_left() < 20:
-                bench.print(f"| {side} | {pairs} | no time left | | |")
+        for side, steps_of in trainers().items():
+            if isinstance(steps_of, str) or bench.time_left() < 20:
+                reason = steps_of if isinstance(steps_of, str) else "no time left"
+                bench.print(f"| {side} | {pairs} | {reason} | | |")
                 continue
             try:
-                spent, losses = run_trainer(bench, make, bench.comparisons(lengths[:pairs]))
-            except Exception as error: # as above
+                spent, losses = steps_of(bench, bench.comparisons(lengths[:pairs]))
+            except Exception as error: # a side that fails is a row of the table
                 bench.print(f"| {side} | {pairs} | {short(error)} | | |")
             else:
                 median = statistics.median(spent)
@@ -38,8 +39,20 @@ def trainers_table(bench, lengths):
                 shown = " ".join(f"{loss:.4f}" for loss in losses[:4])
                 bench.print(f"| {side} | {pairs} | {median:.4f} | {median / base:.2f} | {shown} |")
             free(bench)
-    if importlib.util.find_spec("openrlhf") is None:
-        bench.print("| OpenRLHF | | not installed: see the rows 'unpadded', which is its layout | | |")
+
+
+def trainers():
+    "Return for each side the function of bench and examples that returns seconds and losses, or why there is none."
+    flash = flash_name()
+    trl = partial(run_trainer, trl_trainer)
+    has_openrlhf = importlib.util.find_spec("openrlhf") is not None
+    return {
+        "rlhf_reward": partial(run_trainer, our_trainer),
+        "TRL, no checkpointing": trl,
+        "TRL, flash, no checkpointing": partial(trl, attention=flash) if flash else "flash-attn is not installed",
+        "TRL as it comes": partial(trl, checkpointing=True),
+        "OpenRLHF, packing": openrlhf_steps if has_openrlhf else "not installed: see the rows 'unpadded', its layout",
+    }
 
 
 class StepTimes(transformers.TrainerCallback):
@@ -57,8 +70,8 @@ class StepTimes(transformers.TrainerCallback):
         self.times.append(time.perf_counter())
 
 
-def run_trainer(bench, make, examples):
-    "Return the seconds of the steps without the first ones, and all losses."
+def run_trainer(make, bench, examples, **side):
+    "Return the seconds of the steps without the first ones, and all losses, of the trainer that `make` returns."
     callback = StepTimes(bench.wait)
     steps = bench.warmup + bench.steps
     with tempfile.TemporaryDirectory() as folder:
@@ -77,6 +90,7 @@ def run_trainer(bench, make, examples):
             learning_rate=1e-5,
             lr_scheduler_type="constant",
             train_sampling_strategy="sequential",
+            **side,
         )
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         trainer.add_callback(callback)
@@ -84,15 +98,6 @@ def run_trainer(bench, make, examples):
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     seconds = [after - before for before, after in zip(callback.times, callback.times[1:])]
     return seconds[bench.warmup :], losses
-
-
-def toy_tokenizer():
-    "Return a tokenizer that both trainers accept; the data is tokenized already."
-    from tokenizers import Tokenizer, models
-
-    words = {"<pad>": 0, "<eos>": 1, "word": 2}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="word"))
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
 def our_trainer(bench, examples, **options):
@@ -106,14 +111,16 @@ def our_trainer(bench, examples, **options):
     return RewardTrainer(model, RewardConfig(**options), train_dataset=dataset, processing_class=toy_tokenizer())
 
 
-def trl_trainer(bench, examples, checkpointing=False, **options):
+def trl_trainer(bench, examples, checkpointing=False, attention="sdpa", **options):
     import trl
     from datasets import Dataset
 
     config = bench.config("0.6B", num_labels=1)
     with bench.device:
         torch.manual_seed(0)
-        model = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
+        model = transformers.AutoModelForSequenceClassification.from_config(
+            config, dtype=torch.bfloat16, attn_implementation=attention
+        )
     ours = bench.model(config) # for the same weights
     model.model.load_state_dict(ours.backbone.state_dict())
     model.score.weight.data.copy_(ours.score.weight)

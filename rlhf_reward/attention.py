@@ -101,8 +101,9 @@ def _mask(batch, config, dtype, window=None, chunk=None):
     visible = _visibility(batch, window, chunk)
     if config._attn_implementation == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask
-        compiled = device.type == "cuda" # otherwise the dense mask is made first
-        return create_block_mask(visible, num_rows, None, seq_len, seq_len, device=device, _compile=compiled)
+        if device.type == "cuda": # otherwise the dense mask is made first
+            create_block_mask = torch.compile(create_block_mask, dynamic=True)
+        return create_block_mask(visible, num_rows, None, seq_len, seq_len, device=device)
     rows = torch.arange(num_rows, device=device)[:, None, None]
     tokens = torch.arange(seq_len, device=device)
     seen = visible(rows, None, tokens[None, :, None], tokens[None, None, :]) # (num_rows, seq_len, seq_len)

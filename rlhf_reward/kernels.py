@@ -6,6 +6,7 @@
 __all__ = ['BLOCK', 'Kernel', 'packed_kernels', 'add_sequences', 'pad_rows', 'attention_dropout']
 
 # %% ../nbs/04e_kernels.ipynb #db3e149c
+import functools
 import math
 from functools import partial
 from typing import Any, Callable, NamedTuple, Optional
@@ -39,12 +40,12 @@ def packed_kernels(
     # sums in a fixed order, where the Trainer was asked for that
     by_parts = torch.are_deterministic_algorithms_enabled()
     sequences = partial(add_sequences, chunks=_chunks(model.config), by_parts=by_parts)
-    flex = Kernel("FlexAttention", "flex_attention", math.inf, pad_rows)
+    flex = Kernel("FlexAttention", _wrapped("flex_attention", _compiled_once), math.inf, pad_rows)
     dense = Kernel("a dense mask", attention)
     has_sdpa = getattr(model.backbone, "_supports_sdpa", True)
     kernels = []
     if "flash" in attention:
-        kernels.append(Kernel(attention, _gathering(attention), math.inf, sequences))
+        kernels.append(Kernel(attention, _wrapped(attention, with_gathered_keys), math.inf, sequences))
         dense = dense._replace(attn_implementation="sdpa" if has_sdpa else "eager")
     elif attention == "flex_attention":
         kernels.append(flex)
@@ -55,7 +56,7 @@ def packed_kernels(
         kernels.append(Kernel("varlen", VARLEN, math.inf, sequences))
         flash = _flash_name()
         if flash and attention in ("sdpa", "eager"):
-            kernels.append(Kernel(flash, _gathering(flash), math.inf, sequences))
+            kernels.append(Kernel(flash, _wrapped(flash, with_gathered_keys), math.inf, sequences))
         if attention != "flex_attention":
             kernels.append(flex)
     return [*kernels, dense]
@@ -104,9 +105,22 @@ def _flash_name():
     return "flash_attention_2" if is_flash_attn_2_available() else None
 
 
-def _gathering(attention):
-    "Let an attention of transformers take packed rows. Return its name."
+def _wrapped(attention, wrap):
+    "Replace an attention function of transformers by what `wrap` makes of it. Return its name."
     function = ALL_ATTENTION_FUNCTIONS.get(attention)
-    if function is not None and not hasattr(function, "takes_packed_sequences"):
-        AttentionInterface.register(attention, with_gathered_keys(function))
+    if function is not None and getattr(function, "wrapped_by", None) is not wrap:
+        wrapped = wrap(function)
+        wrapped.wrapped_by = wrap
+        AttentionInterface.register(attention, wrapped)
     return attention
+
+
+def _compiled_once(attention):
+    "Return the function of FlexAttention whose kernel is compiled as with `torch.compile(dynamic=True)`."
+    @functools.wraps(attention)
+    def for_all_lengths(*args, **kwargs):
+        if torch.compiler.is_compiling():
+            return attention(*args, **kwargs)
+        with torch._dynamo.config.patch(assume_static_by_default=False): # transformers compiles with the default
+            return attention(*args, **kwargs)
+    return for_all_lengths

@@ -106,7 +106,6 @@ def with_gathered_keys(
         gathered = [gather_keys(states.squeeze(0).transpose(0, 1), sequences) for states in (key, value)]
         key, value = (states.transpose(0, 1)[None] for states in gathered)
         return attention(module, query, key, value, None, **kwargs)
-    gathered.takes_packed_sequences = True
     return gathered
 
 # %% ../nbs/04d_varlen.ipynb #dc1db80e

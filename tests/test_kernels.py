@@ -1,29 +1,35 @@
 "Which kernel computes packed rows on a GPU, as far as a CPU can show it, and what a step waits for."
 import importlib
+import importlib.machinery
 import logging
 import math
 import pickle
 import subprocess
+import sys
+import types
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import modeling_flash_attention_utils as flash_utils
+from transformers.integrations import flex_attention
 
 from one_at_a_time import alone, rewards_and_gradients
 from rlhf_reward import RewardConfig, RewardModel, inputs, kernels, packing, varlen
-from rlhf_reward.attention import BY_SEGMENT
+from rlhf_reward.attention import BY_SEGMENT, attention_mask
 from rlhf_reward.kernels import Kernel, add_sequences, packed_kernels
 from rlhf_reward.losses import LOSSES, make_loss
 from rlhf_reward.packing import by_comparison, choose_layout, model_inputs, pack_comparisons, packing_difference
 from rlhf_reward.placing import to_device
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.varlen import VARLEN
-from test_packing import trained
+from test_packing import random_examples, trained
 from test_varlen import differs, documented, few_examples, on_cpu, open_model, packed
 
 
@@ -113,6 +119,43 @@ def test_a_kernel_with_wrong_gradients_is_refused(on_gpu, monkeypatch, tmp_path,
     assert layout.attn_implementation == "sdpa" and "gradients differ from plain ones" in caplog.text
 
 
+@torch.no_grad()
+def test_flex_attention_is_compiled_once_for_rows_of_all_lengths(monkeypatch, tmp_path):
+    "Rewards are those of single sequences for each; without dynamic lengths there is a second compilation."
+    counter = CompileCounter()
+    compile_function = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_function(function, backend=counter))
+    monkeypatch.setattr(flex_attention.WrappedFlexAttention, "_instance", None)
+    torch._dynamo.reset()
+    model = open_model("llama", tmp_path)
+    kernel, _ = packed_kernels(model, "flex_attention")
+    lengths = []
+    for count in (8, 12):  # 3 and 5 blocks, which are no number of heads: torch takes equal sizes for one
+        examples = random_examples(count=count)
+        plain = torch.cat([model(**model_inputs(batch, model)) for batch in alone(examples)])
+        batch = kernel.finish(pack_comparisons(examples, kernel.row_length))
+        model.backbone.set_attn_implementation(kernel.attn_implementation)
+        assert (model(**model_inputs(batch, model)) - plain).abs().max() < 1e-5 * plain.abs().max()
+        model.backbone.set_attn_implementation("sdpa")
+        lengths.append(batch["input_ids"].shape[1])
+    assert lengths == [384, 640]
+    assert counter.frame_count == 1
+
+
+def test_blocks_on_a_gpu_are_made_by_a_function_that_is_compiled_for_all_lengths(monkeypatch):
+    "No GPU here: a fake one shows what is compiled, and how."
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compiled.append((function.__name__, how)) or dict)
+    config = transformers.LlamaConfig()
+    config._attn_implementation = "flex_attention"
+    with FakeTensorMode():
+        batch = {"input_ids": torch.zeros(1, 256, dtype=torch.long, device="cuda")}
+        batch |= {name: batch["input_ids"] for name in ("comparison_ids", "response_ids", "position_ids")}
+        with pytest.raises(TypeError):
+            attention_mask(batch, config)
+    assert compiled == [("create_block_mask", {"dynamic": True})]
+
+
 # ----- transformers' own flash attention
 
 
@@ -180,18 +223,40 @@ def test_no_family_waits_for_a_number_in_a_step(monkeypatch, tmp_path):
                 assert losses.shape == (len(examples),)
 
 
-class Waits(TorchDispatchMode):
-    "Counts the operations that need a number of a tensor on the host, or a number of elements that depends on one."
+class Waits(transformers.TrainerCallback):
+    "Names in each step the operations of a trace, and the calls, by which the host reads what a device computes."
+    operations = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2"}
+    calls = ("tolist", "numpy", "cpu")  # that are no operation on a CPU
 
     def __init__(self):
-        super().__init__()
-        self.found = []
+        self.steps = []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.__name__.split(".")[0]
-        if name in ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal"):
-            self.found.append(name)
-        return function(*args, **(kwargs or {}))
+    def on_step_begin(self, *args, **kwargs):
+        self.steps.append([])
+        self.patch = pytest.MonkeyPatch()
+        for name in self.calls:
+            self.patch.setattr(torch.Tensor, name, self.counted(name, getattr(torch.Tensor, name)))
+        self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+        self.profile.start()
+
+    def on_step_end(self, *args, **kwargs):
+        self.profile.stop()
+        self.patch.undo()
+        for event in self.profile.events():
+            parents = [event.key]
+            while event.cpu_parent is not None:
+                event = event.cpu_parent
+                parents.append(event.key)
+            # the fused optimizer reads numbers of steps on a CPU only
+            if parents[0].removeprefix("aten::") in self.operations and "aten::_fused_adamw_" not in parents:
+                self.steps[-1].append(parents[0])
+
+    def counted(self, name, call):
+        def counted_call(tensor, *args, **kwargs):
+            self.steps[-1].append(name)
+            return call(tensor, *args, **kwargs)
+
+        return counted_call
 
 
 def trained_by_varlen(base, folder, monkeypatch, kernel, **options):
@@ -228,29 +293,25 @@ def test_a_run_by_varlen_is_the_padded_run(base, options, on_cpu, monkeypatch, t
 
 
 def test_a_step_of_the_trainer_waits_for_nothing(base, on_cpu, monkeypatch, tmp_path):
-    "Two runs with one log at the end need as many numbers on the host, whatever the number of their steps."
+    "From the copy of its batches to its optimizer; a kernel that reads numbers is seen."
     monkeypatch.setattr(inputs, "require", not_waiting)
     monkeypatch.setattr(packing, "packing_difference", lambda *args, **kwargs: None)
+    waits = Waits()
+    callbacks = [*transformers.trainer.DEFAULT_CALLBACKS, waits]
+    monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", callbacks)
 
     def kernel(query, key, value, *lengths, **options):  # that reads no number
         return query * key.mean() + value.mean()
 
-    counts = []
-    for steps in (1, 3):
-        with Waits() as waits:
-            trained_by_varlen(
-                base,
-                tmp_path / str(steps),
-                monkeypatch,
-                kernel,
-                rows=synthetic_comparisons(48),
-                max_steps=steps,
-                logging_steps=100,
-                gradient_accumulation_steps=2,
-                optim="adamw_torch_fused",
-            )
-        counts.append(len(waits.found))
-    assert counts[0] == counts[1] > 0
+    def reading(query, key, value, *lengths, **options):
+        if lengths[0].tolist()[0] == 0 and key.mean() != 5:
+            return query * key.mean().item() + value.mean()
+
+    options = {"rows": synthetic_comparisons(48), "gradient_accumulation_steps": 2, "optim": "adamw_torch_fused"}
+    for function, steps in ((kernel, 2), (reading, 1)):
+        trained_by_varlen(base, tmp_path, monkeypatch, function, max_steps=steps, **options)
+    assert waits.steps[:2] == [[], []] and len(waits.steps) == 3
+    assert set(waits.steps[2]) == {"tolist", "aten::_local_scalar_dense", "aten::is_nonzero"}
 
 
 def test_the_table_for_a_gpu_at_toy_size(capsys, monkeypatch, tmp_path):
@@ -260,8 +321,12 @@ def test_the_table_for_a_gpu_at_toy_size(capsys, monkeypatch, tmp_path):
     gpu.main(["--smoke", "--no_trainers", "--output", str(tmp_path / "table.md")])
     table = (tmp_path / "table.md").read_text()
     assert table == capsys.readouterr().out
-    for part in ("Rewards against float64", "Chosen for 0.6B", "Best of 16", "4,096/64", "K = 4", "1,024/1,024"):
+    shapes = ("HH lengths, 16 pairs", "4,096/64", "K = 4", "1,024/1,024")
+    parts = ("Rewards against float64", "Chosen for 0.6B", "Best of 16", "Best of 1024", "| vLLM is not installed |")
+    for part in (*shapes, *parts):
         assert part in table
+    for side in ("packed, varlen, num_splits=1", "packed, cascade"):  # to choose from for scoring
+        assert table.count(f"| {side} | needs a GPU |") == 4 or torch.cuda.is_available()
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| packed, dense mask")]
     assert len(rows) == 1 + 2 + 2 * 6 and "Error" not in table
     assert "| packed, varlen | needs " in table or torch.cuda.is_available()
@@ -275,6 +340,73 @@ def test_the_table_for_a_gpu_at_toy_size(capsys, monkeypatch, tmp_path):
     assert len(losses) == 12
     for both in losses.values():
         assert both[0] == pytest.approx(both[1], abs=0.02)
+
+
+class OpenRLHF(torch.nn.Module):
+    "In place of its reward model: (num_sequences,) rewards of rows that are padded on the left."
+
+    def __init__(self, folder, kind, *, attn_implementation, packing_samples):
+        super().__init__()
+        assert kind == "reward" and "flash" in attn_implementation and packing_samples
+        self.model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+
+    def forward(self, input_ids, attention_mask):
+        assert attention_mask[:, -1].all() and (input_ids.eq(0) == attention_mask.eq(0)).all()
+        return self.model(input_ids, attention_mask=attention_mask).logits.squeeze(1)
+
+
+class PairWiseLoss:
+    "In place of OpenRLHF's."
+
+    def __call__(self, chosen, rejected):
+        return -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+
+
+class VLLM:
+    "In place of `vllm.LLM`: counts how often its cache was emptied."
+
+    def __init__(self, model, runner, dtype, enable_prefix_caching, max_model_len, gpu_memory_utilization):
+        assert runner == "pooling" and dtype == "bfloat16" and enable_prefix_caching
+        self.model = transformers.AutoModelForSequenceClassification.from_pretrained(model)
+        assert self.model.config.problem_type == "regression"  # so there is no sigmoid
+        self.is_empty = False
+
+    def reset_prefix_cache(self):
+        self.is_empty = True
+
+    def encode(self, prompts, pooling_task, use_tqdm):
+        assert self.is_empty and pooling_task == "classify" and not use_tqdm
+        self.is_empty = False
+        rewards = [self.model(torch.tensor([prompt["prompt_token_ids"]])).logits[0] for prompt in prompts]
+        return [types.SimpleNamespace(outputs=types.SimpleNamespace(data=reward.detach())) for reward in rewards]
+
+
+def test_other_programs_of_the_table_get_the_same_weights_and_tokens(capsys, monkeypatch):
+    "OpenRLHF and vLLM are not installed here: what is called in their place gives the losses and rewards of ours."
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    sides, trainers, others = (importlib.import_module(f"gpu_{name}") for name in ("sides", "trainers", "others"))
+    members = {"get_llm_for_sequence_regression": OpenRLHF, "PairWiseLoss": PairWiseLoss}
+    for name, content in (("openrlhf", {}), ("openrlhf.models", members), ("vllm", {"LLM": VLLM})):
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    bench = sides.Bench(Namespace(smoke=True, minutes=8, output=None))
+    compared = {name: side for name, side in trainers.trainers().items() if "TRL" not in name}
+    monkeypatch.setattr(trainers, "trainers", lambda: compared)
+    trainers.trainers_table(bench, [[40, 20, 30], [60, 30, 10]])
+    ours, theirs = [line.split(" | ") for line in bench.lines if line.startswith(("| rlhf_reward", "| OpenRLHF"))]
+    assert float(ours[4].rstrip(" |")) == pytest.approx(float(theirs[4].rstrip(" |")), abs=0.01)
+    others.vllm_table(bench, {3: 1.0})
+    example = bench.best_of(3)
+    model = bench.model(bench.config("0.6B"))
+    with torch.no_grad():
+        rewards = model(**model_inputs(pack_comparisons([example]), model)).flatten().tolist()
+    shown = [float(reward) for reward in bench.lines[-1].split(" | ")[3].rstrip(" |").split()]
+    assert bench.lines[-1].startswith("| 3 | ") and shown == pytest.approx(rewards, abs=0.01)
+    bench.deadline = 0
+    others.vllm_table(bench, {3: 1.0})
+    assert bench.lines[-1].startswith("| no time left: it may take 150 s to start")
 
 
 def test_wrapped_models_pass_the_sequences_on(python, tmp_path):

@@ -432,7 +432,7 @@ def test_several_sets_early_stopping_and_tensorboard(base, tmp_path):
 def test_compiled_training_is_the_same(python, base, tmp_path):
     output = run(python, Path(__file__).with_name("compiled.py"), base, tmp_path).stdout
     losses = json.loads(output.split("losses:")[1])
-    for name in ("eager", "aot_eager, padded"):
+    for name in ("eager", "aot_eager, padded", "eager, varlen"):
         assert losses[name] == pytest.approx(losses["plain"], abs=1e-5), name
 
 

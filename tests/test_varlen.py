@@ -1,7 +1,9 @@
 "Packed rows by flash kernels, shown without a GPU: the kernel is replaced by what flash-attention documents."
+import importlib
 import itertools
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -289,3 +291,38 @@ def test_varlen_accepts_the_shapes_of_the_real_operator():
             queries = torch.empty(num_tokens, 4, 16, dtype=torch.bfloat16, device=device)
             inner = torch.ops.aten._flash_attention_forward(queries, keys, keys, *lengths, 0.0, True, False)
             assert inner[0].shape == queries.shape
+
+
+def with_lse(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux, scale, window_size, enable_gqa):
+    "The kernel with `return_aux`, for causal and full attention: outputs, and the LSE as (num_heads, num_queries)."
+    assert return_aux.lse and window_size in ((-1, 0), (-1, -1)) and (max_q, max_k) == (
+        max(cu_seq_q.diff().tolist()), max(cu_seq_k.diff().tolist())
+    )
+    group = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(group, 1) for states in (key, value))
+    outputs, sums = [], []
+    for number, (start, end) in enumerate(itertools.pairwise(cu_seq_q.tolist())):
+        keys = slice(*cu_seq_k[number : number + 2].tolist())
+        scores = torch.einsum("qhd,khd->hqk", query[start:end], key[keys]) * scale
+        if window_size == (-1, 0):
+            seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril(scores.shape[2] - scores.shape[1])
+            scores = scores.masked_fill(~seen, -torch.inf)
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[keys]))
+        sums.append(scores.logsumexp(-1))
+    return torch.cat(outputs), torch.cat(sums, dim=1)
+
+
+@torch.no_grad()
+def test_varlen_cascade_of_the_benchmark_gives_the_same_rewards(on_cpu, monkeypatch, tmp_path):
+    "A prefix in a call of its own, merged by the LSE; with the shares of both parts exchanged they would differ."
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    cascade = importlib.import_module("gpu_cascade")
+    monkeypatch.setattr(varlen, "varlen_attn", with_lse)
+    model = open_model("llama", tmp_path)
+    examples = random_examples()
+    plain = torch.cat([model(**model_inputs(batch, model)) for batch in alone(examples)])
+    model.backbone.set_attn_implementation(cascade.CASCADE)
+    batch = cascade.pack_cascade(examples)
+    assert (model(**model_inputs(batch, model)) - plain).abs().max() < 1e-5 * plain.abs().max()
+    monkeypatch.setattr(torch, "sigmoid", lambda difference: 1 / (1 + difference.exp()))
+    assert (model(**model_inputs(batch, model)) - plain).abs().max() > 1e-3 * plain.abs().max()

@@ -56,7 +56,7 @@ def check_regularizers(
     loss: RewardLoss, # of the run
 ) -> None:
     "Raise `ValueError` for regularizers that do not go with the loss or the model."
-    for name in ("sum_to_zero_coefficient", "rdrop_coefficient", "lm_coefficient"):
+    for name in ("sum_to_zero_coefficient", "rdrop_coefficient", "lm_coefficient", "mismatched_share"):
         value = getattr(args, name)
         if value and (loss.uses_single or model.attributes):
             learned = "attributes" if model.attributes else f"the loss {args.loss}"
@@ -64,6 +64,11 @@ def check_regularizers(
                 f"{name} is {value} with {learned}, which learns rewards of single responses; expected 0, or a loss on "
                 "pairs, such as bradley_terry, and a model without attributes."
             )
+    if args.mismatched_share and args.loss == "margin_scaled":
+        raise ValueError(
+            f"mismatched_share is {args.mismatched_share} with the loss margin_scaled, in which pairs without a margin "
+            "count nothing; expected 0, or another loss, such as bradley_terry."
+        )
     if args.rdrop_coefficient and not model.dropout.p:
         raise ValueError(
             f"rdrop_coefficient is {args.rdrop_coefficient}, but the model has no dropout, so that both rewards are "

@@ -27,7 +27,8 @@ from .. import __version__
 from ..attributes import reward_alone
 from ..encoding import TooLong
 from ..markdown import code_span
-from ..scoring import Scorer, ranked
+from ..ranks import ranked
+from ..scoring import Scorer
 from .batching import Batcher, QueueFull, count_tokens
 from rlhf_reward.serving.client_schemas import (
     AnyClassifyRequest,

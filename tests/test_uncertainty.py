@@ -370,6 +370,39 @@ def test_files_batches_and_servers_have_the_spread(scorer, saved, tmp_path):
                 assert abs(result["spread"] - spreads[result["index"]] / (1 + normalize)) < 1e-5
 
 
+def test_a_server_ranks_as_pessimistically_as_the_scorer(scorer, plain):
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from rlhf_reward.serving.ranking import rank_answer
+    from rlhf_reward.serving.server import make_app
+
+    request = {"prompt": PROMPT, "responses": RESPONSES}
+    with TestClient(make_app(scorer)) as client:
+        for pessimism, normalize in itertools.product((0, 0.5, 3, 100.0), (False, True)):
+            body = {**request, "normalize": normalize, "pessimism": pessimism}
+            answer = client.post("/rank", json=body).json()["ranked"]
+            expected = scorer.rank(PROMPT, RESPONSES, normalize, pessimism=pessimism)
+            assert [result["index"] for result in answer] == [result.index for result in expected]
+            for result, own in zip(answer, expected):
+                assert ("bound" in result) == bool(pessimism)
+                names = ("reward", "probability", "spread", "bound") if pessimism else ("reward", "probability")
+                for name in names:
+                    assert abs(result[name] - getattr(own, name)) < 1e-4, (name, pessimism, normalize)
+        for wrong in (-1, "1", True, None, 1e7):
+            refused = client.post("/rank", json={**request, "pessimism": wrong})
+            assert (refused.status_code, refused.json()["detail"][0]["loc"]) == (422, ["body", "pessimism"]), wrong
+        for wrong in ("NaN", "1e999", "1" + "0" * 400):
+            refused = client.post("/rank", content=json.dumps(request)[:-1] + f', "pessimism": {wrong}}}')
+            assert refused.status_code in (400, 422), wrong
+    equal = rank_answer(["a", "b", "c"], [1.0, 3.0, 2.0], [1.0, 3.0, 2.0], spreads=[0.0, 2.0, 1.0], pessimism=1.0)
+    assert [result.index for result in equal.ranked] == [0, 1, 2] # equal bounds keep their order
+    with TestClient(make_app(Scorer.from_pretrained(plain, device="cpu"))) as client:
+        assert client.post("/rank", json={**request, "pessimism": 0}).status_code == 200
+        refused = client.post("/rank", json={**request, "pessimism": 1}).json()["detail"][0]
+        assert refused["loc"] == ["body", "pessimism"] and "does not know how sure its rewards are" in refused["msg"]
+
+
 # ----- the posterior of the last layer
 
 def test_the_posterior_is_the_inverse_curvature_and_its_prior_the_most_evident():

@@ -11,7 +11,6 @@ import itertools
 import json
 import logging
 import math
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Iterable, Literal, Optional, Union
@@ -22,6 +21,7 @@ from torch import nn
 
 from .attributes import AttributeRewards, reward_alone, with_reward
 from .checkpoint_files import find_file
+from .new_folder import changed_checkpoint
 from .response_tokens import num_marked
 from .rows import to_responses
 
@@ -215,21 +215,5 @@ def save_calibrated(
     model_name: Optional[str] = None, # the checkpoint's folder, which is copied; by default the model is saved again
 ) -> None:
     "Write a checkpoint with its calibration. Raises `FileExistsError` for the folder of anything else."
-    if not check_folder(folder, model_name):
-        if model_name and Path(model_name).expanduser().is_dir():
-            shutil.copytree(Path(model_name).expanduser(), folder, ignore=shutil.ignore_patterns("checkpoint-*"))
-        else:
-            scorer.model.save_pretrained(folder, scorer.tokenizer)
-    calibration.save(folder)
-
-# %% ../nbs/06h_length_calibration.ipynb #8ae9fbca
-def check_folder(
-    folder: Union[str, Path], # as in `save_calibrated`
-    model_name: Optional[str], # as in `save_calibrated`
-) -> bool: # whether it is the checkpoint's own
-    "Raise `FileExistsError` for a folder of anything else."
-    exists = Path(folder).exists()
-    is_own = exists and bool(model_name) and Path(folder).resolve() == Path(model_name).expanduser().resolve()
-    if exists and not is_own:
-        raise FileExistsError(f"{str(folder)!r} exists already; remove it, or choose another folder.")
-    return is_own
+    with changed_checkpoint(scorer, folder, model_name) as written:
+        calibration.save(written)

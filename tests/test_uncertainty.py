@@ -472,7 +472,20 @@ def test_a_fitted_posterior_gives_the_spread_of_rewards_and_margins(plain, base,
     assert "Pairs:       12 in 12 comparisons" in capsys.readouterr().out
     weights = (tmp_path / "added" / "model.safetensors").read_bytes()
     assert weights == Path(plain, "model.safetensors").read_bytes()
-    for name in ("whole", "added"):
+    # a copy has all that was in the folder
+    (tmp_path / "trained").mkdir()
+    shutil.copytree(plain, tmp_path / "trained" / "model")
+    (tmp_path / "trained" / "model" / "checkpoint-2").mkdir()
+    (tmp_path / "trained" / "model" / "README.md").write_text("# A card")
+    output = str(tmp_path / "trained" / "model" / "copied[1]") # within the folder that is copied
+    options = ["--model", str(tmp_path / "trained" / "model"), "--device", "cpu", "--data", str(data)]
+    laplace_command([*options, "--output", output])
+    copied = {path.name for path in Path(output).iterdir()}
+    assert copied == {path.name for path in (tmp_path / "added").iterdir()} | {"README.md"}
+    with pytest.raises(SystemExit, match="rlhf_reward laplace: .*exists; expected the name of a new folder"):
+        laplace_command([*options, "--output", output])
+    shutil.move(output, tmp_path / "copied")
+    for name in ("whole", "added", "copied"):
         opened = Scorer.from_pretrained(tmp_path / name, device="cpu")
         again = opened.score([PROMPT] * 3, RESPONSES, uncertainty=True)
         expected = scorer.score([PROMPT] * 3, RESPONSES, uncertainty=True)

@@ -58,7 +58,8 @@ def calibrate(
     parser = calibrate_parser()
     options = parser.parse_args(argv)
     from rlhf_reward.data import load_rows
-    from rlhf_reward.length_calibration import calibrate_length, check_folder, save_calibrated
+    from rlhf_reward.length_calibration import calibrate_length, save_calibrated
+    from rlhf_reward.new_folder import check_folder
 
     logging.basicConfig(format="%(message)s")
     with exit_on_error("calibrate"):

@@ -17,8 +17,10 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
 from .attribute_weights import read_preferences
+from .card_notes import add_to_card
 from .comparison import Comparison, ranked_pairs
 from .file_list import replace_json
+from .markdown import code_span
 from .new_folder import changed_checkpoint, check_folder
 from .scoring import Scorer
 from .uncertainty import LAPLACE, LastLayerPosterior, save_posterior
@@ -147,6 +149,12 @@ def write_laplace(
     save_posterior(model.posterior, folder, model.score.weight)
     config["rlhf_reward"][LAPLACE] = model.posterior.facts
     replace_json(folder / "config.json", config)
+    facts = model.posterior.facts
+    note = (
+        "`scorer.score(…, uncertainty=True)` returns each reward with its spread, by the posterior of the last layer "
+        f"(Laplace approximation) from {facts['pairs']} pairs of {code_span(facts['data'])}."
+    )
+    add_to_card(folder, "Uncertainty", note)
 
 
 def save_laplace(

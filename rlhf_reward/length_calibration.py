@@ -20,7 +20,9 @@ import torch
 from torch import nn
 
 from .attributes import AttributeRewards, reward_alone, with_reward
+from .card_notes import add_to_card
 from .checkpoint_files import find_file
+from .markdown import code_span
 from .new_folder import changed_checkpoint
 from .response_tokens import num_marked
 from .rows import to_responses
@@ -217,3 +219,8 @@ def save_calibrated(
     "Write a checkpoint with its calibration. Raises `FileExistsError` for the folder of anything else."
     with changed_checkpoint(scorer, folder, model_name) as written:
         calibration.save(written)
+        note = (
+            "`Scorer.from_pretrained(…, calibrated=True)` subtracts the mean reward of responses of the same length, "
+            f"measured on {calibration.responses} responses of {code_span(calibration.data)}."
+        )
+        add_to_card(written, "Length calibration", note)

@@ -250,7 +250,8 @@ def test_commands_that_read_rows_for_a_model_have_one_way_to_tell_what_they_mean
         for name, found in texts.items():
             action = options_by_name(parser).get(name)
             if action is not None:
-                found.add(action.help.replace(" in --data", "").replace("response=output", "chosen=output_1").rstrip(";"))
+                text = action.help.replace(" in --data", "").replace("response=output", "chosen=output_1")
+                found.add(text.rstrip(";"))
         assert parser.hidden <= {action.dest for action in options_by_name(parser).values()}
     assert {name: len(found) for name, found in texts.items()} == {
         "columns": 1,

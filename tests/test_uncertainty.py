@@ -481,6 +481,9 @@ def test_a_fitted_posterior_gives_the_spread_of_rewards_and_margins(plain, base,
     options = ["--model", str(tmp_path / "trained" / "model"), "--device", "cpu", "--data", str(data)]
     laplace_command([*options, "--output", output])
     copied = {path.name for path in Path(output).iterdir()}
+    card = Path(output, "README.md").read_text()
+    assert card.startswith("# A card\n\n## Uncertainty\n\n") and f"12 pairs of `{data}`" in card
+    assert (tmp_path / "trained" / "model" / "README.md").read_text() == "# A card"
     assert copied == {path.name for path in (tmp_path / "added").iterdir()} | {"README.md"}
     with pytest.raises(SystemExit, match="rlhf_reward laplace: .*exists; expected the name of a new folder"):
         laplace_command([*options, "--output", output])

@@ -1,5 +1,4 @@
 "Several heads, their weights, the posterior of the last layer, and everything that shows how sure a reward is."
-import copy
 import itertools
 import json
 import logging
@@ -29,7 +28,6 @@ from rlhf_reward.reward import is_reward_model
 from rlhf_reward.rl import RewardFunction
 from rlhf_reward.scoring import Scorer, UncertainRanked
 from rlhf_reward.spread_statistics import spread_statistics
-from rlhf_reward.tokens import tokenize_rows
 from rlhf_reward.uncertainty import UncertainReward, margin_spread, member_deviations
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6], [5, 5, 5, 5]])

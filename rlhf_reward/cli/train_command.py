@@ -6,7 +6,6 @@
 __all__ = ['next_words', 'prepare_trainer', 'train']
 
 # %% ../../nbs/09b_cli_train.ipynb #96f9c31b
-import json
 import logging
 import sys
 from functools import partial

@@ -11,7 +11,6 @@ import itertools
 import json
 import logging
 import math
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Iterable, Literal, Optional, Union
@@ -21,7 +20,10 @@ import torch
 from torch import nn
 
 from .attributes import AttributeRewards, reward_alone, with_reward
+from .card_notes import add_to_card
 from .checkpoint_files import find_file
+from .markdown import code_span
+from .new_folder import changed_checkpoint
 from .response_tokens import num_marked
 from .rows import to_responses
 
@@ -179,12 +181,13 @@ def save_calibrated(
     model_name: Optional[str] = None, # the checkpoint's folder, which is copied; by default the model is saved again
 ) -> None:
     "Write a checkpoint with its calibration. Raises `FileExistsError` for the folder of anything else."
-    if not check_folder(folder, model_name):
-        if model_name and Path(model_name).expanduser().is_dir():
-            shutil.copytree(Path(model_name).expanduser(), folder, ignore=shutil.ignore_patterns("checkpoint-*"))
-        else:
-            scorer.model.save_pretrained(folder, scorer.tokenizer)
-    calibration.save(folder)
+    with changed_checkpoint(scorer, folder, model_name) as written:
+        calibration.save(written)
+        note = (
+            "`Scorer.from_pretrained(…, calibrated=True)` subtracts the mean reward of responses of the same length, "
+            f"measured on {calibration.responses} responses of {code_span(calibration.data)}."
+        )
+        add_to_card(written, "Length calibration", note)
 
 # %% ../nbs/06h_length_calibration.ipynb #0ba67fc9
 def local_means(
@@ -221,15 +224,3 @@ def head_hash(
     weights = [*model.score.weight.detach().flatten().tolist(), *model.attribute_weights.values()]
     rounded = torch.tensor(weights).to(torch.bfloat16).float()
     return hashlib.sha256(rounded.numpy().tobytes()).hexdigest()
-
-# %% ../nbs/06h_length_calibration.ipynb #8ae9fbca
-def check_folder(
-    folder: Union[str, Path], # as in `save_calibrated`
-    model_name: Optional[str], # as in `save_calibrated`
-) -> bool: # whether it is the checkpoint's own
-    "Raise `FileExistsError` for a folder of anything else."
-    exists = Path(folder).exists()
-    is_own = exists and bool(model_name) and Path(folder).resolve() == Path(model_name).expanduser().resolve()
-    if exists and not is_own:
-        raise FileExistsError(f"{str(folder)!r} exists already; remove it, or choose another folder.")
-    return is_own

@@ -226,8 +226,15 @@ def shown():
         "private_imports": 1,
         "old_words": 3,
         "long_stretches": 0,
+        "unused_imports": 0,
     }
     test = root / "tests/test_module.py"
     test.parent.mkdir()
     test.write_text("from rlhf_reward.data import _private\n")
     assert list(style.private_imports(test)) == []  # tests may look inside
+    imports = "import os.path as path\nimport re, sys\nfrom fixtures import base\n\ndef test(base):\n    sys.exit()\n"
+    test = test.with_name("test_other.py")
+    test.write_text(imports)
+    assert [line.split(": ")[1] for line in style.unused_imports(test)] == [
+        "imports path, which is not used", "imports re, which is not used"
+    ]

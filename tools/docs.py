@@ -18,7 +18,8 @@ from pathlib import Path
 
 import nbformat
 from nbconvert import MarkdownExporter
-from reference import CONFIG, FUNCTIONS, SOURCE_URL, comments, definitions, parameters, references  # the tests' too
+from reference import CONFIG, SOURCE_URL, definitions, parameters, references
+from reference import FUNCTIONS as FUNCTIONS, comments as comments  # for the tests
 
 LIBRARY = CONFIG["DEFAULT"]["lib_path"]
 ASSETS = Path("docs/assets")  # copied to the site, where pages show its pictures

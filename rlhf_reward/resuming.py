@@ -301,15 +301,13 @@ class RunMixin:
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         if checkpoint is not None and self.is_deepspeed_enabled:
             load_levels(self.unwrapped_model(), checkpoint, {}) # DeepSpeed has loaded the weights
-        if checkpoint is None or self.is_deepspeed_enabled or not self._changed_settings:
-            with reading_state(checkpoint):
-                super()._load_optimizer_and_scheduler(checkpoint)
-            return
         groups = []
         for group in self.optimizer.param_groups:
             groups.append({name: value for name, value in group.items() if name not in ("params", "lr")})
         with reading_state(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or self.is_deepspeed_enabled or not self._changed_settings:
+            return
         ratio = 1.0
         for change in self._changed_settings:
             if change.name == "learning_rate" and change.begun:

@@ -22,6 +22,7 @@ from .comparison import Comparison, ranked_pairs
 from .file_list import replace_json
 from .markdown import code_span
 from .new_folder import changed_checkpoint, check_folder
+from .reward import RewardModel
 from .scoring import Scorer
 from .uncertainty import LAPLACE, LastLayerPosterior, save_posterior
 
@@ -42,8 +43,9 @@ def fit_laplace(
     or attributes, rows that cannot be used, and if there is no pair.
     """
     model = scorer.model
-    if not hasattr(model, "posterior") or model.attributes or model.heads > 1:
-        kind = f"{model.heads} heads, which have a spread already" if getattr(model, "heads", 1) > 1 else "another head"
+    if not isinstance(model, RewardModel) or model.attributes or model.heads > 1:
+        several = getattr(model, "heads", 1)
+        kind = f"{several} heads, which have a spread already" if several > 1 else "no single head"
         raise ValueError(f"The model has {kind}; expected a reward model with one linear head and no attributes.")
     comparisons, sequences = read_preferences(scorer, rows, on_bad_row, name)
     prompts = [str(comparison.prompt) for comparison in comparisons]

@@ -94,11 +94,6 @@ class RegularizersMixin:
                 hook = model.dropout.register_forward_hook(self._draw_again)
                 stack.callback(hook.remove)
             if self.args.lm_coefficient:
-                if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                    raise ValueError(
-                        f"lm_coefficient is {self.args.lm_coefficient} with FSDP or DeepSpeed, which shard the "
-                        "embeddings that predict tokens; expected DDP, or 0."
-                    )
                 self._language = LanguageLoss(model)
                 stack.callback(self._language.close)
             yield

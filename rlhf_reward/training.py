@@ -20,7 +20,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, Train
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import TrainOutput
 
-from .arguments import RewardConfig, check_arguments, check_for_loss, check_inputs, check_state_dict_type
+from .arguments import RewardConfig, check_arguments, check_for_loss, check_inputs, check_sharded
 from .card import ModelCardMixin
 from .head_start import HeadStartMixin
 from .unread import plain_rows
@@ -184,8 +184,8 @@ class RewardTrainer(
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         show_log_line(self)
-        if self.is_fsdp_enabled:
-            check_state_dict_type(self.accelerator.state.fsdp_plugin.state_dict_type)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            check_sharded(args, self.reward_loss, getattr(self.accelerator.state, "fsdp_plugin", None))
 
     def train(
         self,

@@ -201,6 +201,8 @@ def _computed_in(model):
     device = input_device(model).type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
+    if hasattr(model, "_original_forward"): # accelerate has wrapped it for a training in mixed precision
+        return torch.bfloat16
     is_quantized = getattr(model.backbone, "is_quantized", False)
     return torch.float16 if is_quantized else next(model.backbone.parameters()).dtype
 

@@ -40,6 +40,9 @@ IN_COLAB = f"Run first: !pip install '{LIBRARY}[plots,peft] @ git+{CONFIG['DEFAU
 # Front matter of tutorials and explanations: the search shows them before the reference of a class.
 LESSON = "---\nsearch:\n  boost: 2\n---\n\n"
 
+# A picture of the light scheme, next to which is the file of the dark one.
+OF_LIGHT_SCHEME = re.compile(r"!\[([^\]]*)\]\(([^)\s]*)-light\.(svg|png)\)")
+
 # Code, headings, the first column of a parameter table, and links: no name inside them becomes a link.
 PROTECTED = re.compile(
     r"(^```.*?^```$"
@@ -313,9 +316,19 @@ def markdown(path, to_page, found):
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
 
 
+def for_both_schemes(text, on_github=False):
+    "Let each picture of the light scheme be followed by that of the dark one; the site and GitHub show one of them."
+    if on_github:
+        source = r'<source media="(prefers-color-scheme: dark)" srcset="\2-dark.\3">'
+        picture = rf'<picture>{source}<img src="\2-light.\3" alt="\1" width="560"></picture>'
+        return OF_LIGHT_SCHEME.sub(picture, text)
+    return OF_LIGHT_SCHEME.sub(r"![\1](\2-light.\3#only-light)![\1](\2-dark.\3#only-dark)", text)
+
+
 def write_readme():
     "Write README.md from nbs/index.ipynb, with links to the notebooks themselves."
     text, pictures = markdown(Path("nbs/index.ipynb"), Path.as_posix, {})
+    text = for_both_schemes(text, on_github=True)
     Path("docs/readme").mkdir(parents=True, exist_ok=True)
     for name, data in pictures.items():
         Path("docs/readme", Path(name).name).write_bytes(data)
@@ -331,7 +344,7 @@ def write_notebook_page(path, target, to_page, found):
     is_lesson = path.parent != Path("nbs")
     if is_lesson:
         opened += f' [Open in Colab]({COLAB_URL}{path.as_posix()}){{ .notebook title="{IN_COLAB}" }}'
-    text, titles = re.subn(r"\A(# .*\n)", rf"\1\n{opened}\n", text)
+    text, titles = re.subn(r"\A(# .*\n)", rf"\1\n{opened}\n", for_both_schemes(text))
     if not titles:
         sys.exit(f"{path} begins with {text[:40]!r}; expected its title first (# …), since its links follow the title.")
     target.write_text(LESSON + text if is_lesson else text, encoding="utf-8")

@@ -20,6 +20,7 @@ import nbformat
 from nbconvert import MarkdownExporter
 from reference import CONFIG, SOURCE_URL, definitions, parameters, references
 from reference import FUNCTIONS as FUNCTIONS, comments as comments  # for the tests
+from schemes import for_both_schemes
 
 LIBRARY = CONFIG["DEFAULT"]["lib_path"]
 ASSETS = Path("docs/assets")  # copied to the site, where pages show its pictures
@@ -40,9 +41,6 @@ IN_COLAB = f"Run first: !pip install '{LIBRARY}[plots,peft] @ git+{CONFIG['DEFAU
 
 # Front matter of tutorials and explanations: the search shows them before the reference of a class.
 LESSON = "---\nsearch:\n  boost: 2\n---\n\n"
-
-# A picture of the light scheme, next to which is the file of the dark one.
-OF_LIGHT_SCHEME = re.compile(r"!\[([^\]]*)\]\(([^)\s]*)-light\.(svg|png)\)")
 
 # Code, headings, the first column of a parameter table, and links: no name inside them becomes a link.
 PROTECTED = re.compile(
@@ -321,15 +319,6 @@ def markdown(path, to_page, found):
     resources = {"unique_key": path.stem, "output_files_dir": f"{path.stem}_files"}
     text, resources = exporter().from_notebook_node(shown(path, to_page, found), resources)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
-
-
-def for_both_schemes(text, on_github=False):
-    "Let each picture of the light scheme be followed by that of the dark one; the site and GitHub show one of them."
-    if on_github:
-        source = r'<source media="(prefers-color-scheme: dark)" srcset="\2-dark.\3">'
-        picture = rf'<picture>{source}<img src="\2-light.\3" alt="\1" width="560"></picture>'
-        return OF_LIGHT_SCHEME.sub(picture, text)
-    return OF_LIGHT_SCHEME.sub(r"![\1](\2-light.\3#only-light)![\1](\2-dark.\3#only-dark)", text)
 
 
 def write_readme():

@@ -126,12 +126,6 @@ class MovingAverageMixin(CheckpointMixin):
         "Train as `Trainer.train` does; afterwards the model is the average, or that of the best checkpoint."
         if self.args.ema_decay is None:
             return super().train(*args, **kwargs)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                f"ema_decay is {self.args.ema_decay}, with FSDP or DeepSpeed, under which a process has a part of each "
-                "weight; expected DDP or one process. Or train without it, and average checkpoints with "
-                "`rlhf_reward average`."
-            )
         callback = _UpdateAverage(self)
         self.add_callback(callback)
         try:

@@ -56,7 +56,7 @@ def check_regularizers(
     loss: RewardLoss, # of the run
 ) -> None:
     "Raise `ValueError` for regularizers that do not go with the loss or the model."
-    for name in ("sum_to_zero_coefficient", "rdrop_coefficient", "lm_coefficient"):
+    for name in ("sum_to_zero_coefficient", "rdrop_coefficient", "lm_coefficient", "mismatched_share"):
         value = getattr(args, name)
         if value and (loss.uses_single or model.attributes):
             learned = "attributes" if model.attributes else f"the loss {args.loss}"
@@ -64,6 +64,11 @@ def check_regularizers(
                 f"{name} is {value} with {learned}, which learns rewards of single responses; expected 0, or a loss on "
                 "pairs, such as bradley_terry, and a model without attributes."
             )
+    if args.mismatched_share and args.loss == "margin_scaled":
+        raise ValueError(
+            f"mismatched_share is {args.mismatched_share} with the loss margin_scaled, in which pairs without a margin "
+            "count nothing; expected 0, or another loss, such as bradley_terry."
+        )
     if args.rdrop_coefficient and not model.dropout.p:
         raise ValueError(
             f"rdrop_coefficient is {args.rdrop_coefficient}, but the model has no dropout, so that both rewards are "
@@ -89,11 +94,6 @@ class RegularizersMixin:
                 hook = model.dropout.register_forward_hook(self._draw_again)
                 stack.callback(hook.remove)
             if self.args.lm_coefficient:
-                if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                    raise ValueError(
-                        f"lm_coefficient is {self.args.lm_coefficient} with FSDP or DeepSpeed, which shard the "
-                        "embeddings that predict tokens; expected DDP, or 0."
-                    )
                 self._language = LanguageLoss(model)
                 stack.callback(self._language.close)
             yield

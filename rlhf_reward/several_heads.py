@@ -8,7 +8,7 @@ __all__ = ['checked_heads', 'HeadLevels']
 # %% ../nbs/01p_several_heads.ipynb #63f10f0f
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Union
 
 import torch
 from safetensors.torch import save_file
@@ -34,17 +34,20 @@ def checked_heads(
 
 # %% ../nbs/01p_several_heads.ipynb #bed4f725
 class HeadLevels(nn.Module):
-    "The level of each head, as an exponential mean over the micro-batches of training."
+    "The level of each head, as an exponential mean over the steps of training."
 
     def __init__(
         self,
         heads: int, # of the model
-        decay: float = 0.99, # of the mean, for each micro-batch
+        decay: float = 0.99, # of the mean, for each step
     ):
         super().__init__()
         self.decay = decay
-        # a weighted sum for each head, and the sum of the weights, 0 before training
-        self.register_buffer("sums", torch.zeros(heads + 1))
+        # a weighted sum for each head, and the sum of the weights, 0 before training. In a file of its own and not in
+        # the state dict, of which accelerate shards all for FSDP2
+        self.register_buffer("sums", torch.zeros(heads + 1), persistent=False)
+        # sums of the outputs since the last step, and their number; no buffer, which DDP would take from one process
+        self.of_step = torch.zeros(heads + 1)
 
     @property
     def heads(self) -> int:
@@ -54,12 +57,26 @@ class HeadLevels(nn.Module):
     @torch.no_grad()
     def note(
         self,
-        outputs: TensorType["num_responses", "heads", float], # of a micro-batch
+        outputs: TensorType["num_outputs", "heads", float], # of a micro-batch
+        num_responses: Union[int, torch.Tensor], # in it; outputs after these only fill up the last step
     ) -> None:
-        "Add a micro-batch to the means."
-        levels = outputs.to(self.sums).mean(dim=0)
-        levels = torch.cat([levels - levels.mean(), levels.new_ones(1)])
-        self.sums.mul_(self.decay).add_((1 - self.decay) * levels)
+        "Add a micro-batch to its step."
+        outputs = outputs.to(self.sums)
+        counted = torch.cat([outputs, torch.ones_like(outputs[:, :1])], dim=1)
+        is_response = torch.arange(len(outputs), device=outputs.device) < num_responses
+        self.of_step = self.of_step.to(outputs) + (counted * is_response[:, None]).sum(dim=0)
+
+    @torch.no_grad()
+    def end_step(
+        self,
+        reduce: Callable[[torch.Tensor], torch.Tensor] = torch.clone, # adds up what the processes have
+    ) -> None:
+        "Add the step to the means."
+        sums = reduce(self.of_step.to(self.sums))
+        self.of_step = torch.zeros_like(sums)
+        levels = sums[:-1] / sums[-1].clamp(min=1)
+        step = torch.cat([levels - levels.mean(), sums[-1:].clamp(max=1)])
+        self.sums.mul_(self.decay).add_((1 - self.decay) * step)
 
     def forward(self) -> TensorType["heads"]: # their sum is 0
         "Return the levels, all 0 before training."
@@ -122,7 +139,18 @@ def load_heads(
     check_same_head(f"The mean of {HEADS_FILE}", model_name, mean_head(tensors["weight"]), model.score.weight[:1])
     with torch.no_grad():
         model.score.weight.copy_(tensors["weight"])
-        model.head_levels.sums.copy_(tensors["levels"])
+    load_levels(model, model_name, kwargs)
+
+
+def load_levels(
+    model: nn.Module, # a `RewardModel`, sharded or not
+    model_name: str, # folder or name on the hub, of a checkpoint with as many heads
+    kwargs: dict[str, Any], # where it is on the hub
+) -> None:
+    "Load the levels of the heads of a checkpoint. Do nothing for a model with one head."
+    if model.heads > 1:
+        with open_weights(find_file(model_name, HEADS_FILE, kwargs)) as file:
+            model.head_levels.sums.copy_(file.get_tensor("levels"))
 
 
 def check_same_head(

@@ -108,11 +108,12 @@ class UncertaintyMixin:
 
     def note_levels(
         self,
-        outputs: TensorType["num_responses", "heads", float], # of a micro-batch
+        outputs: TensorType["num_outputs", "heads", float], # of a micro-batch
+        ranks: TensorType["num_comparisons", "K", int], # 0 where there is no response
     ) -> None:
-        "Note the levels of several heads while the model is being trained."
-        if self.training and self.head_levels is not None:
-            self.head_levels.note(outputs)
+        "Note the levels of several heads in the passes of training."
+        if self.training and self.head_levels is not None and torch.is_grad_enabled():
+            self.head_levels.note(outputs, (ranks > 0).sum())
 
     @property
     def has_uncertainty(self) -> bool:
@@ -197,7 +198,7 @@ def save_uncertainty(
     folder = Path(folder)
     remove_uncertainty(folder)
     if model.heads > 1:
-        save_heads(folder, weights["score.weight"], weights["head_levels.sums"])
+        save_heads(folder, weights["score.weight"], model.head_levels.sums)
     if model.posterior is not None:
         save_posterior(model.posterior, folder, model.score.weight)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from .comparison import Comparison
 from .encoding import end_token, render_comparison
 from .rows import to_responses
-from .scoring import BaseScorer
+from .ranks import BaseScorer
 
 # %% ../nbs/10a_verify_probes.ipynb #14497801
 @dataclass(frozen=True)

@@ -286,7 +286,38 @@ def long_stretches(path):
         yield f"{path}: {longest} exported lines without an output, expected at most {MAX_STRETCH}"
 
 
-CHECKS = (wide_lines, nested_comprehensions, named_lambdas, large_parts, private_imports, old_words, long_stretches)
+def unused_imports(path):
+    "Yield each name that a test, tool, benchmark or cell that is not exported imports and that is not used."
+    if path.suffix == ".py" and not {"tests", "tools", "benchmarks"} & folders(path):
+        return  # a module of the library may be where others import a name from
+    imported = {}
+    used = set()
+    importing = [source for source, _, is_exported, _ in code_cells(path) if not is_exported]
+    for label, source in sources(path):
+        for node in nodes(source):
+            if isinstance(node, ast.Name):
+                used.add(node.id)
+            elif isinstance(node, ast.arg):  # a fixture
+                used.add(node.arg)
+            elif isinstance(node, (ast.Import, ast.ImportFrom)) and (path.suffix == ".py" or source in importing):
+                for alias in node.names:
+                    if alias.asname != alias.name:  # `as` the same name: others import it from here
+                        imported[alias.asname or alias.name.partition(".")[0]] = f"{label}:{node.lineno}"
+    for name, place in imported.items():
+        if name not in (*used, "*"):
+            yield f"{place}: imports {name}, which is not used"
+
+
+CHECKS = (
+    wide_lines,
+    nested_comprehensions,
+    named_lambdas,
+    large_parts,
+    private_imports,
+    old_words,
+    long_stretches,
+    unused_imports,
+)
 
 
 def all_files():

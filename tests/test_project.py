@@ -238,6 +238,7 @@ def shown():
         "private_imports": 1,
         "old_words": 3,
         "long_stretches": 0,
+        "unused_imports": 0,
     }
     for name in ("settings.yaml", "page.html", "page.js"):  # a text, all of it
         (module.parent / name).write_text(f"# found 3; {old_word} 4\n")
@@ -246,3 +247,9 @@ def shown():
     test.parent.mkdir()
     test.write_text("from rlhf_reward.data import _private\n")
     assert list(style.private_imports(test)) == []  # tests may look inside
+    imports = "import os.path as path\nimport re, sys\nfrom fixtures import base\n\ndef test(base):\n    sys.exit()\n"
+    test = test.with_name("test_other.py")
+    test.write_text(imports)
+    assert [line.split(": ")[1] for line in style.unused_imports(test)] == [
+        "imports path, which is not used", "imports re, which is not used"
+    ]

@@ -8,8 +8,7 @@ __all__ = ['laplace_parser', 'laplace']
 # %% ../../nbs/09k_cli_laplace.ipynb #4eb647e9
 from pathlib import Path
 
-from .arguments import FORM_HELP, MODEL_OPTIONS, VERDICTS_HELP, add_data_arguments, data_source
-from .arguments import exit_on_error, open_scorer, parse_columns, parse_verdicts
+from .arguments import MODEL_OPTIONS, add_row_options, exit_on_error, open_scorer, read_data
 from .arguments import scoring_parser, shared_processes
 from .parser import CommandParser, given_words, print_next
 
@@ -30,19 +29,11 @@ def laplace_parser() -> CommandParser:
         help="comparisons of any form: those of the training, or others like them",
     )
     data.add_argument(
-        "--output", metavar="FOLDER", help="folder in which the whole model is saved (default: it is added to --model)"
+        "--output",
+        metavar="FOLDER",
+        help="a folder that does not exist yet, for a copy of the model (default: it is added to --model)",
     )
-    data.add_argument("--columns", help="other names of columns: prompt=instruction,chosen=output_1")
-    data.add_argument("--verdicts", help=VERDICTS_HELP)
-    data.add_argument("--form", metavar="NAME", help=FORM_HELP)
-    add_data_arguments(data)
-    data.add_argument(
-        "--on_bad_row",
-        default="error",
-        choices=["error", "skip"],
-        help="what to do with rows that cannot be used or are too long (default: error)",
-    )
-    parser.hidden |= {"verdicts", "form", "dataset_config", "revision", "data_dir"}
+    parser.hidden |= add_row_options(data)
     return parser
 
 # %% ../../nbs/09k_cli_laplace.ipynb #8c966081
@@ -59,24 +50,22 @@ def laplace(
                 f"--model {options.model!r} is no folder, so nothing can be added to it; expected one, or --output "
                 "with a folder for the whole model."
             )
-        from rlhf_reward.data import load_rows
-        from rlhf_reward.laplace import fit_laplace, write_laplace
+        from rlhf_reward.laplace import fit_laplace, save_laplace
+        from rlhf_reward.new_folder import check_folder
 
-        mappings = {"columns": parse_columns(options.columns), "verdicts": parse_verdicts(options.verdicts)}
-        source = data_source(options, options.data)
-        rows = load_rows(options.data, on_bad_row=options.on_bad_row, form=options.form, **mappings, **source)
+        output = options.output or options.model
+        check_folder(output, options.model)  # before the work
+        rows = read_data(options, options.data)
         scorer = open_scorer(options, device)
         facts = fit_laplace(scorer, rows, options.on_bad_row, options.data, processes)
-        if processes.is_main_process and options.output:
-            scorer.model.save_pretrained(options.output, scorer.tokenizer)
-        elif processes.is_main_process:
-            write_laplace(scorer.model, options.model)
+        if processes.is_main_process:
+            save_laplace(scorer, output, options.model)
     if processes.is_main_process:
         print(f"Pairs:       {facts['pairs']} in {facts['comparisons']} comparisons")
         print(f"Determined:  {facts['effective_parameters']:.1f} of {scorer.model.score.in_features} directions")
         at_bound = ", at the end of the search: the data do not determine it" if facts["at_bound"] else ""
         print(f"Prior:       precision {facts['prior_precision']:.4g}{at_bound}")
-        print(f"Checkpoint:  {options.output or options.model}")
+        print(f"Checkpoint:  {output}")
         found = given_words(parser, options, MODEL_OPTIONS)
         data = ["--data", "ROWS.jsonl", "--output", "scored.jsonl", "--uncertainty"]
-        print_next("score", "--model", options.output or options.model, *data, *found)
+        print_next("score", "--model", output, *data, *found)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'OPEN_PATHS', 'ERRORS', 'PROBLEM', 'ERROR_RESPONSES', 'ONLY_NULL', 'CHARACTERS_PER_TOKEN', 'make_app',
-           'rank_answer', 'printable']
+           'printable']
 
 # %% ../../nbs/08f_routes.ipynb #b49190b9
 import asyncio
@@ -27,7 +27,7 @@ from .. import __version__
 from ..attributes import reward_alone
 from ..encoding import TooLong
 from ..markdown import code_span
-from ..scoring import Scorer, ranked
+from ..scoring import Scorer
 from .batching import Batcher, QueueFull, count_tokens
 from rlhf_reward.serving.client_schemas import (
     AnyClassifyRequest,
@@ -41,6 +41,7 @@ from rlhf_reward.serving.client_schemas import (
 from .clients import add_client_routes, classify_answer, sglang_classify, vllm_score
 from .middleware import AddHeader, AnswerHead, Authorize, CountRequests, LimitBody, body_size
 from .monitoring import ServerMetrics
+from .ranking import check_pessimism, rank_answer
 from rlhf_reward.serving.reading import (
     LocatedComparison,
     check_same_length,
@@ -55,7 +56,6 @@ from rlhf_reward.serving.schemas import (
     ClassifyAnswer,
     Problem,
     RankAnswer,
-    RankedResponse,
     RankRequest,
     RewardRequest,
     ScoreAnswer,
@@ -164,12 +164,13 @@ def _reward_routes(
         "Return the responses in the order of their rewards."
         if request.normalize:
             service.normalized([]) # refused before the computation
+        check_pessimism(request.pessimism, service.scorer)
         scored = await service.score(partial(read_rank, request))
         rewards = scored.rewards[0]
         shown = service.normalized(rewards) if request.normalize else rewards
         attributes = scored.attributes[0] if scored.attributes else None
         spreads = service.shown_spreads(scored.spreads[0], request.normalize) if scored.spreads else None
-        return rank_answer(request.responses, rewards, shown, attributes, spreads)
+        return rank_answer(request.responses, rewards, shown, attributes, spreads, request.pessimism)
 
     @api.post("/classify")
     async def classify(request: AnyClassifyRequest) -> Union[ClassifyAnswer, SGLangResult, list[SGLangResult]]:
@@ -193,29 +194,6 @@ def _reward_routes(
 
     return api
 
-
-def rank_answer(
-    responses: list[Any], # as in the request
-    rewards: list[float], # by which they are ranked
-    shown: list[float], # the same, or normalized
-    attributes: Optional[list[dict[str, float]]] = None, # of each response, if the model has any
-    spreads: Optional[list[float]] = None, # of each response, if the model has any
-) -> RankAnswer:
-    "Return the answer of `/rank`."
-    answer = []
-    for response in ranked(responses, rewards):
-        result = RankedResponse(
-            index=response.index,
-            response=response.response,
-            reward=shown[response.index],
-            probability=response.probability,
-        )
-        if attributes:
-            result.attributes = attributes[response.index] # a field that is not set is left out
-        if spreads:
-            result.spread = spreads[response.index]
-        answer.append(result)
-    return RankAnswer(ranked=answer)
 
 
 # %% ../../nbs/08f_routes.ipynb #92c28213

@@ -13,6 +13,7 @@ from programs import run
 from rlhf_reward import Scorer
 from rlhf_reward.data import to_responses
 from rlhf_reward.many_machines import BatchScorer
+from rlhf_reward.rule import Rule
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,8 @@ def test_options(folder):
         BatchScorer(skipping.scorer)(table)
     with pytest.raises(ValueError, match="does not know the mean"):
         BatchScorer(skipping.scorer, normalize=True)(table.slice(0, 1))
+    by_length = BatchScorer(Rule(lambda prompt, response: len(response)))
+    assert by_length(pa.table({"prompt": ["w3"], "response": [" w45"]}))["reward"].to_pylist() == [4]
 
 
 ON_RAY = """

@@ -274,10 +274,10 @@ def test_classify_takes_what_clients_of_vllm_send_by_default(client, scorer):
     "field, value, expected",
     [
         ("truncate_prompt_tokens", 3, "Input should be -1"),
-        ("chat_template", "{{ messages }}", "Input should be None"),
-        ("documents", [{"title": "w3"}], "Input should be None"),
-        ("tools", [{"type": "function"}], "Input should be None"),
-        ("mm_processor_kwargs", {"size": 1}, "Input should be None"),
+        ("chat_template", "{{ messages }}", "expected null, or no such field"),
+        ("documents", [{"title": "w3"}], "expected null, or no such field"),
+        ("tools", [{"type": "function"}], "expected null, or no such field"),
+        ("mm_processor_kwargs", {"size": 1}, "expected null, or no such field"),
         ("add_generation_prompt", True, "Input should be False"),
         ("continue_final_message", True, "Input should be False"),
     ],
@@ -288,7 +288,7 @@ def test_classify_refuses_what_would_change_the_reward(field, value, expected, s
     answer = client.post("/classify", json={"messages": messages, field: value})
     assert answer.status_code == 422
     (problem,) = answer.json()["detail"]
-    assert problem["loc"] == ["body", field] and problem["msg"] == expected
+    assert problem["loc"] == ["body", field] and expected in problem["msg"]
 
 
 def test_tools_and_template_arguments(client, scorer):

@@ -19,6 +19,7 @@ from .checkpoint_files import weight_map, weight_shapes
 from .checkpoints import check_complete, default_pooling, head_size, is_reward_model, load_checked
 from .new_folder import check_new_folder, new_folder
 from .other_heads import OtherHead, find_head, keep_openrlhf_scale, load_other_head
+from .pooling import RESPONSE_POOLINGS
 from .reward import RewardModel
 from .sft_adapters import base_of, open_adapted
 
@@ -124,12 +125,20 @@ def _merge(adapter, folder, dtype, kwargs):
     tokenizer = open_tokenizer(adapter, **kwargs)
     texts = _random_texts(tokenizer, model.config)
     with torch.no_grad():
-        expected = torch.stack([model(ids[None])[0, 0] for ids in texts])
+        expected = torch.cat([_reward(model, ids) for ids in texts])
     merge_adapter(model)
     here, elsewhere = _write(model, tokenizer, folder, texts, expected)
     has_scale = "reward_mean" in getattr(model.config, "rlhf_reward", {})
     ends = model.ends_with_eos
     return Conversion(str(folder), "that of the adapter", 0.0, has_scale, ends, len(texts), here, elsewhere)
+
+
+def _reward(model, ids):
+    "Return the reward of a text, (1,); all of its tokens are the response's for a model that reads these."
+    zeros = torch.zeros_like(ids)
+    tokens = torch.stack([zeros, torch.arange(len(ids)), zeros], dim=1)
+    options = {"response_tokens": tokens} if model.pooling in RESPONSE_POOLINGS else {}
+    return model(ids[None], **options)[0]
 
 
 def _write(model, tokenizer, folder, texts, expected):
@@ -178,7 +187,7 @@ def _random_texts(tokenizer, config):
 def _differences(folder, texts, expected):
     "Return how far the rewards of a checkpoint are from the expected ones, here and in transformers."
     model = RewardModel.from_pretrained(folder, device="cpu")
-    rewards = torch.stack([model(ids[None])[0, 0] for ids in texts])
+    rewards = torch.cat([_reward(model, ids) for ids in texts])
     here = _difference(rewards, expected, model.backbone.dtype)
     if not model.config.rlhf_reward["opens_as_sequence_classification"]:
         return here, None

@@ -27,7 +27,7 @@ from .pooling import RESPONSE_POOLINGS
 from .response_tokens import response_tokens
 from .reward import RewardModel
 from .rope import is_on_both_sides, length_limits
-from .targets import Targets, make_targets, num_tokens, pad_right
+from .targets import Targets, make_targets, num_tokens, pad_right, prefix_lengths
 from .tokens import TokenizedComparison, tokenized_comparison, whole_sequences
 from .varlen import VARLEN
 
@@ -38,6 +38,7 @@ class PaddedBatch(Targets):
     "A batch with a row for each response."
     input_ids: torch.Tensor # (num_responses, seq_len)
     attention_mask: torch.Tensor # (num_responses, seq_len), 0 is padding
+    prefix_lengths: torch.Tensor # (num_comparisons,), tokens that all responses share
     response_tokens: torch.Tensor # (num_tokens, 3), if the examples have `response_starts`
 
 
@@ -47,6 +48,7 @@ class PackedBatch(Targets):
     position_ids: torch.Tensor # in each response they continue from its prefix
     comparison_ids: torch.Tensor # number of the comparison in its row, 0 is padding
     response_ids: torch.Tensor # number of the response in its comparison, 0 is the prefix
+    prefix_lengths: torch.Tensor # (num_comparisons,), tokens that all responses share
     end_positions: torch.Tensor # (num_responses, 2): the row and the position of each response's last token
     response_tokens: torch.Tensor # (num_tokens, 3), if the examples have `response_starts`
 
@@ -62,6 +64,7 @@ def pad_comparisons(
             ends.append((len(sequences), len(example["shared_prefix"]) - 1, len(ids) - 1))
             sequences.append(torch.tensor(ids))
     return {
+        "prefix_lengths": prefix_lengths(examples),
         "input_ids": pad_right(sequences),
         "attention_mask": pad_right([torch.ones_like(ids) for ids in sequences]),
         **response_tokens(examples, ends),
@@ -81,6 +84,7 @@ def pack_comparisons(
 
     Responses on both sides of a limit are written with a prefix each: its tokens differ between them.
     """
+    shared = prefix_lengths(examples)
     examples = [_split_by_length(example, length_limits) for example in examples]
     lengths = [num_tokens(example) for example in examples]
     assignment = cheapest_rows(lengths) if row_length is None else best_fit(lengths, row_length)
@@ -97,6 +101,7 @@ def pack_comparisons(
         "position_ids": pad_right([torch.tensor(row.position_ids) for row in rows]),
         "comparison_ids": pad_right([torch.tensor(row.comparison_ids) for row in rows]),
         "response_ids": pad_right([torch.tensor(row.response_ids) for row in rows]),
+        "prefix_lengths": shared,
         "end_positions": torch.tensor([(row, end) for row, _, end in ends]),
         **response_tokens(examples, ends),
         **make_targets(examples),
@@ -196,6 +201,8 @@ def _computed_in(model):
     device = input_device(model).type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
+    if hasattr(model, "_original_forward"): # accelerate has wrapped it for a training in mixed precision
+        return torch.bfloat16
     is_quantized = getattr(model.backbone, "is_quantized", False)
     return torch.float16 if is_quantized else next(model.backbone.parameters()).dtype
 

@@ -189,6 +189,10 @@ class ClassifyRequest(RequestModel):
         None,
         description="Only -1: length and truncation are settings of the server.",
     )
+    normalize: Optional[Literal[False]] = Field(
+        None,
+        description="Only false: send the texts to /score or /rank for normalized rewards.",
+    )
     chat_template: None = Field(None, description="Only null: the template of the tokenizer applies.")
     documents: None = Field(None, description="Only null: not supported.")
     tools: None = Field(None, description="Only null: send them to /score or /rank.")
@@ -250,6 +254,10 @@ class RewardRequest(BaseModel):
         description="The prompt of each query: its computation is shared, and only the prompt is truncated.",
     )
     labels: Any = None
+    normalize: Optional[Literal[False]] = Field(
+        None,
+        description="Only false: send the texts to /score or /rank for normalized rewards.",
+    )
 
 # %% ../../nbs/08b_schemas.ipynb #199d465c
 class Problem(BaseModel):

@@ -221,7 +221,7 @@ def _write(rows, score, part, done, processes):
             bar.update(len(chunk))
     return counts
 
-
+# %% ../nbs/06a_files.ipynb #d087c0de
 def _to_json(row):
     "Return the row as one line of JSON."
     return json.dumps(_without_nan(row), ensure_ascii=False, default=_as_text)

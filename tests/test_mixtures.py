@@ -223,7 +223,7 @@ def test_numbers_that_are_none_stay_errors_in_a_mixture():
 
 
 def test_values_that_json_lacks_are_the_same_in_a_mixture(tmp_path):
-    "What is no text, no number or no date of JSON is kept with its type, so that a row is read as in its set."
+    "Each value is kept with its type, so that a row is read as in its set."
     zone = datetime.timezone(datetime.timedelta(hours=2))
     values = {
         "day": datetime.date(2024, 2, 29),

@@ -40,7 +40,12 @@ def tiny_trainer(base, folder, options, **given):
     torch.manual_seed(0)
     defaults = {**QUIET, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "save_strategy": "no"}
     given = {name: value for name, value in given.items() if value is not None}
-    given.setdefault("model", open_tiny(base))
-    given.setdefault("train_dataset", tokenized(base, 40))
-    given.setdefault("processing_class", AutoTokenizer.from_pretrained(base))
+    made = {
+        "model": lambda: open_tiny(base),
+        "train_dataset": lambda: tokenized(base, 40),
+        "processing_class": lambda: AutoTokenizer.from_pretrained(base),
+    }
+    for name, make in made.items():
+        if name not in given:
+            given[name] = make()
     return RewardTrainer(args=RewardConfig(str(folder), **{**defaults, **options}), **given)

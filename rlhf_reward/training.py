@@ -63,8 +63,7 @@ class LayoutMixin:
             return
         self._layout_is_chosen = True
         if self.args.layout == "padded":
-            # on a CPU, bitsandbytes trains nothing after an evaluation
-            if not getattr(self.model.backbone, "is_quantized", False):
+            if not getattr(self.model.backbone, "is_quantized", False): # bitsandbytes would train nothing on a CPU
                 check_padding(self.model, examples_to_compare(dataset))
             return
         layouts = layouts_to_try(self.args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
@@ -137,8 +136,7 @@ class RewardTrainer(
     ):
         if data_collator is not None:
             raise ValueError(
-                f"data_collator is a {type(data_collator).__name__}; expected none: RewardTrainer batches comparisons "
-                "itself, by args.layout. To change what is in a batch, change the rows."
+                f"data_collator is a {type(data_collator).__name__}; expected none: RewardTrainer makes the batches."
             )
         train_dataset = as_tables(train_dataset, "train_dataset")
         eval_dataset = as_tables(eval_dataset, "eval_dataset")

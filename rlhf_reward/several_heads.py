@@ -115,9 +115,15 @@ def save_heads(
     sums: TensorType["heads_and_one"], # `HeadLevels.sums`
 ) -> None:
     "Write the heads next to a checkpoint."
-    file = folder / HEADS_FILE
+    save_tensors({"weight": rows, "levels": sums}, folder / HEADS_FILE)
+
+
+def save_tensors(
+    tensors: dict[str, torch.Tensor], # on any device
+    file: Path, # whose folder is made
+) -> None:
+    "Write tensors in float32."
     file.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {"weight": rows, "levels": sums}
     save_file({name: value.detach().float().cpu().contiguous() for name, value in tensors.items()}, file)
 
 

@@ -14,7 +14,6 @@ from typing import Any, Optional, Union
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torchtyping import TensorType
 from transformers import PretrainedConfig
@@ -22,7 +21,7 @@ from transformers import PretrainedConfig
 from .attributes import AttributeRewards, forget_reward_scale
 from .checkpoint_files import find_file, open_weights
 from .several_heads import FOLDER, HEADS, check_same_head, load_heads, remove_uncertainty
-from .several_heads import save_heads
+from .several_heads import save_heads, save_tensors
 
 # %% ../nbs/01q_uncertainty.ipynb #656bd5fd
 @dataclass(frozen=True)
@@ -209,10 +208,8 @@ def save_posterior(
     head: TensorType[1, "hidden_size"], # the weights of its head
 ) -> None:
     "Write a posterior next to a checkpoint, with the head that it is around."
-    file = folder / LAPLACE_FILE
-    file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"factor": posterior.factor, "center": posterior.center, "weight": head}
-    save_file({name: value.detach().float().cpu().contiguous() for name, value in tensors.items()}, file)
+    save_tensors(tensors, folder / LAPLACE_FILE)
 
 
 def load_uncertainty(

@@ -123,6 +123,10 @@ def test_a_wrong_yaml_file_is_refused(text, problem, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["score", str(tmp_path / "run.yaml"), *least("score")])
     assert problem in capsys.readouterr().err
+    for last in ("--config", "--config="):
+        with pytest.raises(SystemExit):
+            main(["score", *least("score"), last])
+        assert "--config has no value; expected a YAML file" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["score", "a.yaml", "--config", "b.yaml"])
     assert "there is more than one YAML file, a.yaml and --config" in capsys.readouterr().err

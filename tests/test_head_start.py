@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from transformers import AutoTokenizer
 
 from architectures import save_language_model
-from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, head_start
+from rlhf_reward import RewardConfig, RewardModel, head_start
 from rlhf_reward.arguments import check_arguments, check_sharded
 from rlhf_reward.branching import branch_comparisons
 from rlhf_reward.head_start import fit_head, pooled_states
@@ -22,7 +22,7 @@ from rlhf_reward.packing import pack_comparisons, pad_comparisons
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.tokens import tokenized_comparison
 from rlhf_reward.trained_parts import freeze_lower_layers
-from tiny import open_tiny, tokenized
+from tiny import open_tiny, tiny_trainer, tokenized
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +32,10 @@ def base(tmp_path_factory):
 
 
 def make_trainer(base, folder, rows=None, model=None, peft_config=None, **options):
-    torch.manual_seed(0)
-    defaults = {
-        "learning_rate": 1e-3,
-        "per_device_train_batch_size": 8,
-        "max_length": 64,
-        "max_steps": 2,
-        "logging_steps": 1,
-        "lr_scheduler_type": "constant",
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    return RewardTrainer(
-        model or open_tiny(base),
-        RewardConfig(str(folder), **{**defaults, **options}),
-        train_dataset=rows or tokenized(base, 16),
-        processing_class=AutoTokenizer.from_pretrained(base),
-        peft_config=peft_config,
-    )
+    defaults = {"max_length": 64, "max_steps": 2, "logging_steps": 1, "lr_scheduler_type": "constant"}
+    rows = rows or tokenized(base, 16)
+    given = {"model": model, "train_dataset": rows, "peft_config": peft_config}
+    return tiny_trainer(base, folder, {**defaults, **options}, **given)
 
 
 def made(num=24, seed=0, vocab=60, **values):

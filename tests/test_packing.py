@@ -29,7 +29,7 @@ from rlhf_reward.packing import (
     pad_comparisons,
 )
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
-from tiny import open_tiny, tokenized
+from tiny import open_tiny, tiny_trainer, tokenized
 
 
 def example(prefix, rests, ranks=None):
@@ -378,24 +378,8 @@ def base(tmp_path_factory):
 
 
 def trained(base, folder, layout, rows=None, **options):
-    torch.manual_seed(0)
-    args = RewardConfig(
-        str(folder),
-        layout=layout,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="no",
-        **{"per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "max_steps": 20, **options},
-    )
-    tokenizer = T.PreTrainedTokenizerFast.from_pretrained(base)
-    trainer = RewardTrainer(
-        open_tiny(base),
-        args,
-        train_dataset=rows or tokenized(base, 160),
-        eval_dataset=tokenized(base, 30, 1),
-        processing_class=tokenizer,
-    )
+    given = {"train_dataset": rows or tokenized(base, 160), "eval_dataset": tokenized(base, 30, 1)}
+    trainer = tiny_trainer(base, folder, {"layout": layout, "logging_steps": 1, "max_steps": 20, **options}, **given)
     trainer.train()
     return trainer
 

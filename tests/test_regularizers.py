@@ -13,7 +13,7 @@ from torch.distributions import Bernoulli, kl_divergence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from architectures import save_language_model, word_tokenizer
-from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
+from rlhf_reward import RewardConfig, RewardModel
 from rlhf_reward.adapters import add_adapter, merge_adapter
 from rlhf_reward.head_start import pooled_states
 from rlhf_reward.language_loss import LanguageLoss, check_can_learn_language, predictions
@@ -23,7 +23,7 @@ from rlhf_reward.regularizers import check_regularizers, symmetric_divergence
 from rlhf_reward.sampling import filler_comparison
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.tokens import tokenize_rows, tokenized_comparison, whole_sequences
-from tiny import open_tiny
+from tiny import open_tiny, tiny_trainer
 
 
 @pytest.fixture(scope="module")
@@ -43,27 +43,17 @@ def tokenized_rows(base):
 
 
 def make_trainer(base, folder, dropout=0.0, rows=None, **options):
-    torch.manual_seed(0)
     defaults = {
         "learning_rate": 1.0,
         "optim": "sgd",
         "max_grad_norm": 0.0,
         "lr_scheduler_type": "constant",
-        "per_device_train_batch_size": 8,
         "max_length": 64,
         "max_steps": 1,
-        "save_strategy": "no",
         "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
     }
-    return RewardTrainer(
-        open_tiny(base, dropout),
-        RewardConfig(str(folder), **{**defaults, **options}),
-        train_dataset=rows or tokenized_rows(base),
-        processing_class=AutoTokenizer.from_pretrained(base),
-    )
+    rows = rows or tokenized_rows(base)
+    return tiny_trainer(base, folder, {**defaults, **options}, model=open_tiny(base, dropout), train_dataset=rows)
 
 
 def step(trainer):

@@ -27,7 +27,7 @@ from rlhf_reward.metrics import pair_metrics
 from rlhf_reward.packing import by_comparison, pad_comparisons
 from rlhf_reward.synthetic import RECIPE, synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.tokens import whole_sequences
-from tiny import open_tiny, tokenized
+from tiny import open_tiny, tiny_trainer, tokenized
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +36,14 @@ def base(tmp_path_factory):
 
 
 def make_trainer(base, folder, train_rows=None, eval_rows=None, dropout=0.0, tokenizer=None, **options):
-    torch.manual_seed(0)
-    defaults = {
-        "learning_rate": 1e-3,
-        "per_device_train_batch_size": 8,
-        "max_length": 64,
-        "logging_strategy": "no",
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    return RewardTrainer(
-        open_tiny(base, dropout),
-        RewardConfig(str(folder), **{**defaults, **options}),
-        train_dataset=train_rows or tokenized(base, 40),
+    return tiny_trainer(
+        base,
+        folder,
+        {"max_length": 64, "logging_strategy": "no", **options},
+        model=open_tiny(base, dropout),
+        train_dataset=train_rows,
         eval_dataset=eval_rows or tokenized(base, 21, 1),
-        processing_class=tokenizer or AutoTokenizer.from_pretrained(base),
+        processing_class=tokenizer,
     )
 
 

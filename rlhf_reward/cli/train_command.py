@@ -264,7 +264,7 @@ def _open_model(name, job, args):
             name = _merge_base(name, job, args)
         open_model = RewardModel
         options["attributes"] = job.attributes
-        options["heads"] = job.heads or 1
+        options["heads"] = 1 if job.heads is None else job.heads
         if job.num_hidden_layers is not None:
             options["num_hidden_layers"] = job.num_hidden_layers
         head = "has no reward head to continue from; training starts from a new head on its backbone"

@@ -45,6 +45,13 @@ METHODS = {
         "learning_rate": 0.0,
         "max_steps": 1,
     },
+    "mean, 20 layers, balanced, mismatched, head only": {
+        **TRAINED,
+        "balance_lengths": True,
+        "mismatched_share": 0.15,
+        "learning_rate": 0.0,
+        "max_steps": 1,
+    },
     # one thing more than "mean, 20 layers"
     "BSR": {**TRAINED, "sum_to_zero_coefficient": 0.05},
     "GRM": {**TRAINED, "lm_coefficient": 0.1},

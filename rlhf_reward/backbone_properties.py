@@ -75,7 +75,7 @@ class BackboneProperties(AttributesMixin, UncertaintyMixin, ModelTools, nn.Modul
         return {"token_type_ids": types} if "token_type_ids" in self._input_names else {}
 
     def _hidden_states(self, inputs, branches, packed_sequences):
-        "Return the last hidden states, (batch_size, seq_len, hidden_size), or what a classifier makes of them."
+        "Return the last hidden states, (batch_size, seq_len, hidden_size), or the output of a classifier on them."
         if branches is None:
             options = {} if packed_sequences is None else {"packed_sequences": packed_sequences}
             outputs = self.backbone(**inputs, **self._backbone_kwargs, **options)

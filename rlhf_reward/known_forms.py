@@ -196,7 +196,8 @@ def _oasst_trees(rows):
     for row in rows:
         if tree is not None and row.get("message_tree_id") != tree["message_tree_id"]:
             yield tree
-            tree, nodes = None, {}
+            tree = None
+            nodes = {}
         node = {**row, "replies": []}
         if row.get("parent_id") is None and "message_id" in row:
             tree = {"message_tree_id": row["message_tree_id"], "prompt": node}

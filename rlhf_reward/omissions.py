@@ -150,7 +150,8 @@ class _Marks:
         mark = self._free_mark()
         marked, count = WORD_START.subn(mark, text)
         if not count:
-            marked, count = text + mark, 1
+            marked = text + mark
+            count = 1
         self.parts.append(_Part(kind, message, text, mark, count))
         return marked
 

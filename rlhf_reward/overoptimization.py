@@ -160,7 +160,8 @@ def optimization_lines(
     lines = []
     for point in curve:
         line = [str(point["n"]), *(f"{point[name]:.3f}" for name in ("kl", "proxy", "gold", "best"))]
-        gold, difference = point["gold_pessimistic"], point["difference"]
+        gold = point["gold_pessimistic"]
+        difference = point["difference"]
         line.append("–" if gold is None else f"{gold:.3f}")
         if difference is None:
             line.append("–")

@@ -20,9 +20,7 @@ from .checkpoint_files import check_finite, is_adapter, note_source, refuse_own_
 from .checkpoints import checked_dropout, load_config
 from .encoder_heads import check_not_packed
 # defined here before
-from .checkpoint_files import hub_options
-from .checkpoints import MIXES_PADDING, default_pooling, head_size, is_reward_model, load_backbone
-from .checkpoints import sequence_classifier, tokenizer_to_save, unsharded
+from .checkpoints import MIXES_PADDING, default_pooling, is_reward_model
 from .heads import head_labels, load_head, new_head
 from .inputs import aligned_types, check_shapes, check_values, left_aligned, require, right_padded
 from .other_heads import keep_openrlhf_scale

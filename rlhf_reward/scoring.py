@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from .checkpoint_files import local_name, open_tokenizer, own_tokenizer, read_offset
 from .comparison import Comparison
 from .encoders import EncoderClassifier, open_model
-from .engine import Cancelled, ComparisonScorer, NotFinite, RewardEngine
+from .engine import Cancelled, ComparisonScorer, RewardEngine
 from .length_calibration import read_calibration
 from .omissions import report_omissions
 from .placing import best_device, input_device

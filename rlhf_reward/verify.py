@@ -6,6 +6,7 @@
 __all__ = ['MAX_DIAGNOSES', 'Verifier', 'ProbeResult', 'Diagnosis', 'Verification']
 
 # %% ../nbs/10_verify.ipynb #e5b3fca0
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
 
@@ -18,7 +19,7 @@ from .verify_padding import padding_cause
 from .verify_probes import OtherRewards, Probe, make_probes, probe_ids
 from .verify_search import CauseSearch, allowed_difference, explain, is_close
 from .verify_tokens import TokenFacts
-from .verify_values import OTHER_WEIGHTS, RANDOM, UNKNOWN, remedy_for
+from .verify_values import NOT_FINITE, OTHER_WEIGHTS, RANDOM, UNKNOWN, remedy_for
 
 # %% ../nbs/10_verify.ipynb #fc75e644
 class Verifier:
@@ -48,24 +49,34 @@ class Verifier:
         other: OtherRewards, # of the other program for the probes
     ) -> "Verification":
         "Return where the rewards of another program differ, and why. Raise `ValueError` if it has none."
-        kept = [index for index, reward in enumerate(other.rewards) if reward is not None]
-        if not kept:
+        num_refused = other.rewards.count(None)
+        if num_refused == len(other.rewards):
             raise ValueError(f"{other.name} gives no reward for any probe; expected one for at least some of them.")
+        given = other
+        other = given.finite()
+        kept = [index for index, reward in enumerate(other.rewards) if reward is not None]
+        results = self._results(other)
+        groups, explanation = self._explain(other, kept, results) if kept else ([[]], None)
+        if other.rewards != given.rewards:
+            groups = [[*group, NOT_FINITE] for group in groups]
+        is_equal = not any(groups)
+        diagnoses = [] if is_equal else [_diagnosis(group, other.kind) for group in groups[:MAX_DIAGNOSES]]
+        notes = _notes(other, self.here.dtype, num_refused, len(groups))
+        if explanation is None:
+            notes += _equal_probes(results, self.tolerance)
+        return Verification(other.name, other.kind, is_equal, self.tolerance, results, diagnoses, notes)
+
+    def _explain(self, other, kept, results):
+        "Return the groups of causes and the explanation of the probes alone; write rewards that padding changes."
         there = [other.rewards[index] for index in kept]
         search = CauseSearch(self.here, self._variants(kept, other), there, self.tolerance, _scale(self.scorer))
-        results = self._results(other)
         groups, explanation = _causes(search, other, kept)
         padding = padding_cause(search, explanation, other.together) if other.together else None
         if padding:
             for index, reward in zip(kept, other.together):
                 results[index].together = reward
             groups = [[*group, padding] for group in groups]
-        is_equal = not any(groups)
-        diagnoses = [] if is_equal else [_diagnosis(group, other.kind) for group in groups[:MAX_DIAGNOSES]]
-        notes = _notes(other, self.here.dtype, len(self.probes) - len(kept), len(groups))
-        if explanation is None:
-            notes += _equal_probes(results, self.tolerance)
-        return Verification(other.name, other.kind, is_equal, self.tolerance, results, diagnoses, notes)
+        return groups, explanation
 
     def _variants(self, kept, other):
         "Return the variants of the probes that are compared."
@@ -136,6 +147,8 @@ class Verification:
         report = asdict(self)
         for probe, entry in zip(self.probes, report["probes"]):
             entry["difference"] = probe.difference
+            if probe.together is not None and not math.isfinite(probe.together):
+                entry["together"] = None
         return report
 
     def as_text(self) -> str:

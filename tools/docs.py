@@ -19,7 +19,8 @@ from pathlib import Path
 import nbformat
 from cells import bare_table, fenced, is_picture, join_streams, without_empty_sections
 from nbconvert import MarkdownExporter
-from reference import CONFIG, FUNCTIONS, SOURCE_URL, comments, definitions, parameters, references  # the tests' too
+from reference import CONFIG, SOURCE_URL, definitions, parameters, references
+from reference import FUNCTIONS as FUNCTIONS, comments as comments  # for the tests
 from signatures import WIDTH
 
 LIBRARY = CONFIG["DEFAULT"]["lib_path"]

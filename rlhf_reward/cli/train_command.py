@@ -6,7 +6,6 @@
 __all__ = ['train', 'prepare_trainer', 'next_words']
 
 # %% ../../nbs/09b_cli_train.ipynb #96f9c31b
-import json
 import logging
 import sys
 from functools import partial

@@ -69,7 +69,7 @@ def test_a_page_that_leads_nowhere_is_refused(site, tmp_path):
         "INHERIT": str(site.parent / "mkdocs.yml"),
         "docs_dir": str(pages),
         "nav": ["index.md", "scoring.md", "reward.md"],
-        "hooks": [str(ROOT / "tools/search.py")],  # relative to the file that names it
+        "hooks": [str(ROOT / "tools/hooks.py")],  # relative to the file that names it
     }
     (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(settings))
     page = pages / "scoring.md"
@@ -134,13 +134,18 @@ def cells(path, kind):
     return [cell for cell in read(path).cells if cell.cell_type == kind]
 
 
-def test_search_has_lessons_first_and_no_formulas(site):
+def test_search_has_lessons_first_and_no_formulas(site, docs):
+    "The glossary is first of all: with these boosts a browser finds margin there before `margin_spread`."
     index = json.loads((site / "search/search_index.json").read_text())["docs"]
     for entry in index:
         prose = re.sub(r"<(pre|code)>.*?</\1>", "", entry["text"], flags=re.DOTALL)
         assert not {"\\(", "\\["} & set(re.findall(r"\\.", prose)), entry["location"]
         is_lesson = entry["location"].startswith(("tutorials/", "explanations/"))
-        assert entry.get("boost", 1) == (2 if is_lesson else 1), entry["location"]
+        boost = docs.BOOST if is_lesson else 1
+        if entry["location"].startswith("explanations/glossary."):
+            boost = docs.GLOSSARY_BOOST
+        assert entry.get("boost", 1) == boost, entry["location"]
+    assert docs.GLOSSARY_BOOST >= 8 > docs.BOOST >= 3
 
 
 def test_each_picture_is_described(docs):
@@ -349,10 +354,12 @@ def test_outputs_as_they_are(docs, tmp_path):
         cell("table", outputs=[table]),
         cell("#| fig-alt: A curve\n#| fig-alt: A bar\nplot()", outputs=[picture, picture]),
         cell("#| echo: false\nplot()", outputs=[output("execute_result", data={"text/plain": "shown"})]),
+        *map(nbformat.v4.new_markdown_cell, ("## Empty", "## Internals", "### Readers")),
+        cell("#| exporti\ndef _read(): pass"),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=written), tmp_path / "page.ipynb")
     text, pictures = docs.markdown(tmp_path / "page.ipynb", str, {})
-    for part in ("secret", "hidden", "_inner", "#|", "style"):
+    for part in ("secret", "hidden", "_inner", "#|", "style", "## "):
         assert part not in text, part
     assert "````text\na\n```python\nb\n```\n````" in text and "<table><td>7</td></table>" in text
     for alt, name in zip(("A curve", "A bar"), pictures, strict=True):
@@ -473,7 +480,8 @@ def test_a_reader_has_all_that_the_examples_use(docs, notebook):
     "The page binds the names in its visible cells: by its imports, by its reference, by an earlier cell."
     page = docs.shown(notebook.relative_to(ROOT), str, {})
     text = "\n\n".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
-    head = re.search(r"^```python\n([^`]*import \(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    own = r"^```python\n((?:(?:import|from) .*\n)*from rlhf_reward\.\S+ import [^`]*)^```$"
+    head = re.search(own, text, flags=re.MULTILINE)
     bound = set(dir(builtins)) | set(docs.imports(head[1] if head else ""))
     unseen = {"export", "exporti", "hide", "default_exp", "echo", "hide_input"}
     for cell in cells(notebook, "code"):

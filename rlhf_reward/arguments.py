@@ -84,6 +84,9 @@ class RewardConfig(TrainingArguments):
     balance_lengths: bool = field(default=False, metadata={
         "help": "Weight comparisons so that those whose better response is longer count as much, together, as those "
                 "whose better response is shorter."})
+    mismatched_share: float = field(default=0.0, metadata={
+        "help": "Share of the comparisons that get the best response to another prompt as their worst one, such as "
+                "0.15; with losses on pairs."})
     save_on_signal: bool = field(default=False, metadata={
         "help": "At SIGTERM or Ctrl-C save a checkpoint after the current step, then stop."})
     dataset_num_proc: Optional[int] = field(default=None, metadata={"help": "Processes to tokenize with."})
@@ -167,6 +170,8 @@ def check_arguments(
             raise ValueError(f"{name} is {value}; expected 0 or more.")
     if args.head_start not in ("random", "zero", "fitted"):
         raise ValueError(f"head_start is {args.head_start!r}; expected 'random', 'zero' or 'fitted'.")
+    if not 0 <= args.mismatched_share <= 1:
+        raise ValueError(f"mismatched_share is {args.mismatched_share}; expected a share from 0 to 1, such as 0.15.")
     if args.ema_decay is not None and not 0 < args.ema_decay < 1:
         raise ValueError(f"ema_decay is {args.ema_decay}; expected a number between 0 and 1, such as 0.99, or None.")
     unknown = sorted(set(args.resume_changes or ()) - set(CHANGEABLE))

@@ -6,7 +6,7 @@
 __all__ = ['Predictions', 'predictions', 'check_can_learn_language', 'vocabulary_head', 'LanguageLoss']
 
 # %% ../nbs/05o_language_loss.ipynb #d07c366f
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F

@@ -129,8 +129,7 @@ def by_comparison(
 ) -> torch.Tensor: # (num_comparisons, K), 0 where there is no response
     "Arrange the rewards as their ranks are."
     is_response = ranks > 0
-    indices = is_response.flatten().cumsum(0) - 1 # of each response in `rewards`
-    indices = indices.clamp(min=0).reshape(ranks.shape)
+    indices = (is_response.flatten().cumsum(0) - 1).clamp(min=0).reshape(ranks.shape) # of each response in `rewards`
     return rewards.squeeze(1)[indices].masked_fill(~is_response, 0)
 
 # %% ../nbs/04_packing.ipynb #a20b8c8d
@@ -154,13 +153,11 @@ def packing_difference(
     except Exception as error: # a backbone may raise anything for a mask that it does not take
         return f"{layout} rows are refused ({type(error).__name__}: {error})"
     largest = plain.abs().max().item()
-    if largest == 0:
+    if not largest:
         return "all rewards are 0, by which nothing can be compared"
     difference = (packed - plain).abs().max().item()
     if not _is_rounding(difference, plain, model):
-        return (
-            f"{layout} rewards differ from plain ones by up to {difference:.2g} (the largest reward is {largest:.2g})"
-        )
+        return f"{layout} rewards differ from plain ones by up to {difference:.2g}, where the largest is {largest:.2g}"
     if backward:
         difference = ((packed_gradient - plain_gradient).norm() / plain_gradient.norm()).item()
         if difference > 4 * rounding(_computed_in(model)): # a gradient has been through more sums than a reward
@@ -201,6 +198,8 @@ def _computed_in(model):
     device = input_device(model).type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
+    if hasattr(model, "_original_forward"): # accelerate has wrapped it for a training in mixed precision
+        return torch.bfloat16
     is_quantized = getattr(model.backbone, "is_quantized", False)
     return torch.float16 if is_quantized else next(model.backbone.parameters()).dtype
 

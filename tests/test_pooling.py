@@ -20,7 +20,7 @@ from rlhf_reward.converting import convert
 from rlhf_reward.encoding import encode, render
 from rlhf_reward.packing import model_inputs, pack_comparisons, pad_comparisons
 from rlhf_reward.pooling import RESPONSE_POOLINGS, ResponsePooling
-from rlhf_reward.response_tokens import num_marked, rendered_prompts, response_starts
+from rlhf_reward.response_tokens import rendered_prompts, response_starts
 from rlhf_reward.reward import is_reward_model
 from rlhf_reward.rl import RewardFunction
 from rlhf_reward.rows import to_comparison, to_responses

@@ -1,5 +1,4 @@
 "Several heads, their weights, the posterior of the last layer, and everything that shows how sure a reward is."
-import copy
 import itertools
 import json
 import logging
@@ -30,7 +29,6 @@ from rlhf_reward.reward import is_reward_model
 from rlhf_reward.rl import RewardFunction
 from rlhf_reward.scoring import Scorer, UncertainRanked
 from rlhf_reward.spread_statistics import spread_statistics
-from rlhf_reward.tokens import tokenize_rows
 from rlhf_reward.uncertainty import UncertainReward, margin_spread, member_deviations
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6], [5, 5, 5, 5]])
@@ -389,6 +387,39 @@ def test_files_batches_and_servers_have_the_spread(scorer, saved, tmp_path):
                 assert abs(result["spread"] - spreads[result["index"]] / (1 + normalize)) < 1e-5
 
 
+def test_a_server_ranks_as_pessimistically_as_the_scorer(scorer, plain):
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from rlhf_reward.serving.ranking import rank_answer
+    from rlhf_reward.serving.server import make_app
+
+    request = {"prompt": PROMPT, "responses": RESPONSES}
+    with TestClient(make_app(scorer)) as client:
+        for pessimism, normalize in itertools.product((0, 0.5, 3, 100.0), (False, True)):
+            body = {**request, "normalize": normalize, "pessimism": pessimism}
+            answer = client.post("/rank", json=body).json()["ranked"]
+            expected = scorer.rank(PROMPT, RESPONSES, normalize, pessimism=pessimism)
+            assert [result["index"] for result in answer] == [result.index for result in expected]
+            for result, own in zip(answer, expected):
+                assert ("bound" in result) == bool(pessimism)
+                names = ("reward", "probability", "spread", "bound") if pessimism else ("reward", "probability")
+                for name in names:
+                    assert abs(result[name] - getattr(own, name)) < 1e-4, (name, pessimism, normalize)
+        for wrong in (-1, "1", True, None, 1e7):
+            refused = client.post("/rank", json={**request, "pessimism": wrong})
+            assert (refused.status_code, refused.json()["detail"][0]["loc"]) == (422, ["body", "pessimism"]), wrong
+        for wrong in ("NaN", "1e999", "1" + "0" * 400):
+            refused = client.post("/rank", content=json.dumps(request)[:-1] + f', "pessimism": {wrong}}}')
+            assert refused.status_code in (400, 422), wrong
+    equal = rank_answer(["a", "b", "c"], [1.0, 3.0, 2.0], [1.0, 3.0, 2.0], spreads=[0.0, 2.0, 1.0], pessimism=1.0)
+    assert [result.index for result in equal.ranked] == [0, 1, 2] # equal bounds keep their order
+    with TestClient(make_app(Scorer.from_pretrained(plain, device="cpu"))) as client:
+        assert client.post("/rank", json={**request, "pessimism": 0}).status_code == 200
+        refused = client.post("/rank", json={**request, "pessimism": 1}).json()["detail"][0]
+        assert refused["loc"] == ["body", "pessimism"] and "does not know how sure its rewards are" in refused["msg"]
+
+
 def test_a_calibrated_reward_keeps_its_spread(saved):
     plain, scorer = (Scorer.from_pretrained(saved, device="cpu") for _ in range(2))
     LengthCalibration([1, 4], [0.0, 3.0], 1.0, 0.5, "rows", 1, 2, "", "").apply_to(scorer)
@@ -472,7 +503,23 @@ def test_a_fitted_posterior_gives_the_spread_of_rewards_and_margins(plain, base,
     assert "Pairs:       12 in 12 comparisons" in capsys.readouterr().out
     weights = (tmp_path / "added" / "model.safetensors").read_bytes()
     assert weights == Path(plain, "model.safetensors").read_bytes()
-    for name in ("whole", "added"):
+    # a copy has all that was in the folder
+    (tmp_path / "trained").mkdir()
+    shutil.copytree(plain, tmp_path / "trained" / "model")
+    (tmp_path / "trained" / "model" / "checkpoint-2").mkdir()
+    (tmp_path / "trained" / "model" / "README.md").write_text("# A card")
+    output = str(tmp_path / "trained" / "model" / "copied[1]") # within the folder that is copied
+    options = ["--model", str(tmp_path / "trained" / "model"), "--device", "cpu", "--data", str(data)]
+    laplace_command([*options, "--output", output])
+    copied = {path.name for path in Path(output).iterdir()}
+    card = Path(output, "README.md").read_text()
+    assert card.startswith("# A card\n\n## Uncertainty\n\n") and f"12 pairs of `{data}`" in card
+    assert (tmp_path / "trained" / "model" / "README.md").read_text() == "# A card"
+    assert copied == {path.name for path in (tmp_path / "added").iterdir()} | {"README.md"}
+    with pytest.raises(SystemExit, match="rlhf_reward laplace: .*exists; expected the name of a new folder"):
+        laplace_command([*options, "--output", output])
+    shutil.move(output, tmp_path / "copied")
+    for name in ("whole", "added", "copied"):
         opened = Scorer.from_pretrained(tmp_path / name, device="cpu")
         again = opened.score([PROMPT] * 3, RESPONSES, uncertainty=True)
         expected = scorer.score([PROMPT] * 3, RESPONSES, uncertainty=True)

@@ -29,7 +29,7 @@ from .model_ranking import Ranking, rank_compared
 from .reward_details import DetailFigures, detail_figures, with_spread
 from .rows import to_comparison
 from .rule import Rule # defined here before
-from .scoring import BaseScorer
+from .ranks import BaseScorer
 from .statistics import Statistics, best_of_n, calibration, length_bias, ranking, statistics
 from .tables import correctness, pair_table, response_table
 from .tokens import reason_dropped

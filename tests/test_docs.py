@@ -143,14 +143,13 @@ def test_search_has_lessons_first_and_no_formulas(site):
         assert entry.get("boost", 1) == (2 if is_lesson else 1), entry["location"]
 
 
-def test_each_picture_is_described():
+def test_each_picture_is_described(docs):
     "In words of its own: the heading, which is the default, does not describe what is seen."
     missing = []
     for path in notebooks():
         for cell in cells(path, "code"):
-            kinds = {"image/png", "image/svg+xml"}
-            has_picture = any(kinds & output.get("data", {}).keys() for output in cell.outputs)
-            if has_picture and "#| fig-alt: " not in cell.source:
+            described = re.findall(r"^#\| fig-alt: (.*)", cell.source, flags=re.MULTILINE)
+            if len(described) != sum(map(docs.is_picture, cell.outputs)) or len(set(described)) < len(described):
                 missing.append((path.name, cell.source[:60]))
     assert missing == []
 
@@ -284,6 +283,23 @@ _own = 4
     assert "_own" not in text and "parent" not in text # which is documented by the class that has it first
 
 
+def test_constants_are_narrow_and_the_same(docs):
+    "A page shows them in lines that fit, with strings and brackets broken where they have to be."
+    from signatures import WIDTH, narrowed
+
+    num_broken = 0
+    for _, cell in exported(docs):
+        lines = cell.source.splitlines()
+        for name, node in docs.definitions(cell):
+            if isinstance(node, ast.Assign):
+                written = lines[node.lineno - 1 : node.end_lineno]
+                shown = narrowed(written)
+                assert max(map(len, shown.splitlines())) <= WIDTH, name
+                assert ast.dump(ast.parse(shown)) == ast.dump(ast.parse("\n".join(written))), name
+                num_broken += shown != "\n".join(written)
+    assert num_broken > 40
+
+
 def test_outputs_as_they_are(docs, tmp_path):
     "Text in a fence that it does not hold, tables without pandas' style, pictures with what they show, nothing hidden."
     cell = nbformat.v4.new_code_cell
@@ -296,7 +312,7 @@ def test_outputs_as_they_are(docs, tmp_path):
         cell("#| exporti\ndef _inner(): pass"),
         cell("print(card)", outputs=[output("stream", text="a\n```python\nb\n```\n")]),
         cell("table", outputs=[table]),
-        cell("#| fig-alt: A curve\nplot()", outputs=[picture]),
+        cell("#| fig-alt: A curve\n#| fig-alt: A bar\nplot()", outputs=[picture, picture]),
         cell("#| echo: false\nplot()", outputs=[output("execute_result", data={"text/plain": "shown"})]),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=written), tmp_path / "page.ipynb")
@@ -304,8 +320,9 @@ def test_outputs_as_they_are(docs, tmp_path):
     for part in ("secret", "hidden", "_inner", "#|", "style"):
         assert part not in text, part
     assert "````text\na\n```python\nb\n```\n````" in text and "<table><td>7</td></table>" in text
-    ((name, _),) = pictures.items()
-    assert f"[![A curve]({name})]({name})" in text and text.count("plot()") == 1 and "```text\nshown\n```" in text
+    for alt, name in zip(("A curve", "A bar"), pictures, strict=True):
+        assert f"[![{alt}]({name})]({name})" in text, alt
+    assert text.count("plot()") == 1 and "```text\nshown\n```" in text
 
 
 def test_names_and_files_become_links(docs):
@@ -314,7 +331,7 @@ def test_names_and_files_become_links(docs):
 
     names = docs.names()
     scorer = "[`Scorer`](../scoring.md#Scorer)"
-    expected = "[`Scorer.rank`](../scoring.md#BaseScorer.rank) and [`scoring.Scorer`](../scoring.md#Scorer)"
+    expected = "[`Scorer.rank`](../ranks.md#BaseScorer.rank) and [`scoring.Scorer`](../scoring.md#Scorer)"
     assert linked("`Scorer.rank` and `scoring.Scorer`") == expected  # the class inherits the method
     expected = "[`evaluate`](../evaluation.md#evaluate), `evaluate`, `nothing`"
     assert linked("`evaluate()`, `evaluate`, `nothing`") == expected  # without () it is the command
@@ -429,6 +446,84 @@ def test_a_reader_has_all_that_the_examples_use(docs, notebook):
             bound |= names_bound_in(docs, cell.source)
             used = {node.id for node in docs.nodes(cell.source) if isinstance(node, ast.Name)}
             assert used <= bound, cell.source
+
+
+# The page of a module → the class or function that its readers come for.
+PRINCIPAL = {
+    "adapters": "lora_config",
+    "arguments": "RewardConfig",
+    "averaging": "average_checkpoints",
+    "benchmarks": "evaluate_benchmark",
+    "checkpoint_files": "open_tokenizer",
+    "comparison": "Comparison",
+    "engine": "RewardEngine",
+    "evaluation": "evaluate",
+    "flip_features": "find_flips_in_rows",
+    "flips": "find_flips",
+    "head_start": "fit_head",
+    "laplace": "fit_laplace",
+    "length_calibration": "LengthCalibration",
+    "length_losses": "LengthResidual",
+    "loading": "load_rows",
+    "mixtures": "mix_rows",
+    "model_ranking": "rank_models",
+    "omissions": "omissions",
+    "overoptimization": "overoptimization",
+    "report": "write_report",
+    "reward": "RewardModel",
+    "rl": "RewardFunction",
+    "rl_loops": "OpenRLHFReward",
+    "scoring": "Scorer",
+    "serving": "serve",
+    "sft_adapters": "merge_sft_adapter",
+    "suite": "suite_table",
+    "tokens": "tokenize_rows",
+    "training": "RewardTrainer",
+    "verdict": "verdict",
+    "verify": "Verifier",
+}
+
+
+def needed_to_define(docs, node, nodes):
+    "The names that have to exist before a class or function is defined: bases, decorators, annotations, defaults."
+    parts = [*node.decorator_list, *getattr(node, "bases", [])]
+    functions = [node]
+    if isinstance(node, ast.ClassDef):
+        functions = [part for part in node.body if isinstance(part, docs.FUNCTIONS)]
+        parts += [part for part in node.body if part not in functions]
+    for function in functions:
+        parts += [function.args, function.returns, *function.decorator_list]
+    needed = set()
+    for part in filter(None, parts):
+        needed |= {name.id for name in ast.walk(part) if isinstance(name, ast.Name)} & nodes.keys()
+    others = {name: other for name, other in nodes.items() if name not in needed}
+    for name in list(needed):
+        needed |= needed_to_define(docs, nodes[name], others)
+    return needed
+
+
+def test_a_page_begins_with_what_its_readers_come_for(docs):
+    "Its first class or function is public, or needed to define it; then come the forms of results, and the principal."
+    opening = {}
+    wrong = {}
+    for path in docs.NOTEBOOKS:
+        nodes = {}
+        shown = []  # up to the first that is not only a form
+        for cell in docs.read(path).cells:
+            kinds = docs.directives(cell) & {"export", "exporti"}
+            for node in ast.parse(cell.source).body if kinds else ():
+                if isinstance(node, (*docs.FUNCTIONS, ast.ClassDef)) and (not shown or is_form(nodes[shown[-1]])):
+                    nodes[node.name] = node
+                    shown += [node.name] if "export" in kinds and not node.name.startswith("_") else []
+        if shown:
+            first = nodes[shown[0]]
+            before = list(nodes)[: list(nodes).index(first.name)]
+            wrong[path.name] = set(before) - needed_to_define(docs, first, nodes)
+            opening[docs.PAGES[path].removesuffix(".md")] = shown
+    assert {name: names for name, names in wrong.items() if names} == {}
+    bases = {"LengthResidual": "NoLengthLoss"}  # which its page shows first
+    missing = [page for page, name in PRINCIPAL.items() if bases.get(name, name) not in opening[page]]
+    assert missing == [], {page: opening[page] for page in missing}
 
 
 # ----- code in Markdown
@@ -750,13 +845,13 @@ SEEN = """() => {
 SEEN_AT_A_WIDTH = """() => ({
     width: document.documentElement.scrollWidth,
     hasPictures: [...document.images].every(image => image.complete && image.naturalWidth > 0),
-    scrolledCode: [...document.querySelectorAll("article pre code")]
-        .filter(code => code.scrollWidth > code.clientWidth).map(code => code.innerText),
+    scrolled: [...document.querySelectorAll("article pre code, article .md-typeset__scrollwrap")]
+        .filter(block => block.scrollWidth > block.clientWidth).map(block => block.innerText),
 })"""
 
 
 def test_every_page_at_desktop_and_phone_width(browser, site):
-    "No error, no request that leaves the machine, formulas typeset, pictures there, nothing wider than the screen."
+    "No error, no request that leaves the machine, formulas typeset, pictures there, nothing that scrolls sideways."
     paths = sorted(path for path in site.rglob("*.html") if path.name != "404.html")  # of the published site
     context = browser.new_context(reduced_motion="reduce")  # otherwise it is drawn many times
     tabs = [context.new_page() for _ in range(TABS)]
@@ -789,7 +884,7 @@ def test_every_page_at_desktop_and_phone_width(browser, site):
             page.set_viewport_size({"width": width, "height": 900})
             seen = page.evaluate(SEEN_AT_A_WIDTH)
             assert seen["hasPictures"] and seen["width"] <= width, name
-            assert not (is_lesson and width == 1280) or seen["scrolledCode"] == [], name
+            assert width != 1280 or seen["scrolled"] == [], name
         assert page.wrong == [], name
         load_next(page)
     context.close()

@@ -20,6 +20,7 @@ from rlhf_reward.packing import (
     attention_mask,
     best_fit,
     by_comparison,
+    check_padding,
     choose_collator,
     choose_layout,
     model_inputs,
@@ -297,6 +298,18 @@ def test_half_precision_keeps_rewards_in_float32_and_differs_by_its_rounding(how
     assert rounding > 0
     assert (packed - truth).abs().max() <= 2 * rounding
     assert (packed - plain).abs().max() <= 2 * rounding
+
+
+def test_a_model_trained_in_mixed_precision_is_compared_by_its_rounding(tmp_path):
+    "accelerate lets its `forward` compute in bfloat16 also where no autocast is enabled, as in a Scorer of it."
+    base = tiny_decoder(tmp_path / "base", synthetic_texts())
+    rows = tokenized(base, 40)
+    args = RewardConfig(str(tmp_path / "out"), max_steps=1, bf16=True, use_cpu=True, save_strategy="no")
+    trainer = RewardTrainer(open_tiny(base), args, train_dataset=rows)
+    trainer.train()
+    model = trainer.unwrapped_model()
+    assert choose_layout(model, list(rows.select(range(6)))).difference is None
+    check_padding(model, list(rows.select(range(6))))
 
 
 def test_rows_hold_every_comparison_once_and_are_full():

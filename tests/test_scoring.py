@@ -830,7 +830,7 @@ def test_tokens_that_the_model_does_not_have(reward_models):
     tokenizer = word_tokenizer()
     tokenizer.add_tokens(["<tool>"])
     scorer = Scorer(RewardModel.from_pretrained(reward_models(), 0.0, "cpu"), tokenizer)
-    expected = "has the token id 64; the model has the ids 0 to 63. Expected the tokenizer of the model"
+    expected = "cannot be scored: it has the token id 64; the model has the ids 0 to 63. Expected the tokenizer of the"
     with pytest.raises(ValueError, match=expected):
         scorer.score(["w3"], [" w4 <tool>"])
 

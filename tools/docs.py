@@ -18,7 +18,8 @@ from pathlib import Path
 
 import nbformat
 from nbconvert import MarkdownExporter
-from reference import CONFIG, FUNCTIONS, SOURCE_URL, comments, definitions, parameters, references  # the tests' too
+from reference import CONFIG, SOURCE_URL, definitions, parameters, references
+from reference import FUNCTIONS as FUNCTIONS, comments as comments  # for the tests
 
 LIBRARY = CONFIG["DEFAULT"]["lib_path"]
 ASSETS = Path("docs/assets")  # copied to the site, where pages show its pictures
@@ -26,11 +27,11 @@ ASSETS = Path("docs/assets")  # copied to the site, where pages show its picture
 TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {% block input %}{{ super() if cell.source }}{% endblock %}
 {% block stream %}{{ output.text | strip_ansi | fenced }}{% endblock %}
-{%- macro picture(cell, file) %}
-[![{{ cell.metadata.alt }}]({{ file | path2url }})]({{ file | path2url }})
+{%- macro picture(output, file) %}
+[![{{ output.metadata.alt }}]({{ file | path2url }})]({{ file | path2url }})
 {% endmacro -%}
-{% block data_png %}{{ picture(cell, output.metadata.filenames['image/png']) }}{% endblock %}
-{% block data_svg %}{{ picture(cell, output.metadata.filenames['image/svg+xml']) }}{% endblock %}
+{% block data_png %}{{ picture(output, output.metadata.filenames['image/png']) }}{% endblock %}
+{% block data_svg %}{{ picture(output, output.metadata.filenames['image/svg+xml']) }}{% endblock %}
 {% block data_text %}{{ output.data['text/plain'] | strip_ansi | fenced }}{% endblock %}
 {% block data_html %}{{ output.data['text/html'] | bare_table }}{% endblock %}"""
 
@@ -241,6 +242,10 @@ def import_block(module, public, cells, source):
     return "\n".join(["```python", *lines, "```"])
 
 
+def is_picture(output):
+    return bool({"image/png", "image/svg+xml"} & output.get("data", {}).keys())
+
+
 def join_streams(cell):
     "Join the parts in which a kernel sent the output of a shell command."
     joined = []
@@ -258,8 +263,10 @@ def prepare(cell, heading, link):
         cell.source = link(cell.source)
         return
     join_streams(cell)
-    alt = re.search(r"^#\| fig-alt: (.*)", cell.source, flags=re.MULTILINE)
-    cell.metadata["alt"] = alt[1] if alt else heading.replace("`", "")
+    described = iter(re.findall(r"^#\| fig-alt: (.*)", cell.source, flags=re.MULTILINE))
+    for output in cell.outputs:
+        if is_picture(output):
+            output.metadata["alt"] = next(described, heading.replace("`", ""))
     is_hidden = directives(cell) & {"echo", "hide_input"}
     cell.source = "" if is_hidden else re.sub(r"^#\|.*\n", "", cell.source, flags=re.MULTILINE)
 

@@ -137,7 +137,9 @@ def expanded_arguments(
     path = None
     if waiting and not waiting[0].startswith("-") and (not takes_words or waiting[0].endswith((".yaml", ".yml"))):
         path = waiting.pop(0)
-    words, given, lists = [], set(), {}
+    words = []
+    given = set()
+    lists = {}
     while waiting:
         word = waiting.pop(0)
         match = _OPTION.fullmatch(word)

@@ -20,6 +20,7 @@ import nbformat
 from nbconvert import MarkdownExporter
 from reference import CONFIG, SOURCE_URL, definitions, parameters, references
 from reference import FUNCTIONS as FUNCTIONS, comments as comments  # for the tests
+from schemes import for_both_schemes
 
 LIBRARY = CONFIG["DEFAULT"]["lib_path"]
 ASSETS = Path("docs/assets")  # copied to the site, where pages show its pictures
@@ -323,6 +324,7 @@ def markdown(path, to_page, found):
 def write_readme():
     "Write README.md from nbs/index.ipynb, with links to the notebooks themselves."
     text, pictures = markdown(Path("nbs/index.ipynb"), Path.as_posix, {})
+    text = for_both_schemes(text, on_github=True)
     Path("docs/readme").mkdir(parents=True, exist_ok=True)
     for name, data in pictures.items():
         Path("docs/readme", Path(name).name).write_bytes(data)
@@ -338,7 +340,7 @@ def write_notebook_page(path, target, to_page, found):
     is_lesson = path.parent != Path("nbs")
     if is_lesson:
         opened += f' [Open in Colab]({COLAB_URL}{path.as_posix()}){{ .notebook title="{IN_COLAB}" }}'
-    text, titles = re.subn(r"\A(# .*\n)", rf"\1\n{opened}\n", text)
+    text, titles = re.subn(r"\A(# .*\n)", rf"\1\n{opened}\n", for_both_schemes(text))
     if not titles:
         sys.exit(f"{path} begins with {text[:40]!r}; expected its title first (# …), since its links follow the title.")
     target.write_text(LESSON + text if is_lesson else text, encoding="utf-8")

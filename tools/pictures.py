@@ -59,8 +59,8 @@ def words_of(command):
 
 def environment():
     paths = [str(ASSETS.parents[1]), os.environ.get("PYTHONPATH", "")]
-    own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TQDM_DISABLE": "1", "TRACKIO_DIR": str(WORK / "trackio")}
-    return {**os.environ, **own}
+    own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TRACKIO_DIR": str(WORK / "trackio")}
+    return {**os.environ, **own, "TQDM_DISABLE": "1"}
 
 
 def printed_by(command, output):

@@ -183,7 +183,7 @@ def test_pictures_in_texts_exist_and_are_described():
             assert light.is_file() and light.with_name(light.name.replace("-light.", "-dark.")).is_file(), address
             seen.setdefault(path.name, set()).add(picture)
     schemes = {path.with_name(path.name.replace("-light.", "-dark.")) for path in seen["index.ipynb"]}
-    assert seen["index.ipynb"] | schemes <= seen["README.md"] and len(seen["index.ipynb"]) >= 3
+    assert seen["index.ipynb"] | schemes <= seen["README.md"] and len(seen["index.ipynb"]) >= 4
 
 
 def test_pictures_of_both_schemes(docs):

@@ -59,7 +59,8 @@ def words_of(command):
 
 def environment():
     paths = [str(ASSETS.parents[1]), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "TQDM_DISABLE": "1"}
+    own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TRACKIO_DIR": str(WORK / "trackio")}
+    return {**os.environ, **own, "TQDM_DISABLE": "1"}
 
 
 def printed_by(command, output):
@@ -174,6 +175,18 @@ def rank_example(page):
     page.wait_for_selector("#ranked:not([hidden])")
 
 
+def take_trackio(browser):
+    "Take the page of trackio, which has one scheme."
+    port = free_port()
+    os.environ["GRADIO_SERVER_PORT"] = str(port)
+    show = "import trackio; trackio.show('huggingface', open_browser=False, block_thread=True)"
+    with served([sys.executable, "-c", show], port, "") as address:
+        page = browser.new_page(viewport={"width": 1000, "height": 760}, device_scale_factor=1.5)
+        page.goto(f"{address}?project=huggingface")
+        page.wait_for_timeout(8000)  # milliseconds, in which it draws its plots
+        save_small(page.screenshot(), ASSETS / "trackio.png")
+
+
 # ----- curves
 
 COLORS = {"light": ("#1f2328", "#0072b2", "#d55e00"), "dark": ("#e6edf3", "#56b4e9", "#e69f00")}
@@ -234,6 +247,8 @@ def run_all(arguments):
         port = free_port()
         with served(words_of(f"{SERVE} {port}"), port, "health") as address:
             take_pictures(browser, address, "ranking", 640, rank_example)
+        if with_trackio:
+            take_trackio(browser)
         browser.close()
 
 

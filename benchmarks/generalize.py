@@ -266,6 +266,7 @@ def main():
     parser.add_argument("--max_characters", type=int, default=1000, help="of a prompt with its longest response")
     parser.add_argument("--most", type=int, default=300, help="responses of a held-out set")
     parser.add_argument("--table", action="store_true", help="print what is done and train nothing")
+    parser.add_argument("--minus", default="trl", help="method that the differences in the tables are from")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS) # a method and a seed, in this process
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -281,7 +282,7 @@ def main():
                     })
     from generalize_table import print_tables
 
-    print_tables(arguments.output)
+    print_tables(arguments.output, arguments.minus)
 
 
 if __name__ == "__main__":

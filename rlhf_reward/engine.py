@@ -68,12 +68,12 @@ class RewardEngine:
         should_cancel = should_cancel or given_up or _never
         process_index = processes.process_index if processes else 0
         num_processes = processes.num_processes if processes else 1
-        hide_bar = not progress or process_index > 0
+        hide_bar = {} if progress and process_index == 0 else {"disable": True} # TQDM_DISABLE counts otherwise
         reward_of = {}
         was_training = self.model.training
         self.model.eval()
         try:
-            with tqdm(total=len(batches), desc="Scoring", unit="batch", delay=3, disable=hide_bar) as bar:
+            with tqdm(total=len(batches), desc="Scoring", unit="batch", delay=3, **hide_bar) as bar:
                 for number, batch in enumerate(batches):
                     if should_cancel():
                         raise Cancelled

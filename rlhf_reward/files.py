@@ -153,6 +153,8 @@ def score_rows(
     uncertainty: bool = False, # as in `score_file`
 ) -> Iterator[dict]:
     "Yield each row as it is written: with `reward`, with `rewards` for several responses, or with the `error`."
+    if uncertainty:
+        check_uncertainty(scorer)
     numbers = range(first, first + len(rows))
     results = scorer.read_rows(rows, name, numbers, partial(responses_of_form, form=form))
     scored = [] # (number, comparison, sequences)
@@ -166,14 +168,12 @@ def score_rows(
     sequences = [row_sequences for *_, row_sequences in scored]
     prompts = [str(comparison.prompt) for _, comparison, _ in scored]
     try:
-        options = {"progress": False, "finite": on_bad_row == "error", "uncertainty": uncertainty}
-        options["attributes"] = bool(scorer.attributes)
-        rewards = scorer.rewards(sequences, prompts, processes, **options)
+        options = {"uncertainty": uncertainty, "attributes": bool(scorer.attributes)}
+        rewards = scorer.rewards(sequences, prompts, processes, progress=False, finite=on_bad_row == "error", **options)
     except NotFinite as error:
         number = scored[error.index][0]
-        raise ValueError(
-            f"Row {number} of {name}: {error} Or write such rows without a reward, with on_bad_row='skip'."
-        ) from None
+        problem = f"Row {number} of {name}: {error} Or write such rows without a reward, with on_bad_row='skip'."
+        raise ValueError(problem) from None
     remaining = iter(rewards)
     for number, row, result in zip(numbers, rows, results):
         if isinstance(result, ValueError):

@@ -397,15 +397,16 @@ def test_bad_fields_are_named(path, body, field, client):
     assert "form of" not in str(found) and "None" not in refused.text  # which JSON calls null
 
 
-def test_normalized_rewards_are_refused_where_there_are_none(client):
-    "`normalize` of /score and /rank, sent to a route that has no such option, is not ignored."
+def test_other_rewards_are_refused_where_there_are_none(client):
+    "`normalize` and `pessimism` of /score and /rank, sent to a route without such an option, are not ignored."
     bodies = [*ROUTES.items(), ("/classify", {"input": "w3"}), ("/rerank", {"query": "w3", "texts": ["w4"]})]
     for path, body in [*bodies, ("/get_reward", {"query": ["w3"]})]:
-        refused = client.post(path, json={**body, "normalize": True})
-        assert refused.status_code == 422, path
-        assert [problem["loc"] for problem in refused.json()["detail"]] == [["body", "normalize"]]
+        for option, value in (("normalize", True), ("pessimism", 1.0)):
+            refused = client.post(path, json={**body, option: value})
+            assert refused.status_code == 422, path
+            assert [problem["loc"] for problem in refused.json()["detail"]] == [["body", option]]
         for value in (None, False):
-            answer(client, path, {**body, "normalize": value})
+            answer(client, path, {**body, "normalize": value, "pessimism": None})
 
 
 def test_limits(scorer):

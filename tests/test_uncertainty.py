@@ -19,7 +19,7 @@ from rlhf_reward.bootstrap import bootstrap_weights
 from rlhf_reward.cli import laplace as laplace_command
 from rlhf_reward.cli import score as score_command
 from rlhf_reward.evaluation import Rule, evaluate
-from rlhf_reward.files import score_file
+from rlhf_reward.files import score_file, score_rows
 from rlhf_reward.laplace import fit_laplace, head_posterior
 from rlhf_reward.length_calibration import LengthCalibration
 from rlhf_reward.many_machines import BatchScorer
@@ -171,16 +171,19 @@ def test_what_a_model_does_not_have_is_refused_with_the_remedy(base, plain, save
         scorer.model(IDS, per_head=True)
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "w3", "response": "w4"}) + "\n")
+    rule = Rule(lambda prompt, response: len(response))
     remedy = "does not know how sure.*--heads 8.*rlhf_reward laplace"
     for call in (
         lambda: scorer.model(IDS, uncertainty=True),
         lambda: scorer.score([PROMPT], [" w5"], uncertainty=True),
         lambda: scorer.rank(PROMPT, RESPONSES, pessimism=1.0),
         lambda: scorer.best_of_n(PROMPT, RESPONSES, pessimism=0.5),
-        lambda: Rule(lambda prompt, response: len(response)).best_of_n(PROMPT, RESPONSES, pessimism=1.0),
+        lambda: rule.best_of_n(PROMPT, RESPONSES, pessimism=1.0),
         lambda: RewardFunction(scorer, pessimism=1.0)([PROMPT], [" w5"]),
         lambda: score_file(scorer, str(rows), str(tmp_path / "out.jsonl"), uncertainty=True),
         lambda: BatchScorer(scorer, uncertainty=True),
+        lambda: BatchScorer(rule, uncertainty=True),
+        lambda: list(score_rows([{"prompt": "w3", "response": "w4"}], 1, rule, "the rows", uncertainty=True)),
     ):
         with pytest.raises(ValueError, match=remedy):
             call()

@@ -40,6 +40,7 @@ MODULES = (
     "IPython.core.magics",
     "accelerate.commands.launch",
     "datasets",
+    "datasets.packaged_modules.generator.generator",
     "httpx",
     "hypothesis.strategies",
     "matplotlib.pyplot",
@@ -48,11 +49,15 @@ MODULES = (
     "pandas.io.formats.html",
     "peft",
     "pexpect",
+    "scipy.io",
     "scipy.stats",
     "sqlite3",
     "torch._subclasses.schema_check_mode",
     "torch.distributed.run",
+    "torch.utils.serialization",
     "transformers",
+    "transformers.conversion_mapping",
+    "transformers.hf_argparser",
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen3.modeling_qwen3",
     "transformers.trainer",
@@ -106,6 +111,8 @@ def import_everything():
         getattr(rlhf_reward, name)
     for name in MODULES:
         importlib.import_module(name)
+    # of which the first model that is opened compiles a thousand patterns
+    sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     names.remove(Path("/proc/self/comm").read_text().strip())
     lost = [name for name in names if name != "jemalloc_bg_thd"]  # pyarrow's, which knows of forks
@@ -245,15 +252,17 @@ def run_and_end(arguments):
     Run a program and end as the interpreter does: after its threads and its functions for the end.
 
     What follows there, and is left out, is the release of a million objects one by one, most of them shared with the
-    warm process: copying their memory took longer than many a program. A member of a group of processes, which can be
-    aborted then, and a program that fails end as usual.
+    warm process: copying their memory took longer than many a program. A member of a process group of torch, which can
+    be aborted then, and a program that fails end as usual.
     """
     status = None
     try:
         run(arguments)
     except SystemExit as end:
         status = end.code
-    if "RANK" in os.environ:
+    from torch import distributed
+
+    if distributed.is_initialized():
         sys.exit(status)
     sys.stdout.flush()
     if not isinstance(status, (int, type(None))):

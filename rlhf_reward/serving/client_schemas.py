@@ -40,6 +40,7 @@ class ClientRequest(RequestModel):
         None,
         description="Only false: send the texts to /score or /rank for normalized rewards.",
     )
+    pessimism: None = Field(None, description="Only null: send the texts to /rank for lower bounds.")
     chat_template: None = Field(None, description="Only null: the template of the tokenizer applies.")
     instruction: None = Field(None, description="Only null: not supported.")
     instruct: None = Field(None, description="Only null: not supported.")

@@ -193,6 +193,7 @@ class ClassifyRequest(RequestModel):
         None,
         description="Only false: send the texts to /score or /rank for normalized rewards.",
     )
+    pessimism: None = Field(None, description="Only null: send the texts to /rank for lower bounds.")
     chat_template: None = Field(None, description="Only null: the template of the tokenizer applies.")
     documents: None = Field(None, description="Only null: not supported.")
     tools: None = Field(None, description="Only null: send them to /score or /rank.")
@@ -258,6 +259,7 @@ class RewardRequest(BaseModel):
         None,
         description="Only false: send the texts to /score or /rank for normalized rewards.",
     )
+    pessimism: None = Field(None, description="Only null: send the texts to /rank for lower bounds.")
 
 # %% ../../nbs/08b_schemas.ipynb #199d465c
 class Problem(BaseModel):

@@ -115,7 +115,8 @@ def train_decoder(base, comparisons, probability, weight, seed):
         if own_weight > 0:
             rows.append({**row, "probability_a": float(share), "weight": float(own_weight)})
     torch.manual_seed(seed)
-    options = {**RECIPE, "eval_strategy": "no", "logging_strategy": "no", "seed": seed}
+    options = {**RECIPE, "learning_rate": 1e-3, "num_train_epochs": 3, "seed": seed}
+    options |= {"eval_strategy": "no", "logging_strategy": "no"}
     dropout = options.pop("dropout")
     model = RewardModel(base, dropout=dropout, device="cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(base)

@@ -26,7 +26,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-# What a method adds to `COMMON`. "side" is ours unless given; "model" has arguments of `RewardModel`.
+MEAN = {"pooling": "mean", "num_hidden_layers": 20} # of SmolLM2's 30 layers
+TRAINED = {"head_start": "fitted", "model": MEAN}
+# What a method adds to `COMMON`. "side" is ours unless given; "model" has arguments of `RewardModel`, "lora" of
+# `peft.LoraConfig`; with "calibrated" the rewards of the training rows are regressed on length afterwards.
 METHODS = {
     "trl": {"side": "trl"}, # its learning rate, 1e-4
     "trl 3e-5": {"side": "trl", "learning_rate": 3e-5},
@@ -34,20 +37,35 @@ METHODS = {
     "zero head": {"head_start": "zero"},
     "fitted head": {"head_start": "fitted"},
     "fitted head, 20 layers": {"head_start": "fitted", "model": {"num_hidden_layers": 20}},
-    "mean, 20 layers": {"head_start": "fitted", "model": {"pooling": "mean", "num_hidden_layers": 20}},
-    "mean, 20 layers, balanced": {
-        "head_start": "fitted",
-        "model": {"pooling": "mean", "num_hidden_layers": 20},
-        "balance_lengths": True,
-        "learning_rate": 1e-5,
-    },
+    "mean, 20 layers": TRAINED,
+    "mean, 20 layers, balanced": {**TRAINED, "balance_lengths": True, "learning_rate": 1e-5},
     "mean, 20 layers, balanced, head only": { # fitted; the one step changes nothing
-        "head_start": "fitted",
-        "model": {"pooling": "mean", "num_hidden_layers": 20},
+        **TRAINED,
         "balance_lengths": True,
         "learning_rate": 0.0,
         "max_steps": 1,
     },
+    "mean, 20 layers, balanced, mismatched, head only": {
+        **TRAINED,
+        "balance_lengths": True,
+        "mismatched_share": 0.15,
+        "learning_rate": 0.0,
+        "max_steps": 1,
+    },
+    # one thing more than "mean, 20 layers"
+    "BSR": {**TRAINED, "sum_to_zero_coefficient": 0.05},
+    "GRM": {**TRAINED, "lm_coefficient": 0.1},
+    "R-drop": {**TRAINED, "rdrop_coefficient": 1.0, "model": {**MEAN, "dropout": 0.1}},
+    "label smoothing": {**TRAINED, "label_smoothing_factor": 0.1},
+    "frozen layers": {**TRAINED, "freeze_layers": 15},
+    "LoRA": {**TRAINED, "learning_rate": 1e-3, "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}},
+    "attention": {**TRAINED, "model": {**MEAN, "pooling": "attention"}},
+    "length residual": {**TRAINED, "length_loss": "residual"},
+    "ODIN": {**TRAINED, "length_loss": "odin", "model": {
+        **MEAN, "attributes": ["quality", "length"],
+    }},
+    "calibrated": {**TRAINED, "calibrated": True},
+    "moving average": {**TRAINED, "ema_decay": 0.9},
 }
 COMMON = {"per_device_train_batch_size": 8, "learning_rate": 1e-4}
 
@@ -92,6 +110,7 @@ class Clock:
 
 def train_ours(model_name, rows, options, seed, clock, folder):
     "Train with this library. Return the trainer; its model is the trained one."
+    import peft
     import transformers
     from datasets import Dataset
 
@@ -100,6 +119,7 @@ def train_ours(model_name, rows, options, seed, clock, folder):
     transformers.set_seed(seed)
     options = dict(options)
     model = RewardModel(model_name, device="cpu", **{"dropout": 0.0, **options.pop("model", {})})
+    lora = options.pop("lora", None)
     args = RewardConfig(folder, seed=seed, **{**trainer_options(), **options})
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_name)
     trainer = RewardTrainer(
@@ -107,6 +127,7 @@ def train_ours(model_name, rows, options, seed, clock, folder):
         args,
         train_dataset=Dataset.from_list(without_keys(rows)),
         processing_class=tokenizer,
+        peft_config=peft.LoraConfig(**lora) if lora else None,
         callbacks=[clock.callback()],
     )
     clock.start()
@@ -151,12 +172,14 @@ def run_one(arguments, method, seed):
     import torch
 
     from rlhf_reward import RewardModel
+    from rlhf_reward.length_calibration import calibrate_length
     from rlhf_reward.scoring import Scorer
 
     torch.set_num_threads(1)
     train, sets = read_data(arguments)
     options = {**COMMON, **METHODS[method]}
     side = options.pop("side", "ours")
+    calibrated = options.pop("calibrated", False)
     clock = Clock(60 * arguments.minutes)
     with tempfile.TemporaryDirectory() as folder:
         trainer = {"ours": train_ours, "trl": train_trl}[side](
@@ -183,6 +206,8 @@ def run_one(arguments, method, seed):
     del trainer # with the optimizer's states
     model.backbone.to(torch.bfloat16) # the head stays in float32
     scorer = Scorer(model, tokenizer)
+    if calibrated:
+        calibrate_length(scorer, without_keys(train)).apply_to(scorer)
     tables = []
     for name, rows in sets.items():
         tables.append(pairs_of(scorer, without_keys(rows), blind=seed == 0).assign(set=name))
@@ -241,6 +266,7 @@ def main():
     parser.add_argument("--max_characters", type=int, default=1000, help="of a prompt with its longest response")
     parser.add_argument("--most", type=int, default=300, help="responses of a held-out set")
     parser.add_argument("--table", action="store_true", help="print what is done and train nothing")
+    parser.add_argument("--minus", default="trl", help="method that the differences in the tables are from")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS) # a method and a seed, in this process
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -256,7 +282,7 @@ def main():
                     })
     from generalize_table import print_tables
 
-    print_tables(arguments.output)
+    print_tables(arguments.output, arguments.minus)
 
 
 if __name__ == "__main__":

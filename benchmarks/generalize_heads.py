@@ -8,6 +8,10 @@ after the shared prefix. A head minimizes the Bradley-Terry loss on differences 
 mean square, with a ridge. "balanced" weighs pairs whose better response is longer as much as the others, together. Each
 line has the length-controlled accuracy on prompts that were left out (five folds), and on the two largest sources when
 they were left out whole; the mean of the three is what a method is chosen by.
+
+The library's `head_start.fit_head` fits the head of one model, to what that model pools of its last layer, and
+`length_balance` weighs comparisons. Here one pass gives the states of all layers in two poolings, and pairs are weighed
+by themselves.
 """
 import argparse
 import zlib

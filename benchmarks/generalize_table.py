@@ -26,7 +26,8 @@ class Runs:
 
 
 def correct(margins):
-    return (margins > 0) + 0.5 * (margins == 0)
+    "Return 1 for a pair that is right, 0 for a wrong one, 0.5 for equal rewards, NaN for one without a margin."
+    return np.where(np.isnan(margins), np.nan, (margins > 0) + 0.5 * (margins == 0))
 
 
 def read_runs(folder):
@@ -102,12 +103,12 @@ def show(value, low, high, sign=""):
     return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
-def print_tables(folder):
-    "Print accuracies, differences from the first method and what each run took; write figures.csv and losses.csv."
+def print_tables(folder, first="trl"):
+    "Print accuracies, differences from the method `first` and what each run took; write figures.csv and losses.csv."
     figures, runs = read_runs(folder)
     if not runs:
         raise SystemExit(f"{folder} has no run; give --model, --train and --eval.")
-    first = "trl" if "trl" in runs else next(iter(runs))
+    first = first if first in runs else next(iter(runs))
     sets = list(runs[first])
     reported = [name for name in sets if name != "held back"] or sets
     longer = {}
@@ -134,7 +135,9 @@ def print_tables(folder):
     print("| method | " + " | ".join(sets) + " |")
     print("|" + "---|" * (len(sets) + 1))
     for method, own in runs.items():
-        print(f"| {method} | " + " | ".join(f"{np.nanmean(own[name].blind):.3f}" for name in sets) + " |")
+        blind = [own[name].blind[~np.isnan(own[name].blind)] for name in sets]
+        cells = [f"{part.mean():.3f}" if len(part) else "not measured" for part in blind]
+        print(f"| {method} | " + " | ".join(cells) + " |")
     print("\n| method | seeds | minutes | steps | comparisons seen | gigabytes | first and last loss |")
     print("|---|" + "---|" * 6)
     for method, own in figures.items():

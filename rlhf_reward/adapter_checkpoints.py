@@ -152,8 +152,8 @@ def read_adapter(
     base, options = adapter_base(folder, kwargs)
     if is_adapter(base, options):
         raise ValueError(
-            f"The base model {base!r} of the adapter {str(folder)!r} is an adapter itself, and tools differ in what "
-            "they make of two; expected a whole base model. Merge it with sft_adapters.merge_sft_adapter."
+            f"The base model {base!r} of the adapter {str(folder)!r} is an adapter itself, and tools differ in how "
+            "they combine two; expected a whole base model. Merge it with sft_adapters.merge_sft_adapter."
         )
     config = adapter_model_config(folder, kwargs)
     facts = config.get("rlhf_reward", {})

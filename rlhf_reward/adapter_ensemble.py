@@ -84,6 +84,17 @@ class AdapterEnsemble(nn.Module):
             return mean, (members - mean) / math.sqrt(len(self.members) - 1)
         return members if per_head else mean
 
+    def save_pretrained(
+        self,
+        *args: Any, # as in `RewardModel.save_pretrained`
+        **kwargs: Any, # the same
+    ):
+        "Raise `ValueError`: the members are saved already, and one checkpoint cannot hold them."
+        raise ValueError(
+            "An ensemble of adapters is not saved; expected the folders of its members, which it opens, or one adapter "
+            "that is their mean: `rlhf_reward average ADAPTER ADAPTER --output FOLDER`."
+        )
+
     def normalize(
         self,
         rewards: TensorType["batch_size", 1], # as `forward` returns them

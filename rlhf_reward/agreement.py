@@ -237,17 +237,20 @@ def agreement_metrics(
     metrics = {}
     is_rated = is_response & np.isfinite(ratings)
     if is_rated.any():
-        x, y, once = rewards[is_rated], ratings[is_rated].astype(np.float64), np.ones((1, is_rated.sum()))
-        taus = kendall_by_prompt(x, y, is_rated.nonzero()[0])
-        metrics["pearson"] = weighted_pearson(x, y, once)
-        metrics["spearman"] = weighted_spearman(x, y, once)
+        rated_rewards = rewards[is_rated]
+        given = ratings[is_rated].astype(np.float64)
+        once = np.ones((1, len(given)))
+        taus = kendall_by_prompt(rated_rewards, given, is_rated.nonzero()[0])
+        metrics["pearson"] = weighted_pearson(rated_rewards, given, once)
+        metrics["spearman"] = weighted_spearman(rated_rewards, given, once)
         metrics["kendall"] = taus.mean() if len(taus) else np.nan
-        metrics["mse"] = np.mean((x - y) ** 2)
+        metrics["mse"] = np.mean((rated_rewards - given) ** 2)
     is_labeled = is_response & np.isfinite(labels)
     if is_labeled.any():
-        x, is_good, once = rewards[is_labeled], labels[is_labeled] > 0.5, np.ones((1, is_labeled.sum()))
-        metrics["auroc"] = weighted_auroc(x, is_good, once)
+        labeled_rewards = rewards[is_labeled]
+        is_good = labels[is_labeled] > 0.5
+        metrics["auroc"] = weighted_auroc(labeled_rewards, is_good, np.ones((1, len(is_good))))
         if offset is not None:
-            metrics["labels_right"] = _right_labels(x, is_good, offset).mean()
+            metrics["labels_right"] = _right_labels(labeled_rewards, is_good, offset).mean()
             metrics["offset"] = offset
     return {name: float(np.squeeze(value)) for name, value in metrics.items() if np.isfinite(value)}

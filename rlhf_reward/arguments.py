@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'UNSUPPORTED', 'INSTEAD', 'NOT_NEGATIVE', 'RewardConfig', 'check_arguments', 'check_state_dict_type',
-           'check_inputs', 'check_for_loss']
+           'check_sharded', 'check_inputs', 'check_for_loss']
 
 # %% ../nbs/05a_arguments.ipynb #cd33aabe
 import logging
@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 from .attribute_rows import check_all_rated, check_ratings, rated_attributes
 from .columns import check_same_verdicts
 from .length_losses import LENGTH_LOSSES
-from .losses import LOSSES, PlackettLuce
+from .losses import LOSSES, PlackettLuce, RewardLoss
 from .reward import RewardModel
 from .run_record import CHANGEABLE
 
@@ -84,6 +84,9 @@ class RewardConfig(TrainingArguments):
     balance_lengths: bool = field(default=False, metadata={
         "help": "Weight comparisons so that those whose better response is longer count as much, together, as those "
                 "whose better response is shorter."})
+    mismatched_share: float = field(default=0.0, metadata={
+        "help": "Share of the comparisons that get the best response to another prompt as their worst one, such as "
+                "0.15; with losses on pairs."})
     save_on_signal: bool = field(default=False, metadata={
         "help": "At SIGTERM or Ctrl-C save a checkpoint after the current step, then stop."})
     dataset_num_proc: Optional[int] = field(default=None, metadata={"help": "Processes to tokenize with."})
@@ -167,6 +170,8 @@ def check_arguments(
             raise ValueError(f"{name} is {value}; expected 0 or more.")
     if args.head_start not in ("random", "zero", "fitted"):
         raise ValueError(f"head_start is {args.head_start!r}; expected 'random', 'zero' or 'fitted'.")
+    if not 0 <= args.mismatched_share <= 1:
+        raise ValueError(f"mismatched_share is {args.mismatched_share}; expected a share from 0 to 1, such as 0.15.")
     if args.ema_decay is not None and not 0 < args.ema_decay < 1:
         raise ValueError(f"ema_decay is {args.ema_decay}; expected a number between 0 and 1, such as 0.99, or None.")
     unknown = sorted(set(args.resume_changes or ()) - set(CHANGEABLE))
@@ -204,6 +209,35 @@ def check_state_dict_type(
             f"fsdp_state_dict_type is {state_dict_type}, whose checkpoints open only in the run that wrote them; "
             "expected FULL_STATE_DICT, as in configs/fsdp2.yaml."
         )
+
+
+def check_sharded(
+    args: RewardConfig, # of a run under FSDP or DeepSpeed
+    loss: RewardLoss, # of the run
+    plugin: Any = None, # accelerate's, of FSDP
+) -> None:
+    "Raise `ValueError` for what a run does not have whose processes hold a part of each weight."
+    if plugin is not None:
+        check_state_dict_type(plugin.state_dict_type)
+    sharding = "FSDP or DeepSpeed, under which a process has a part of each weight; expected DDP"
+    is_flat = plugin is not None and plugin.fsdp_version == 1 and not plugin.use_orig_params
+    flat = (
+        "FSDP, whose version 1 puts the head and other weights into one; expected version 2, as in configs/fsdp2.yaml, "
+        "fsdp_use_orig_params: true"
+    )
+    problems = (
+        (args.ema_decay is not None, f"ema_decay is {args.ema_decay}", sharding, "no ema_decay, and averages of "
+         "checkpoints by `rlhf_reward average`"),
+        (args.lm_coefficient, f"lm_coefficient is {args.lm_coefficient}", sharding, "0"),
+        (list(loss.parameters()), f"loss is {args.loss}, which learns a threshold,", sharding,
+         "another loss"),
+        (is_flat and args.head_learning_rate is not None, f"head_learning_rate is {args.head_learning_rate}", flat,
+         "None"),
+        (is_flat and args.freeze_layers, f"freeze_layers is {args.freeze_layers}", flat, "0"),
+    )
+    for is_met, value, expected, other in problems:
+        if is_met:
+            raise ValueError(f"{value} with {expected}, or {other}.")
 
 # %% ../nbs/05a_arguments.ipynb #1d514ea6
 def check_inputs(

@@ -11,7 +11,7 @@ from typing import Any, Optional, Sequence
 
 from .comparison import Comparison
 from .fields import finite_number, from_json
-from .tokenized import TokenizedComparison, tokenized_comparison
+from .tokenized import TokenizedComparison
 
 # %% ../nbs/03o_attribute_rows.ipynb #88ce8525
 Ratings = dict[str, tuple[Optional[float], ...]] # by attribute, one for each response, None where there is none

@@ -140,9 +140,10 @@ def saved_weights(
     config: dict[str, Any], # the content of the config.json of a checkpoint
 ) -> dict[str, float]: # in the order of the rows of the head
     "Return the weights of the attributes of a checkpoint of this library; empty if it has one reward."
-    facts, id2label = config.get("rlhf_reward"), config.get("id2label")
-    weights = (facts or {}).get(WEIGHTS) or {}
-    names = label_names(id2label) if weights else () # in config.json, keys are in the order of the alphabet
+    facts = config.get("rlhf_reward") or {}
+    weights = facts.get(WEIGHTS) or {}
+    # in config.json, keys are in the order of the alphabet
+    names = label_names(config.get("id2label")) if weights else ()
     if set(names) != set(weights):
         raise ValueError(
             f"config.json has the labels {list(names)} and {WEIGHTS} of {sorted(weights)}; expected the same names in "

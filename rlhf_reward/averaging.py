@@ -8,7 +8,6 @@ __all__ = ['logger', 'COLUMNS', 'AveragedModel', 'Average', 'average_checkpoints
 # %% ../nbs/01o_averaging.ipynb #4e8b09ea
 import json
 import logging
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +24,7 @@ from .checkpoint_files import read_offset
 from .evaluation import evaluate
 from .intervals import Interval
 from .markdown import code_span, markdown_table
+from .new_folder import check_new_folder, new_folder
 from .scoring import Scorer
 
 logger = logging.getLogger(__name__)
@@ -65,8 +65,7 @@ def average_checkpoints(
     different data; then nothing is written.
     """
     folder = Path(output).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{str(folder)!r} exists; expected the name of a new folder.")
+    check_new_folder(folder) # before the work
     parts = _checked(models)
     if data is None:
         measured = [_recorded(part) for part in parts]
@@ -78,10 +77,7 @@ def average_checkpoints(
         measured = [_measured(part.name, data, name, on_bad_row, options) for part in parts]
     factors = _scale_factors(parts, measured, align)
     measured = [replace(model, factor=factor) for model, factor in zip(measured, factors)]
-    unfinished = folder.with_name(folder.name + ".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
+    with new_folder(folder) as unfinished:
         _write(parts, measured, unfinished)
         result = AveragedModel(str(folder))
         if data is not None:
@@ -89,11 +85,6 @@ def average_checkpoints(
             _write_scale(unfinished / "config.json", result, name)
         average = Average(result, measured, None if data is None else name)
         (unfinished / "README.md").write_text(_card(average), encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return average
 
 # %% ../nbs/01o_averaging.ipynb #9c277a35

@@ -18,7 +18,7 @@ from .benchmark_rules import REWARDBENCH, REWARDBENCH2
 from .comparison import Comparison
 from .evaluation import Evaluation, Rule, evaluate
 from .intervals import JackknifeInterval, jackknife
-from .scoring import BaseScorer
+from .ranks import BaseScorer
 
 # %% auto #0
 __all__ = ['GROUPS', 'BenchmarkReport', 'evaluate_benchmark', 'evaluate_loaded', 'load_benchmark', 'jackknife_groups']

@@ -15,32 +15,6 @@ from .packing import by_comparison
 from .reward import RewardModel
 from .targets import Targets
 
-# %% ../nbs/05l_bootstrap.ipynb #0d85f1e4
-GOLDEN = -7046029254386353131 # 2⁶⁴ / φ, odd; all numbers are signed 64-bit integers that overflow
-FACTORS = (-4658895280553007687, -7723592293110705685) # of the finalizer of SplitMix64
-
-
-def _shifted(values, bits):
-    "Return the values shifted to the right as unsigned numbers."
-    return (values >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mixed(values):
-    "Return hashes of 64-bit integers: the finalizer of SplitMix64 (Steele, Lea and Flood 2014)."
-    values = (values ^ _shifted(values, 30)) * FACTORS[0]
-    values = (values ^ _shifted(values, 27)) * FACTORS[1]
-    return values ^ _shifted(values, 31)
-
-
-def _hashed_names(names):
-    "Return a number for each name in a table of bytes, whatever zeros follow it."
-    hashes = torch.zeros(len(names), dtype=torch.int64, device=names.device)
-    factor = torch.ones((), dtype=torch.int64, device=names.device)
-    for column in names.long().unbind(dim=1):
-        factor = factor * GOLDEN
-        hashes = hashes + column * factor
-    return hashes
-
 # %% ../nbs/05l_bootstrap.ipynb #6df4c002
 def bootstrap_weights(
     rows: TensorType["num_comparisons", int], # their numbers in the data, as in `targets.Targets`
@@ -69,6 +43,32 @@ def losses_of_heads(
         losses.append(loss(by_comparison(output[:, None], targets["ranks"])))
     losses = torch.stack(losses, dim=1) # (num_comparisons, heads)
     return (weights.to(losses) * losses).mean(dim=1)
+
+# %% ../nbs/05l_bootstrap.ipynb #0d85f1e4
+GOLDEN = -7046029254386353131 # 2⁶⁴ / φ, odd; all numbers are signed 64-bit integers that overflow
+FACTORS = (-4658895280553007687, -7723592293110705685) # of the finalizer of SplitMix64
+
+
+def _shifted(values, bits):
+    "Return the values shifted to the right as unsigned numbers."
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mixed(values):
+    "Return hashes of 64-bit integers: the finalizer of SplitMix64 (Steele, Lea and Flood 2014)."
+    values = (values ^ _shifted(values, 30)) * FACTORS[0]
+    values = (values ^ _shifted(values, 27)) * FACTORS[1]
+    return values ^ _shifted(values, 31)
+
+
+def _hashed_names(names):
+    "Return a number for each name in a table of bytes, whatever zeros follow it."
+    hashes = torch.zeros(len(names), dtype=torch.int64, device=names.device)
+    factor = torch.ones((), dtype=torch.int64, device=names.device)
+    for column in names.long().unbind(dim=1):
+        factor = factor * GOLDEN
+        hashes = hashes + column * factor
+    return hashes
 
 # %% ../nbs/05l_bootstrap.ipynb #43ad6fc2
 def step_losses(

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import itertools
 from operator import itemgetter
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F

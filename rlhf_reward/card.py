@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from transformers import TrainingArguments
 
 from .card_header import card_data, eval_results, hardware, software
+from .card_notes import form_notes
 from .held_out import HeldOut, HeldOutMixin
 from .markdown import code_span, escape_markdown, markdown_table, one_line
 from .reward import RewardModel
@@ -40,6 +41,7 @@ def model_card(
         f"---\n{header.to_yaml().strip()}\n---",
         f"# {escape_markdown(model_name)}",
         _introduction(model, base, dataset, args.loss),
+        *form_notes(model),
         *_verdicts(held_out),
         _usage(repo or args.hub_model_id or model_name, any(one.is_chat for one in held_out)),
     ]
@@ -142,16 +144,8 @@ def _introduction(model, base, dataset, loss):
     data = ", ".join(map(code_span, _names(dataset))) or "preferences"
     return (
         f"A reward model{on_base}: one number for a prompt and a response, higher is better. Trained with "
-        f"`rlhf_reward` on {data} with the loss `{loss}`{_adapter(model)}.{_attributes(model)}"
+        f"`rlhf_reward` on {data} with the loss `{loss}`{_adapter(model)}."
     )
-
-
-def _attributes(model):
-    weights = getattr(model, "attribute_weights", None)
-    if not weights:
-        return ""
-    shown = ", ".join(f"{code_span(name)} {weight:.4g}" for name, weight in weights.items())
-    return f" The number is the sum of the outputs of its attributes with the weights {shown}."
 
 
 def _adapter(model):

@@ -24,6 +24,21 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import cached_file
 
 
+# %% ../nbs/01e_checkpoint_files.ipynb #ee2361ec
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def open_tokenizer(
+    model_name: Union[str, Path], # folder or name on the hub, of a model or an adapter
+    **kwargs: Any, # where it is on the hub, such as `revision`
+) -> PreTrainedTokenizerBase: # of the base model, for an adapter without one
+    "Open the tokenizer of a checkpoint. Raises `OSError` or `ValueError` if it has none."
+    name = local_name(model_name)
+    code = {"trust_remote_code": kwargs.get("trust_remote_code", False)}
+    if is_adapter(name, kwargs) and not has_tokenizer(name, kwargs):
+        name, kwargs = adapter_base(name, kwargs)
+    return AutoTokenizer.from_pretrained(name, **code, **hub_options(kwargs))
+
 # %% ../nbs/01e_checkpoint_files.ipynb #2220427b
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 OF_ONE_CHECKPOINT = ("revision", "subfolder", "variant") # not of the base model of an adapter
@@ -316,21 +331,6 @@ def refuse_own_code(model_name, config, kwargs, runs=None):
         f"{str(model_name)!r} has code of its own ({', '.join(classes)}), and without it would be another model; "
         f"expected a class of transformers. {remedy}"
     )
-
-# %% ../nbs/01e_checkpoint_files.ipynb #ee2361ec
-TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-
-
-def open_tokenizer(
-    model_name: Union[str, Path], # folder or name on the hub, of a model or an adapter
-    **kwargs: Any, # where it is on the hub, such as `revision`
-) -> PreTrainedTokenizerBase: # of the base model, for an adapter without one
-    "Open the tokenizer of a checkpoint. Raises `OSError` or `ValueError` if it has none."
-    name = local_name(model_name)
-    code = {"trust_remote_code": kwargs.get("trust_remote_code", False)}
-    if is_adapter(name, kwargs) and not has_tokenizer(name, kwargs):
-        name, kwargs = adapter_base(name, kwargs)
-    return AutoTokenizer.from_pretrained(name, **code, **hub_options(kwargs))
 
 # %% ../nbs/01e_checkpoint_files.ipynb #1008f346
 def note_source(model, model_name, kwargs):

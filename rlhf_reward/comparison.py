@@ -139,4 +139,4 @@ def text_key(
     return exact_key(normalized(text))
 
 # %% ../nbs/03_comparison.ipynb #31ffe47e
-CACHE_VERSION = 3 # increase it whenever a change gives other rows, texts or token ids for the same data
+CACHE_VERSION = 4 # increase it whenever a change gives other rows, texts or token ids for the same data

@@ -6,7 +6,6 @@
 __all__ = ['Conversion', 'convert', 'original_rewards']
 
 # %% ../nbs/01k_converting.ipynb #d9346c4b
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -18,7 +17,9 @@ from .adapters import merge_adapter
 from .checkpoint_files import find_weights, is_adapter, load_config, open_tokenizer
 from .checkpoint_files import weight_map, weight_shapes
 from .checkpoints import check_complete, default_pooling, head_size, is_reward_model, load_checked
+from .new_folder import check_new_folder, new_folder
 from .other_heads import OtherHead, find_head, keep_openrlhf_scale, load_other_head
+from .pooling import RESPONSE_POOLINGS
 from .reward import RewardModel
 from .sft_adapters import base_of, open_adapted
 
@@ -48,11 +49,11 @@ def convert(
     Write a reward model of another library as a checkpoint that every tool opens, or merge an adapter of this one.
 
     An adapter that was trained here has its own `ends_with_eos`. Raises `ValueError` for a model without a linear
-    head of one row, and if the new rewards differ from the original formula; then nothing is written.
+    head of one row, and if the new rewards differ from the original formula, and `FileExistsError` for a folder with
+    files; then nothing is written.
     """
     folder = Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{str(folder)!r} exists; expected the name of a new folder.")
+    check_new_folder(folder) # before the work
     if is_adapter(model_name, kwargs) and is_reward_model(model_name, **kwargs):
         return _merge(model_name, folder, dtype, kwargs)
     head, weight, bias, config = _read_head(model_name, kwargs)
@@ -124,7 +125,7 @@ def _merge(adapter, folder, dtype, kwargs):
     tokenizer = open_tokenizer(adapter, **kwargs)
     texts = _random_texts(tokenizer, model.config)
     with torch.no_grad():
-        expected = torch.stack([model(ids[None])[0, 0] for ids in texts])
+        expected = torch.cat([_reward(model, ids) for ids in texts])
     merge_adapter(model)
     here, elsewhere = _write(model, tokenizer, folder, texts, expected)
     has_scale = "reward_mean" in getattr(model.config, "rlhf_reward", {})
@@ -132,18 +133,19 @@ def _merge(adapter, folder, dtype, kwargs):
     return Conversion(str(folder), "that of the adapter", 0.0, has_scale, ends, len(texts), here, elsewhere)
 
 
+def _reward(model, ids):
+    "Return the reward of a text, (1,); all of its tokens are the response's for a model that reads these."
+    zeros = torch.zeros_like(ids)
+    tokens = torch.stack([zeros, torch.arange(len(ids)), zeros], dim=1)
+    options = {"response_tokens": tokens} if model.pooling in RESPONSE_POOLINGS else {}
+    return model(ids[None], **options)[0]
+
+
 def _write(model, tokenizer, folder, texts, expected):
     "Save a model if its rewards are as expected, and return the differences here and in transformers."
-    part = folder.with_name(folder.name + ".part") # until it is known to be right
-    try:
+    with new_folder(folder) as part:
         model.save_pretrained(part, tokenizer)
-        differences = _differences(part, texts, expected)
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return differences
+        return _differences(part, texts, expected)
 
 
 def _read_head(model_name, kwargs):
@@ -185,7 +187,7 @@ def _random_texts(tokenizer, config):
 def _differences(folder, texts, expected):
     "Return how far the rewards of a checkpoint are from the expected ones, here and in transformers."
     model = RewardModel.from_pretrained(folder, device="cpu")
-    rewards = torch.stack([model(ids[None])[0, 0] for ids in texts])
+    rewards = torch.cat([_reward(model, ids) for ids in texts])
     here = _difference(rewards, expected, model.backbone.dtype)
     if not model.config.rlhf_reward["opens_as_sequence_classification"]:
         return here, None

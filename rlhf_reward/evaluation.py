@@ -29,7 +29,7 @@ from .model_ranking import Ranking, rank_compared
 from .reward_details import DetailFigures, detail_figures, with_spread
 from .rows import to_comparison
 from .rule import Rule # defined here before
-from .scoring import BaseScorer
+from .ranks import BaseScorer
 from .statistics import Statistics, best_of_n, calibration, length_bias, ranking, statistics
 from .tables import correctness, pair_table, response_table
 from .tokens import reason_dropped
@@ -332,7 +332,8 @@ def _statistics_by(column, responses, seed, offset, show_progress):
         return {}
     names = responses[column].map(lambda source: "(no source)" if source is None else str(source))
     by_source = {}
-    for source in tqdm(sorted(set(names)), desc="Sources", delay=3, disable=not show_progress):
+    hide_bar = {} if show_progress else {"disable": True} # otherwise TQDM_DISABLE counts
+    for source in tqdm(sorted(set(names)), desc="Sources", delay=3, **hide_bar):
         own = responses[names == source].reset_index(drop=True)
         has_pairs = own.groupby("comparison")["rank"].nunique().max() > 1
         if has_pairs or own[["rating", "label"]].notna().any(axis=None):

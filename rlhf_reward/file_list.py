@@ -16,21 +16,8 @@ from typing import Iterator, Optional, Union
 from datasets.fingerprint import Hasher
 from transformers.trainer import TRAINER_STATE_NAME
 
-# %% ../nbs/05j_file_list.ipynb #debcdfd7
-def replace_json(file, value):
-    "Write a JSON file, completely or not at all."
-    part = file.with_name(f".{file.name}")
-    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(part, file)
-
 # %% ../nbs/05j_file_list.ipynb #fb2f6b4a
 FILES = "checkpoint_files.json" # sizes and checksums of the files of a checkpoint, in its folder
-
-
-def _chunks(path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            yield chunk
 
 
 def write_file_list(
@@ -80,6 +67,12 @@ def checkpoint_problem(
             return f"{name} has its size, but other contents than were written"
     return None
 
+
+def _chunks(path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            yield chunk
+
 # %% ../nbs/05j_file_list.ipynb #31f5e84d
 READING_ERRORS = ( # of torch on damaged files
     AttributeError,
@@ -120,3 +113,10 @@ def checkpoints_of(
         if step.isdigit():
             checkpoints.append((int(step), folder))
     return [folder for _, folder in sorted(checkpoints, reverse=True)]
+
+# %% ../nbs/05j_file_list.ipynb #debcdfd7
+def replace_json(file, value):
+    "Write a JSON file, completely or not at all."
+    part = file.with_name(f".{file.name}")
+    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(part, file)

@@ -6,6 +6,7 @@
 __all__ = ['logger', 'ROWS_AT_ONCE', 'check_output', 'score_file', 'score_rows']
 
 # %% ../nbs/06a_files.ipynb #5a24bd18
+import datetime
 import hashlib
 import itertools
 import json
@@ -13,6 +14,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Literal, Optional
@@ -124,6 +126,8 @@ def score_rows(
     uncertainty: bool = False, # as in `score_file`
 ) -> Iterator[dict]:
     "Yield each row as it is written: with `reward`, with `rewards` for several responses, or with the `error`."
+    if uncertainty:
+        check_uncertainty(scorer)
     numbers = range(first, first + len(rows))
     results = scorer.read_rows(rows, name, numbers, partial(responses_of_form, form=form))
     scored = [] # (number, comparison, sequences)
@@ -137,14 +141,12 @@ def score_rows(
     sequences = [row_sequences for *_, row_sequences in scored]
     prompts = [str(comparison.prompt) for _, comparison, _ in scored]
     try:
-        options = {"progress": False, "finite": on_bad_row == "error", "uncertainty": uncertainty}
-        options["attributes"] = bool(scorer.attributes)
-        rewards = scorer.rewards(sequences, prompts, processes, **options)
+        options = {"uncertainty": uncertainty, "attributes": bool(scorer.attributes)}
+        rewards = scorer.rewards(sequences, prompts, processes, progress=False, finite=on_bad_row == "error", **options)
     except NotFinite as error:
         number = scored[error.index][0]
-        raise ValueError(
-            f"Row {number} of {name}: {error} Or write such rows without a reward, with on_bad_row='skip'."
-        ) from None
+        problem = f"Row {number} of {name}: {error} Or write such rows without a reward, with on_bad_row='skip'."
+        raise ValueError(problem) from None
     remaining = iter(rewards)
     for number, row, result in zip(numbers, rows, results):
         if isinstance(result, ValueError):
@@ -162,13 +164,21 @@ def score_rows(
 
 
 def _check_columns(row, number, name, written):
-    "Raise `ValueError` for a row that has a column of the output."
+    "Raise `ValueError` for a row that has a column of the output, or one that JSON cannot hold."
     taken = sorted(row.keys() & set(written))
     if taken:
         raise ValueError(
             f"Row {number} of {name} has the column {taken[0]!r}, where the rewards are written; expected rows "
             "without it: rename it, or leave it out."
         )
+    for column, value in row.items():
+        try:
+            _to_json(value)
+        except TypeError as error:
+            raise ValueError(
+                f"Row {number} of {name} has {error} in the column {column!r}, which JSON cannot hold; expected text, "
+                "numbers, dates, or lists and objects of them. Leave the column out."
+            ) from None
 
 
 def _reward_columns(row, rewards):
@@ -211,10 +221,21 @@ def _write(rows, score, part, done, processes):
             bar.update(len(chunk))
     return counts
 
-
+# %% ../nbs/06a_files.ipynb #d087c0de
 def _to_json(row):
     "Return the row as one line of JSON."
-    return json.dumps(_without_nan(row), ensure_ascii=False, default=str)
+    return json.dumps(_without_nan(row), ensure_ascii=False, default=_as_text)
+
+
+def _as_text(value):
+    "Return a value that JSON lacks as text. Raise `TypeError` with the name of its type for what is no text."
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (datetime.timedelta, Decimal)):
+        return str(value)
+    raise TypeError(type(value).__name__)
 
 
 def _without_nan(value):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Iterable, Optional, Union
+from typing import Any, Iterable, Union
 
 import numpy as np
 import pandas as pd
@@ -80,11 +80,12 @@ class HeldOutMixin:
         `create_model_card` shows it from then on. Tokenized rows have no prompt that could be removed, and a model that
         is sharded by FSDP or DeepSpeed is compared with length alone. Raise `ValueError` without rows.
         """
-        rows = self.eval_rows if rows is None else rows
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if rows is None and self.eval_rows is not None:
+            rows = self.eval_dataset if is_sharded else self.eval_rows # the first is tokenized
         if rows is None:
             raise ValueError("There is no evaluation set; expected rows, or a trainer with an eval_dataset.")
         sets = rows if isinstance(rows, dict) else {name: rows}
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         held_out = []
         for own_name, own_rows in sets.items():
             if is_sharded or _is_tokenized(own_rows):

@@ -11,6 +11,16 @@ from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional
 from .fields import finite_number, from_json
 from .verdicts import verdict_ranks
 
+# %% ../nbs/03l_known_forms.ipynb #5da86616
+class Form(NamedTuple):
+    "Rows of a known set, or of another library."
+    columns: tuple[str, ...] # that identify it
+    read: Callable[[dict[str, Any]], Iterator[dict[str, Any]]] # a row → rows of this library
+    preferred: str # what decides which response is better
+    optional: tuple[str, ...] = () # other columns that are read
+    # of rows that are parts of one, each a message: all rows → whole ones, for `read`
+    assemble: Optional[Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]] = None
+
 # %% ../nbs/03l_known_forms.ipynb #8d0f44f0
 def _user(text):
     "Return a prompt of one message."
@@ -186,7 +196,8 @@ def _oasst_trees(rows):
     for row in rows:
         if tree is not None and row.get("message_tree_id") != tree["message_tree_id"]:
             yield tree
-            tree, nodes = None, {}
+            tree = None
+            nodes = {}
         node = {**row, "replies": []}
         if row.get("parent_id") is None and "message_id" in row:
             tree = {"message_tree_id": row["message_tree_id"], "prompt": node}
@@ -269,16 +280,6 @@ def _read_swift(row):
     yield {"prompt": messages[:-1], "responses": [messages[-1:], rejected], "ranks": [1, 2]}
 
 # %% ../nbs/03l_known_forms.ipynb #c3a55873
-class Form(NamedTuple):
-    "Rows of a known set, or of another library."
-    columns: tuple[str, ...] # that identify it
-    read: Callable[[dict[str, Any]], Iterator[dict[str, Any]]] # a row → rows of this library
-    preferred: str # what decides which response is better
-    optional: tuple[str, ...] = () # other columns that are read
-    # of rows that are parts of one, each a message: all rows → whole ones, for `read`
-    assemble: Optional[Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]] = None
-
-
 KNOWN_FORMS = {
     "arena": Form(("conversation_a", "conversation_b", "winner"), _read_arena, "winner; bad on both sides is a tie"),
     "arena_55k": Form(

@@ -6,7 +6,7 @@
 __all__ = ['Predictions', 'predictions', 'check_can_learn_language', 'vocabulary_head', 'LanguageLoss']
 
 # %% ../nbs/05o_language_loss.ipynb #d07c366f
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +45,8 @@ def _packed(batch, is_best):
     num_rows, seq_len = ids.shape
     position = torch.arange(seq_len, device=ids.device).expand_as(ids)
     # by row and number in it: the number of the comparison in the batch, and where its prefix ends
-    number, _ = (batch["ranks"] > 0).nonzero(as_tuple=True) # (num_responses,)
-    rows, ends = batch["end_positions"].unbind(dim=1)
+    number, _ = (batch["ranks"] > 0).nonzero(as_tuple=True) # (num_responses,), without those that fill up a step
+    rows, ends = batch["end_positions"][:len(number)].unbind(dim=1)
     comparison = ids.new_zeros(num_rows, seq_len + 1)
     comparison[rows, ids[rows, ends]] = number
     prefix_end = ids.new_full((num_rows, seq_len + 1), -1)
@@ -55,6 +55,7 @@ def _packed(batch, is_best):
 
     number = comparison.gather(1, ids) # of each token
     is_wanted = (responses > 0) & is_best[number, (responses - 1).clamp(min=0)]
+    is_wanted &= batch["position_ids"] >= batch["prefix_lengths"][number] # a prefix may be written for each response
     continues = (ids == ids.roll(1, dims=1)) & (responses == responses.roll(1, dims=1)) & (position > 0)
     previous = torch.where(continues, position - 1, prefix_end.gather(1, ids))
     rows, positions = (is_wanted & (previous >= 0)).nonzero(as_tuple=True)
@@ -64,17 +65,11 @@ def _packed(batch, is_best):
 
 def _padded(batch, is_best):
     "Return the `Predictions` of a padded batch."
-    ids = batch["input_ids"] # (num_responses, seq_len)
-    number, response = (batch["ranks"] > 0).nonzero(as_tuple=True) # (num_responses,)
-    lengths = batch["attention_mask"].sum(dim=1)
-    # the first row of each comparison, for each of its rows; what is shared ends where one of them differs or ends
-    first = torch.searchsorted(number, number)
+    number, response = (batch["ranks"] > 0).nonzero(as_tuple=True) # (num_responses,), without those that fill up a step
+    ids = batch["input_ids"][:len(number)] # (num_responses, seq_len)
     position = torch.arange(ids.shape[1], device=ids.device)
-    is_shared = (ids == ids[first]) & (position < torch.minimum(lengths, lengths[first])[:, None])
-    shared = is_shared.long().cumprod(dim=1).sum(dim=1)
-    prefix = shared.new_full((len(batch["ranks"]),), ids.shape[1]).scatter_reduce(0, number, shared, "amin")
-    is_wanted = (position >= prefix[number][:, None].clamp(min=1)) & (position < lengths[:, None])
-    is_wanted &= is_best[number, response][:, None]
+    is_wanted = (batch["attention_mask"][:len(number)] > 0) & is_best[number, response][:, None]
+    is_wanted &= position >= batch["prefix_lengths"][number][:, None].clamp(min=1)
     rows, positions = is_wanted.nonzero(as_tuple=True)
     return Predictions(rows, positions - 1, ids[rows, positions], number[rows])
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union
 import pyarrow as pa
 
 from .files import score_rows
-from .scoring import Scorer
+from .scoring import BaseScorer, Scorer
 from .uncertainty import check_uncertainty
 
 # %% ../nbs/06g_many_machines.ipynb #629a266b
@@ -22,7 +22,7 @@ class BatchScorer:
 
     def __init__(
         self,
-        model: Union[str, Path, Scorer], # folder, name on the hub, or a scorer
+        model: Union[str, Path, BaseScorer], # folder, name on the hub, or a scorer
         normalize: bool = False, # as in `Scorer.score`
         # 'skip' gives a row that cannot be scored no reward, and the reason as `error`
         on_bad_row: Literal["error", "skip"] = "error",
@@ -35,7 +35,7 @@ class BatchScorer:
         self.normalize = normalize
         self.on_bad_row = on_bad_row
         self.uncertainty = uncertainty
-        self.scorer = model if isinstance(model, Scorer) else Scorer.from_pretrained(model, **options)
+        self.scorer = model if isinstance(model, BaseScorer) else Scorer.from_pretrained(model, **options)
         if uncertainty:
             check_uncertainty(self.scorer)
 

@@ -14,19 +14,8 @@ from .intervals import Interval
 NOISE = 0.05 # two models whose adjusted p-value is at least this one are within noise of each other
 
 # %% auto #0
-__all__ = ['NOISE', 'RANKING_COLUMNS', 'holm', 'PairedDifference', 'RankedModel', 'Ranking', 'rank_models', 'rank_compared',
-           'ranking_lines', 'ranking_note']
-
-# %% ../nbs/07t_model_ranking.ipynb #3a01362c
-def holm(
-    p_values: list[float], # of several tests
-) -> list[float]: # in the same order
-    "Return p-values adjusted by Holm's method: that any test below 0.05 is wrong has a chance of at most 5 %."
-    order = np.argsort(p_values, kind="stable")
-    factors = np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(factors * np.asarray(p_values, dtype=float)[order]))
-    return adjusted.tolist()
+__all__ = ['NOISE', 'RANKING_COLUMNS', 'PairedDifference', 'RankedModel', 'Ranking', 'rank_models', 'rank_compared',
+           'ranking_lines', 'ranking_note', 'holm']
 
 # %% ../nbs/07t_model_ranking.ipynb #e6907be6
 class PairedDifference(NamedTuple):
@@ -142,3 +131,14 @@ def ranking_note(
         f"pair alone; the p-values are adjusted by Holm's method over {ranking['pairs']} pair(s) of models. Models "
         f"with p ≥ {NOISE} are within noise of each other and share a range of places."
     )
+
+# %% ../nbs/07t_model_ranking.ipynb #3a01362c
+def holm(
+    p_values: list[float], # of several tests
+) -> list[float]: # in the same order
+    "Return p-values adjusted by Holm's method: that any test below 0.05 is wrong has a chance of at most 5 %."
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(factors * np.asarray(p_values, dtype=float)[order]))
+    return adjusted.tolist()

@@ -17,43 +17,9 @@ from .tables import each_comparison
 from .uncertainty import checked_pessimism
 
 # %% auto #0
-__all__ = ['OPTIMIZATION_NOTE', 'OPTIMIZATION_COLUMNS', 'pick_chances', 'expected_picks', 'OptimizationPoint', 'overoptimization',
-           'mean_interval', 'evaluated_curve', 'GoldCurve', 'rated_curve', 'gold_model_curve', 'optimization_lines']
-
-# %% ../nbs/07w_overoptimization.ipynb #d360bfe3
-def pick_chances(
-    count: int, # N responses, in the order of their proxies, the best first
-    n: int, # of them that are drawn, without replacement
-) -> np.ndarray: # (count,), together 1
-    "Return the probability that each response is the best of n."
-    if not 1 <= n <= count:
-        raise ValueError(f"n is {n} and there are {count} responses; expected 1 to {count}.")
-    worse = count - 1 - np.arange(count) # responses that are worse
-    chances = np.zeros(count)
-    can_win = worse >= n - 1
-    # logarithms, since the numbers of subsets overflow
-    chances[can_win] = np.exp(_log_choices(worse[can_win], n - 1) - _log_choices(count, n))
-    return chances
-
-
-def expected_picks(
-    proxy: np.ndarray, # (num_prompts, count), by which responses are picked
-    values: np.ndarray, # (num_prompts, count), such as the gold rewards
-    n: int, # responses to pick from
-) -> np.ndarray: # (num_prompts,)
-    "Return the expected value of the best of n by the proxy, for each prompt."
-    chances = pick_chances(proxy.shape[1], n)
-    order = np.argsort(-proxy, axis=1, kind="stable")
-    ordered = np.take_along_axis(values, order, axis=1).astype(float)
-    by_proxy = np.take_along_axis(proxy, order, axis=1)
-    for row in np.flatnonzero((np.diff(by_proxy, axis=1) == 0).any(axis=1)): # equal ones: either may be picked
-        ordered[row] = pd.Series(ordered[row]).groupby(by_proxy[row]).transform("mean")
-    return ordered @ chances
-
-# %% ../nbs/07w_overoptimization.ipynb #5eb84de6
-def _log_choices(count, chosen):
-    "Return the logarithm of a binomial coefficient."
-    return gammaln(count + 1) - gammaln(chosen + 1) - gammaln(np.subtract(count, chosen) + 1)
+__all__ = ['OPTIMIZATION_NOTE', 'OPTIMIZATION_COLUMNS', 'OptimizationPoint', 'overoptimization', 'mean_interval',
+           'evaluated_curve', 'GoldCurve', 'rated_curve', 'gold_model_curve', 'optimization_lines', 'pick_chances',
+           'expected_picks']
 
 # %% ../nbs/07w_overoptimization.ipynb #ae5ae6df
 class OptimizationPoint(TypedDict):
@@ -194,7 +160,8 @@ def optimization_lines(
     lines = []
     for point in curve:
         line = [str(point["n"]), *(f"{point[name]:.3f}" for name in ("kl", "proxy", "gold", "best"))]
-        gold, difference = point["gold_pessimistic"], point["difference"]
+        gold = point["gold_pessimistic"]
+        difference = point["difference"]
         line.append("–" if gold is None else f"{gold:.3f}")
         if difference is None:
             line.append("–")
@@ -203,3 +170,38 @@ def optimization_lines(
             line.append(f"{value:.3f} ({low:.3f} to {high:.3f})")
         lines.append(line)
     return lines
+
+# %% ../nbs/07w_overoptimization.ipynb #d360bfe3
+def pick_chances(
+    count: int, # N responses, in the order of their proxies, the best first
+    n: int, # of them that are drawn, without replacement
+) -> np.ndarray: # (count,), together 1
+    "Return the probability that each response is the best of n."
+    if not 1 <= n <= count:
+        raise ValueError(f"n is {n} and there are {count} responses; expected 1 to {count}.")
+    worse = count - 1 - np.arange(count) # responses that are worse
+    chances = np.zeros(count)
+    can_win = worse >= n - 1
+    # logarithms, since the numbers of subsets overflow
+    chances[can_win] = np.exp(_log_choices(worse[can_win], n - 1) - _log_choices(count, n))
+    return chances
+
+
+def expected_picks(
+    proxy: np.ndarray, # (num_prompts, count), by which responses are picked
+    values: np.ndarray, # (num_prompts, count), such as the gold rewards
+    n: int, # responses to pick from
+) -> np.ndarray: # (num_prompts,)
+    "Return the expected value of the best of n by the proxy, for each prompt."
+    chances = pick_chances(proxy.shape[1], n)
+    order = np.argsort(-proxy, axis=1, kind="stable")
+    ordered = np.take_along_axis(values, order, axis=1).astype(float)
+    by_proxy = np.take_along_axis(proxy, order, axis=1)
+    for row in np.flatnonzero((np.diff(by_proxy, axis=1) == 0).any(axis=1)): # equal ones: either may be picked
+        ordered[row] = pd.Series(ordered[row]).groupby(by_proxy[row]).transform("mean")
+    return ordered @ chances
+
+# %% ../nbs/07w_overoptimization.ipynb #5eb84de6
+def _log_choices(count, chosen):
+    "Return the logarithm of a binomial coefficient."
+    return gammaln(count + 1) - gammaln(chosen + 1) - gammaln(np.subtract(count, chosen) + 1)

@@ -27,7 +27,7 @@ from .pooling import RESPONSE_POOLINGS
 from .response_tokens import response_tokens
 from .reward import RewardModel
 from .rope import is_on_both_sides, length_limits
-from .targets import Targets, make_targets, num_tokens, pad_right
+from .targets import Targets, make_targets, num_tokens, pad_right, prefix_lengths
 from .tokens import TokenizedComparison, tokenized_comparison, whole_sequences
 from .varlen import VARLEN
 
@@ -38,6 +38,7 @@ class PaddedBatch(Targets):
     "A batch with a row for each response."
     input_ids: torch.Tensor # (num_responses, seq_len)
     attention_mask: torch.Tensor # (num_responses, seq_len), 0 is padding
+    prefix_lengths: torch.Tensor # (num_comparisons,), tokens that all responses share
     response_tokens: torch.Tensor # (num_tokens, 3), if the examples have `response_starts`
 
 
@@ -47,6 +48,7 @@ class PackedBatch(Targets):
     position_ids: torch.Tensor # in each response they continue from its prefix
     comparison_ids: torch.Tensor # number of the comparison in its row, 0 is padding
     response_ids: torch.Tensor # number of the response in its comparison, 0 is the prefix
+    prefix_lengths: torch.Tensor # (num_comparisons,), tokens that all responses share
     end_positions: torch.Tensor # (num_responses, 2): the row and the position of each response's last token
     response_tokens: torch.Tensor # (num_tokens, 3), if the examples have `response_starts`
 
@@ -62,6 +64,7 @@ def pad_comparisons(
             ends.append((len(sequences), len(example["shared_prefix"]) - 1, len(ids) - 1))
             sequences.append(torch.tensor(ids))
     return {
+        "prefix_lengths": prefix_lengths(examples),
         "input_ids": pad_right(sequences),
         "attention_mask": pad_right([torch.ones_like(ids) for ids in sequences]),
         **response_tokens(examples, ends),
@@ -81,6 +84,7 @@ def pack_comparisons(
 
     Responses on both sides of a limit are written with a prefix each: its tokens differ between them.
     """
+    shared = prefix_lengths(examples)
     examples = [_split_by_length(example, length_limits) for example in examples]
     lengths = [num_tokens(example) for example in examples]
     assignment = cheapest_rows(lengths) if row_length is None else best_fit(lengths, row_length)
@@ -97,6 +101,7 @@ def pack_comparisons(
         "position_ids": pad_right([torch.tensor(row.position_ids) for row in rows]),
         "comparison_ids": pad_right([torch.tensor(row.comparison_ids) for row in rows]),
         "response_ids": pad_right([torch.tensor(row.response_ids) for row in rows]),
+        "prefix_lengths": shared,
         "end_positions": torch.tensor([(row, end) for row, _, end in ends]),
         **response_tokens(examples, ends),
         **make_targets(examples),
@@ -124,8 +129,7 @@ def by_comparison(
 ) -> torch.Tensor: # (num_comparisons, K), 0 where there is no response
     "Arrange the rewards as their ranks are."
     is_response = ranks > 0
-    indices = is_response.flatten().cumsum(0) - 1 # of each response in `rewards`
-    indices = indices.clamp(min=0).reshape(ranks.shape)
+    indices = (is_response.flatten().cumsum(0) - 1).clamp(min=0).reshape(ranks.shape) # of each response in `rewards`
     return rewards.squeeze(1)[indices].masked_fill(~is_response, 0)
 
 # %% ../nbs/04_packing.ipynb #a20b8c8d
@@ -149,13 +153,11 @@ def packing_difference(
     except Exception as error: # a backbone may raise anything for a mask that it does not take
         return f"{layout} rows are refused ({type(error).__name__}: {error})"
     largest = plain.abs().max().item()
-    if largest == 0:
+    if not largest:
         return "all rewards are 0, by which nothing can be compared"
     difference = (packed - plain).abs().max().item()
     if not _is_rounding(difference, plain, model):
-        return (
-            f"{layout} rewards differ from plain ones by up to {difference:.2g} (the largest reward is {largest:.2g})"
-        )
+        return f"{layout} rewards differ from plain ones by up to {difference:.2g}, where the largest is {largest:.2g}"
     if backward:
         difference = ((packed_gradient - plain_gradient).norm() / plain_gradient.norm()).item()
         if difference > 4 * rounding(_computed_in(model)): # a gradient has been through more sums than a reward
@@ -196,6 +198,8 @@ def _computed_in(model):
     device = input_device(model).type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
+    if hasattr(model, "_original_forward"): # accelerate has wrapped it for a training in mixed precision
+        return torch.bfloat16
     is_quantized = getattr(model.backbone, "is_quantized", False)
     return torch.float16 if is_quantized else next(model.backbone.parameters()).dtype
 

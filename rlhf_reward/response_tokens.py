@@ -6,7 +6,7 @@
 __all__ = ['RESPONDING', 'TURN', 'rendered_prompts', 'response_starts', 'response_tokens', 'marked', 'num_marked', 'unmarked']
 
 # %% ../nbs/03r_response_tokens.ipynb #e5e9e242
-from typing import Optional, Sequence
+from typing import Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase

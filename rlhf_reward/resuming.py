@@ -25,6 +25,7 @@ from .file_list import FILES, checkpoint_problem, checkpoints_of, reading_state,
 from .losses import RewardLoss
 from .output_folder import NotWritten, check_space, is_full, writing
 from .reward import RewardModel
+from .several_heads import load_levels
 from .run_record import RUN, Run, adapter_facts, data_fingerprint, described, differences, form_of
 from .run_record import read_run, refused_differences, weights_fingerprint
 
@@ -152,6 +153,7 @@ def load_weights(
         set_model_state_dict(sharded, saved.state_dict(), options=StateDictOptions(full_state_dict=True))
     else:
         model.load_state_dict(saved.state_dict())
+    load_levels(model, folder, {})
 
 # %% ../nbs/05e_resuming.ipynb #83c4a5b5
 def use_new_rates(
@@ -297,15 +299,15 @@ class RunMixin:
             self.control.should_training_stop = True
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
-        if checkpoint is None or self.is_deepspeed_enabled or not self._changed_settings:
-            with reading_state(checkpoint):
-                super()._load_optimizer_and_scheduler(checkpoint)
-            return
+        if checkpoint is not None and self.is_deepspeed_enabled:
+            load_levels(self.unwrapped_model(), checkpoint, {}) # DeepSpeed has loaded the weights
         groups = []
         for group in self.optimizer.param_groups:
             groups.append({name: value for name, value in group.items() if name not in ("params", "lr")})
         with reading_state(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or self.is_deepspeed_enabled or not self._changed_settings:
+            return
         ratio = 1.0
         for change in self._changed_settings:
             if change.name == "learning_rate" and change.begun:

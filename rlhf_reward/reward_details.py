@@ -12,7 +12,7 @@ import pandas as pd
 from .attribute_statistics import AttributeStatistics, attribute_statistics
 from .comparison import Comparison
 from .overoptimization import GoldCurve, rated_curve
-from .scoring import BaseScorer
+from .ranks import BaseScorer
 from .spread_statistics import SpreadStatistics, pair_spreads, spread_statistics
 from .tables import pair_table
 from .uncertainty import UncertainReward

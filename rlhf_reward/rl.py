@@ -13,7 +13,8 @@ from typing import Any, Optional, Union
 
 from .comparison import Text
 from .rows import to_responses
-from .scoring import BaseScorer, Scorer
+from .ranks import BaseScorer
+from .scoring import Scorer
 from .uncertainty import check_uncertainty, checked_pessimism
 from .unread import media_columns
 

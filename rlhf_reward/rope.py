@@ -15,16 +15,6 @@ from torch import nn
 from transformers import PretrainedConfig
 
 # %% ../nbs/01g_rope.ipynb #566198a4
-def _rope_parameters(
-    config: PretrainedConfig, # of a backbone
-) -> list[dict[str, Any]]: # one for each type of layer, each with its `rope_type`; empty without rotary positions
-    "Return all rope parameters of a config."
-    parameters = getattr(config, "rope_parameters", None) or {}
-    if "rope_type" in parameters:
-        return [parameters]
-    return [values for values in parameters.values() if isinstance(values, dict)]
-
-
 def length_limits(
     config: PretrainedConfig, # of a backbone
 ) -> set[int]: # in tokens; empty where all texts have the same frequencies
@@ -42,6 +32,16 @@ def scales_by_length(
     "Return whether the frequencies of a batch depend on the lengths of its texts."
     types = [parameters.get("rope_type", "") for parameters in _rope_parameters(config)]
     return any("longrope" in rope_type or "dynamic" in rope_type for rope_type in types)
+
+
+def _rope_parameters(
+    config: PretrainedConfig, # of a backbone
+) -> list[dict[str, Any]]: # one for each type of layer, each with its `rope_type`; empty without rotary positions
+    "Return all rope parameters of a config."
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if "rope_type" in parameters:
+        return [parameters]
+    return [values for values in parameters.values() if isinstance(values, dict)]
 
 # %% ../nbs/01g_rope.ipynb #d05e2a08
 def choose_frequencies_by_text(

@@ -12,7 +12,7 @@ import numpy as np
 
 from .comparison import Comparison, Text
 from .engine import NotFinite
-from .scoring import BaseScorer
+from .ranks import BaseScorer
 
 # %% ../nbs/07k_rule.ipynb #4873b8b4
 class Rule(BaseScorer):

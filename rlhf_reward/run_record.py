@@ -118,6 +118,7 @@ FACTS = ( # arguments that a resumed run has unchanged, unless `resume_changes` 
     "label_smoothing_factor",
     "good_weight",
     "balance_lengths",
+    "mismatched_share",
     "length_loss",
     "length_coefficient",
     "sum_to_zero_coefficient",

@@ -112,12 +112,12 @@ class TextReader:
     def _fit(self, comparison, sequences, tokenizer, max_length, on_overlong):
         "Return the sequences, cut to their length. Raises `ValueError` for what cannot be scored or cut."
         if not all(sequences):
-            raise BadResponse("has no token; expected some text.", sequences.index([]))
+            raise BadResponse("it has no token; expected some text.", sequences.index([]))
         largest_ids = list(map(max, sequences))
         largest_id = max(largest_ids)
         if largest_id >= self.model.num_embeddings:
             raise BadResponse(
-                f"has the token id {largest_id}; the model has the ids 0 to {self.model.num_embeddings - 1}. "
+                f"it has the token id {largest_id}; the model has the ids 0 to {self.model.num_embeddings - 1}. "
                 "Expected the tokenizer of the model.",
                 largest_ids.index(largest_id),
             )
@@ -227,8 +227,7 @@ def _with_text(error, comparison):
     if isinstance(error, TooLong):
         problem = f"{shown} cannot be scored: it {error.problem}"
         return TooLong(problem, error.length, error.limit, error.remedy, response)
-    pronoun = "it " if str(error).startswith("has ") else ""
-    return BadResponse(f"{shown} cannot be scored: {pronoun}{error}", response)
+    return BadResponse(f"{shown} cannot be scored: {error}", response)
 
 
 def _subject(comparison, response):

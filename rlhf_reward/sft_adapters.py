@@ -25,6 +25,20 @@ from .pooling import RESPONSE_POOLINGS
 
 logger = logging.getLogger(__name__)
 
+# %% ../nbs/01i_sft_adapters.ipynb #0448d82a
+def merge_sft_adapter(
+    adapter: Union[str, Path], # folder of an adapter of a language model, or its name on the hub
+    folder: Union[str, Path], # made if it does not exist
+    dtype: Any = "auto", # of the merged weights; by default the base model's own
+    **kwargs: Any, # as in `open_merged`
+) -> str: # the folder
+    "Merge an adapter into its base model, and save both as one ordinary language model with its tokenizer."
+    model = open_merged(adapter, dtype, **kwargs)
+    model.save_pretrained(folder)
+    open_tokenizer(adapter, **kwargs).save_pretrained(folder)
+    logger.info("%s is an adapter of a language model; it was merged into its base model in %s.", adapter, folder)
+    return str(folder)
+
 # %% ../nbs/01i_sft_adapters.ipynb #451fa7cc
 def open_adapted(
     folder: Union[str, Path], # an adapter of a language model, or its name on the hub
@@ -124,17 +138,3 @@ def open_base(
         backbone.config.name_or_path,
     )
     return OpenedBackbone(pooling, backbone, head_size(config))
-
-# %% ../nbs/01i_sft_adapters.ipynb #0448d82a
-def merge_sft_adapter(
-    adapter: Union[str, Path], # folder of an adapter of a language model, or its name on the hub
-    folder: Union[str, Path], # made if it does not exist
-    dtype: Any = "auto", # of the merged weights; by default the base model's own
-    **kwargs: Any, # as in `open_merged`
-) -> str: # the folder
-    "Merge an adapter into its base model, and save both as one ordinary language model with its tokenizer."
-    model = open_merged(adapter, dtype, **kwargs)
-    model.save_pretrained(folder)
-    open_tokenizer(adapter, **kwargs).save_pretrained(folder)
-    logger.info("%s is an adapter of a language model; it was merged into its base model in %s.", adapter, folder)
-    return str(folder)

@@ -7,6 +7,7 @@ __all__ = ['logger', 'Rows', 'default_config', 'open_to_train', 'as_tables', 'to
 
 # %% ../nbs/05l_starting.ipynb #8ff10432
 import logging
+import os
 from pathlib import Path
 from typing import Any, Optional, Sequence, Union
 
@@ -28,7 +29,7 @@ def default_config(
 ) -> RewardConfig: # its output folder is named after the model, as in TRL
     "Return the settings of a run that has none."
     name = model.name_or_path if isinstance(model, RewardModel) else str(model)
-    folder = f"{Path(name).expanduser().resolve().name}-Reward"
+    folder = f"{Path(os.path.abspath(Path(name).expanduser())).name}-Reward"
     logger.info("No args are given: the output folder is %s.", folder)
     return RewardConfig(folder)
 

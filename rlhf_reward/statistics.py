@@ -17,8 +17,8 @@ from scipy.stats import kendalltau, pearsonr, spearmanr
 from sklearn.metrics import ndcg_score
 
 from .agreement import LabelFigures, RatingFigures, label_figures, rating_figures
-from .intervals import Interval, interval, jackknife
-from .tables import correctness, each_comparison, pair_table, response_table
+from .intervals import Interval, interval
+from .tables import correctness, each_comparison, pair_table
 from .verdict import Advantages, advantages
 
 # %% auto #0

@@ -39,7 +39,7 @@ class StepLossMixin:
         "Return rewards (num_comparisons, K), and the loss and weight of each comparison."
         options = {"attributes": bool(self.model.attributes), "per_head": self.model.heads > 1}
         outputs = model(**model_inputs(inputs, self.model), **options) # (num_responses, attributes, heads or 1)
-        self.model.note_levels(outputs)
+        self.model.note_levels(outputs, inputs["ranks"])
         return *self._losses_of(outputs, inputs, model.training), self._weights(inputs)
 
     def _losses_of(self, outputs, inputs, is_training=True):
@@ -85,11 +85,6 @@ class StepLossMixin:
         parameters = list(self.reward_loss.parameters())
         if not parameters or _is_trained_by(optimizer, parameters[0]):
             return optimizer
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                f"The loss {self.args.loss} learns a threshold outside of the model, which FSDP and DeepSpeed do not "
-                "train; expected DDP, or another loss."
-            )
         train_loss_parameters(optimizer, self.reward_loss, self.accelerator)
         return optimizer
 
@@ -328,9 +323,12 @@ class StepLoggingMixin:
         "Run one micro-batch forward and backward. An out-of-memory error describes the batch."
         self.step_records.start()
         try:
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
             raise out_of_memory(error, self.state.global_step + 1, inputs) from error
+        if self.model.heads > 1 and self.accelerator.sync_gradients: # the last micro-batch of the step
+            self.model.head_levels.end_step(self.accelerator.reduce)
+        return loss
 
     def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
         if self.control.should_evaluate or self.control.should_save:

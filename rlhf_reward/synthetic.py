@@ -128,10 +128,10 @@ def _train_tokenizer(texts, vocab_size):
 
 # %% ../nbs/synthetic.ipynb #03c241d2
 RECIPE = {
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 30,
-    "num_train_epochs": 3,
+    "num_train_epochs": 2,
     "dropout": 0.0,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,

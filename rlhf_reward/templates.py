@@ -189,7 +189,7 @@ def report_template(
     if prints_date(tokenizer):
         logger.warning(
             "The chat template prints today's date, so the rewards of conversations change from one day to the next; "
-            "expected a template with a fixed date, which templates.freeze_date(tokenizer) makes of this one."
+            "expected a template with a fixed date, which templates.freeze_date(tokenizer) makes from this one."
         )
     added = _added_tokens(tokenizer)
     if added:

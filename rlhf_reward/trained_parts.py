@@ -6,7 +6,7 @@
 __all__ = ['freeze_lower_layers', 'separate_head', 'TrainedPartsMixin']
 
 # %% ../nbs/05m_trained_parts.ipynb #74b40939
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from torch import nn

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 import numpy as np
-import torch
 from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_utils import TrainOutput
 
-from .arguments import RewardConfig, check_arguments, check_for_loss, check_inputs, check_state_dict_type
+from .arguments import RewardConfig, check_arguments, check_for_loss, check_inputs, check_sharded
 from .card import ModelCardMixin
 from .head_start import HeadStartMixin
 from .unread import plain_rows
 from .length_balance import balance_lengths
+from .mismatched import add_mismatched
 from .length_losses import start_length_loss
 from .log_line import describe_run, show_log_line
 from .losses import LOSSES, Binary, make_loss
@@ -63,8 +63,7 @@ class LayoutMixin:
             return
         self._layout_is_chosen = True
         if self.args.layout == "padded":
-            # on a CPU, bitsandbytes trains nothing after an evaluation
-            if not getattr(self.model.backbone, "is_quantized", False):
+            if not getattr(self.model.backbone, "is_quantized", False): # bitsandbytes would train nothing on a CPU
                 check_padding(self.model, examples_to_compare(dataset))
             return
         layouts = layouts_to_try(self.args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
@@ -137,8 +136,7 @@ class RewardTrainer(
     ):
         if data_collator is not None:
             raise ValueError(
-                f"data_collator is a {type(data_collator).__name__}; expected none: RewardTrainer batches comparisons "
-                "itself, by args.layout. To change what is in a batch, change the rows."
+                f"data_collator is a {type(data_collator).__name__}; expected none: RewardTrainer makes the batches."
             )
         train_dataset = as_tables(train_dataset, "train_dataset")
         eval_dataset = as_tables(eval_dataset, "eval_dataset")
@@ -168,6 +166,7 @@ class RewardTrainer(
         rated = () if args.length_loss == "odin" else model.attributes
         train_dataset = check_for_loss(train_dataset, args.loss, "the training set", rated)
         train_dataset = balance_lengths(train_dataset) if args.balance_lengths else train_dataset
+        train_dataset = add_mismatched(train_dataset, args.mismatched_share, args.seed)
         _start_offset(self.reward_loss, train_dataset)
         super().__init__(
             model,
@@ -183,8 +182,8 @@ class RewardTrainer(
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         show_log_line(self)
-        if self.is_fsdp_enabled:
-            check_state_dict_type(self.accelerator.state.fsdp_plugin.state_dict_type)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            check_sharded(args, self.reward_loss, getattr(self.accelerator.state, "fsdp_plugin", None))
 
     def train(
         self,
@@ -241,6 +240,7 @@ def tokenize_for_model(
     if not is_rows or set(FEATURES) <= set(dataset.column_names or ()):
         return dataset
     limits = [limit for limit in (model.max_positions, tokenizer.model_max_length) if limit]
+    reads_responses = model.pooling in RESPONSE_POOLINGS or args.length_loss != "none" or args.mismatched_share > 0
     with args.main_process_first(desc="tokenizing"):
         tokenized = tokenize_rows(
             dataset,
@@ -255,7 +255,7 @@ def tokenize_for_model(
             name=name,
             max_positions=min(limits, default=None),
             attributes=model.attributes,
-            response_starts=model.pooling in RESPONSE_POOLINGS or args.length_loss != "none",
+            response_starts=reads_responses,
         )
     return tokenized
 

@@ -15,10 +15,10 @@ from .tables import correctness
 MIN_PROMPTS = 10 # with fewer, a bootstrap over prompts is too narrow
 
 # %% auto #0
-__all__ = ['MIN_PROMPTS', 'Standing', 'Advantages', 'VerdictFigures', 'advantages', 'verdict_figures', 'verdict', 'standing',
-           'verdict_lines']
+__all__ = ['MIN_PROMPTS', 'Standing', 'Advantages', 'VerdictFigures', 'verdict', 'standing', 'verdict_lines', 'advantages',
+           'verdict_figures']
 
-# %% ../nbs/07v_verdict.ipynb #9a35ecd0
+# %% ../nbs/07v_verdict.ipynb #ea7d08cb
 class Advantages(TypedDict):
     "How much more accurate a model is than what needs no preferences, on the same pairs."
     length_rule: Optional[Literal["longer wins", "shorter wins"]] # the more accurate; None if no lengths differ
@@ -34,46 +34,6 @@ class VerdictFigures(TypedDict):
     advantages: Advantages # from `advantages`
 
 
-def advantages(
-    pairs: pd.DataFrame, # from `tables.pair_table`, at least one
-    seed: int = 0, # of the intervals
-) -> Advantages:
-    "Return how much more accurate a model is than a rule of length, and than without the prompt."
-    prompts = pairs["prompt"].to_numpy()
-    right = correctness(pairs["margin"].to_numpy())
-    longer_by = pairs["longer_by"].to_numpy()
-    longer = correctness(longer_by)
-    shorter = correctness(-longer_by)
-    is_longer = longer.mean() >= shorter.mean()
-    rule = "longer wins" if is_longer else "shorter wins"
-    blind_margin = pairs["blind_margin"].to_numpy()
-    has_blind = blind_margin == blind_margin # not NaN
-    over_no_prompt = None
-    if has_blind.any():
-        difference = right[has_blind] - correctness(blind_margin[has_blind])
-        over_no_prompt = interval(difference, prompts[has_blind], seed, lowest=-1)
-    return Advantages(
-        length_rule=rule if longer_by.any() else None,
-        over_length=interval(right - (longer if is_longer else shorter), prompts, seed, lowest=-1),
-        over_no_prompt=over_no_prompt,
-    )
-
-
-def verdict_figures(
-    pairs: pd.DataFrame, # from `tables.pair_table`
-    seed: int = 0, # of the intervals
-) -> Optional[VerdictFigures]: # None without any pair
-    "Return what `verdict` needs, from pairs alone."
-    if not len(pairs):
-        return None
-    return VerdictFigures(
-        pairs=len(pairs),
-        prompts=int(pairs["prompt"].nunique()),
-        accuracy_interval=interval(correctness(pairs["margin"].to_numpy()), pairs["prompt"], seed),
-        advantages=advantages(pairs, seed),
-    )
-
-# %% ../nbs/07v_verdict.ipynb #ea7d08cb
 Standing = Literal["better", "not better", "worse", "unknown"]
 
 
@@ -115,6 +75,46 @@ def verdict_lines(
     if len(datasets) > 1:
         lines += [(name, verdict(part)) for name, part in sorted(datasets.items())]
     return lines
+
+# %% ../nbs/07v_verdict.ipynb #9a35ecd0
+def advantages(
+    pairs: pd.DataFrame, # from `tables.pair_table`, at least one
+    seed: int = 0, # of the intervals
+) -> Advantages:
+    "Return how much more accurate a model is than a rule of length, and than without the prompt."
+    prompts = pairs["prompt"].to_numpy()
+    right = correctness(pairs["margin"].to_numpy())
+    longer_by = pairs["longer_by"].to_numpy()
+    longer = correctness(longer_by)
+    shorter = correctness(-longer_by)
+    is_longer = longer.mean() >= shorter.mean()
+    rule = "longer wins" if is_longer else "shorter wins"
+    blind_margin = pairs["blind_margin"].to_numpy()
+    has_blind = blind_margin == blind_margin # not NaN
+    over_no_prompt = None
+    if has_blind.any():
+        difference = right[has_blind] - correctness(blind_margin[has_blind])
+        over_no_prompt = interval(difference, prompts[has_blind], seed, lowest=-1)
+    return Advantages(
+        length_rule=rule if longer_by.any() else None,
+        over_length=interval(right - (longer if is_longer else shorter), prompts, seed, lowest=-1),
+        over_no_prompt=over_no_prompt,
+    )
+
+
+def verdict_figures(
+    pairs: pd.DataFrame, # from `tables.pair_table`
+    seed: int = 0, # of the intervals
+) -> Optional[VerdictFigures]: # None without any pair
+    "Return what `verdict` needs, from pairs alone."
+    if not len(pairs):
+        return None
+    return VerdictFigures(
+        pairs=len(pairs),
+        prompts=int(pairs["prompt"].nunique()),
+        accuracy_interval=interval(correctness(pairs["margin"].to_numpy()), pairs["prompt"], seed),
+        advantages=advantages(pairs, seed),
+    )
 
 # %% ../nbs/07v_verdict.ipynb #3d339b44
 def _headline(figures):

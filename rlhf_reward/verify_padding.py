@@ -28,7 +28,8 @@ def padding_cause(
         name = _padding_name(search, explanation, together)
     if name is None:
         noise = max(search.noise("bfloat16"), search.noise("float16"))
-        name = "rounding" if max(differences) <= ROUNDING * noise else "other"
+        is_rounding = all(difference <= ROUNDING * noise for difference in differences)
+        name = "rounding" if is_rounding else "other"
     return Cause("padding", f"padding: {name}", PADDING[name], PADDING_REMEDY)
 
 

@@ -7,7 +7,7 @@ __all__ = ['PLANET', 'JUPITER', 'TURNS', 'LONG', 'LINE', 'Probe', 'OtherRewards'
 
 # %% ../nbs/10a_verify_probes.ipynb #767f4e9b
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional, Union
 
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from .comparison import Comparison
 from .encoding import end_token, render_comparison
 from .rows import to_responses
-from .scoring import BaseScorer
+from .ranks import BaseScorer
 
 # %% ../nbs/10a_verify_probes.ipynb #14497801
 @dataclass(frozen=True)
@@ -53,6 +53,30 @@ class OtherRewards:
     again: Optional[float] = None # of the first probe, asked once more
     ids: Optional[list[list]] = None # tokens of each probe, where they are known
     template: Optional[str] = None # chat template, where it is known
+
+    def finite(self) -> "OtherRewards":
+        "Return these rewards without those that are not finite, each of which becomes a problem."
+        rewards = []
+        problems = []
+        together = []
+        in_request = iter(self.together or [])
+        for reward, problem in zip(self.rewards, self.problems):
+            shared = next(in_request, None) if reward is not None else None
+            if reward is not None and not math.isfinite(reward):
+                problem = f"the reward is {reward}"
+                reward = None
+            elif reward is not None:
+                together.append(shared)
+            rewards.append(reward)
+            problems.append(problem)
+        given = [reward for reward in self.rewards if reward is not None]
+        return replace(
+            self,
+            rewards=rewards,
+            problems=problems,
+            together=together if self.together else None,
+            again=self.again if given and math.isfinite(given[0]) else None,
+        )
 
 # %% ../nbs/10a_verify_probes.ipynb #805dbbd4
 PLANET = "Which planet of the solar system is the largest?"

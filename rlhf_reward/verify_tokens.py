@@ -11,7 +11,6 @@ __all__ = ['DEFAULT_SYSTEM', 'TEMPLATES', 'SPEAKERS', 'Cause', 'TokenFacts', 'wi
 
 # %% ../nbs/10b_verify_tokens.ipynb #ba3d08ef
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Callable, Optional
 
 from transformers import PreTrainedTokenizerBase

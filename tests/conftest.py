@@ -88,17 +88,31 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
+    gc.enable()
+    gc.set_threshold(20_000, 20, 20)
+    leave_out_what_is_kept()
+    shorten_configs()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    try:
+        return (yield)
+    finally:
+        if nextitem is not None and nextitem.path != item.path:
+            leave_out_what_is_kept()
+
+
+def leave_out_what_is_kept():
     """
-    Tell the garbage collector to leave out what the imports made.
+    Tell the garbage collector to leave out what the imports made and what the files before have kept.
 
     Each run of a Trainer ends with a full collection. Going through the objects of torch and transformers every time
-    took two fifths of the time of the tests that train.
+    took two fifths of the time of the tests that train. One file that keeps all notebooks and their syntax trees made
+    every training after it two to three times as long.
     """
     gc.collect()
     gc.freeze()
-    gc.enable()
-    gc.set_threshold(20_000, 20, 20)
-    shorten_configs()
 
 
 def shorten_configs():

@@ -1,6 +1,8 @@
 """
 Train in several processes and write which rows each process sees in each step: OUT/STEP-RANK.
 
+With several heads, terms that draw dropout again or predict tokens, and the average of the weights as the model.
+
 `note_rows.py BASE grouped|stream|mixture|streams OUT [CHECKPOINT]`; the model of the end is saved in OUT/end. A row of
 a mixture is written with the name of its set.
 """
@@ -34,10 +36,13 @@ trainer = make(
     base,
     out,
     rows,
-    model=RewardModel(base, 0.3, "cpu"),
+    model=RewardModel(base, 0.3, "cpu", heads=3),
     per_device_train_batch_size=4,
     max_steps=6,
     save_strategy="steps",
+    ema_decay=0.8,
+    lm_coefficient=0.1,
+    rdrop_coefficient=0.5,
     **options,
 )
 compute_loss = trainer.compute_loss

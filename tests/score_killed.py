@@ -18,13 +18,12 @@ from rlhf_reward.scoring import Scorer
 KILLS = 20
 
 
-def run(model, data, output, kill_after=None):
+def run(scorer, data, output, kill_after=None):
     "Score in a process of its own, and return whether it was killed."
-    child = os.fork()  # before torch has started any thread
+    child = os.fork()
     if child == 0:
         try:
-            torch.set_num_threads(1)
-            files.score_file(Scorer.from_pretrained(model, device="cpu"), data, output)
+            files.score_file(scorer, data, output)
             os._exit(0)
         except BaseException as error:
             print(type(error).__name__, error, flush=True)
@@ -47,21 +46,23 @@ def state_of(part):
 
 def main(model, data, folder, seed):
     files.ROWS_AT_ONCE = 20
+    torch.set_num_threads(1)  # a fork would lose the others
+    scorer = Scorer.from_pretrained(model, device="cpu")  # once, so that all kills are while it scores
     draw = random.Random(seed)
     undisturbed = Path(folder, "undisturbed.jsonl")
     started = time.perf_counter()
-    run(model, data, str(undisturbed))
+    run(scorer, data, str(undisturbed))
     duration = time.perf_counter() - started
     kills = 0
     finished = 0
     states = set()
     while kills < KILLS:
         output = Path(folder, f"killed-{finished}.jsonl")
-        while kills < KILLS and run(model, data, str(output), draw.uniform(0, duration)):
+        while kills < KILLS and run(scorer, data, str(output), draw.uniform(0, duration)):
             kills += 1
             states.add(state_of(Path(f"{output}.part")))
         if not output.exists():
-            run(model, data, str(output))
+            run(scorer, data, str(output))
         assert output.read_bytes() == undisturbed.read_bytes(), output
         finished += 1
     print(f"{kills} kills, {finished} files equal; seen: {', '.join(sorted(states))}")

@@ -14,7 +14,7 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXTS = ("README.md", "CONTRIBUTING.md")
+TEXTS = ("README.md", "CONTRIBUTING.md", "docs/assets/site.js", "docs/assets/site.css")
 FOLDERS = ("rlhf_reward", "nbs", "tests", "tools", "benchmarks")
 MAX_COLUMNS, MAX_SHOWN_COLUMNS = 120, 100
 MAX_MODULE_LINES, MAX_CLASS_LINES = 400, 200
@@ -32,6 +32,10 @@ WORDS = [
     (r"\bdeviation\b(?<!standard deviation)", "standard deviation"),
     (r"\blearnt\b", "learned"),
     (r"says? nothing", "carries no signal"),
+    (r"says? something|tells? something", "is informative"),
+    (r"told by\b", "shown by / follows from"),
+    (r"to speak of", "useful"),
+    (r"makes? of\b", "the output of / derives from"),
     (r"stands? (twice|for|as|where|in|there)\b", "is / appears"),
     (r"is said\b|are said\b", "is reported"),
     (r"goes? on\b|going on\b|go on\b", "continue"),
@@ -253,7 +257,7 @@ def old_words(path):
                 yield f"{label}:{getattr(node, 'lineno', 1)}: the docstring begins {docstring[:40]!r}"
     if path.suffix == ".ipynb":
         texts += [(f"{path} text", text) for text in markdown_cells(path)]
-    elif path.suffix == ".md":
+    elif path.suffix != ".py":
         texts = [(str(path), read(path))]
     for label, text in texts:
         for pattern, replacement in WORDS if ANY_WORD.search(text) else []:
@@ -282,16 +286,47 @@ def long_stretches(path):
         yield f"{path}: {longest} exported lines without an output, expected at most {MAX_STRETCH}"
 
 
-CHECKS = (wide_lines, nested_comprehensions, named_lambdas, large_parts, private_imports, old_words, long_stretches)
+def unused_imports(path):
+    "Yield each name that a test, tool, benchmark or cell that is not exported imports and that is not used."
+    if path.suffix == ".py" and not {"tests", "tools", "benchmarks"} & folders(path):
+        return  # a module of the library may be where others import a name from
+    imported = {}
+    used = set()
+    importing = [source for source, _, is_exported, _ in code_cells(path) if not is_exported]
+    for label, source in sources(path):
+        for node in nodes(source):
+            if isinstance(node, ast.Name):
+                used.add(node.id)
+            elif isinstance(node, ast.arg):  # a fixture
+                used.add(node.arg)
+            elif isinstance(node, (ast.Import, ast.ImportFrom)) and (path.suffix == ".py" or source in importing):
+                for alias in node.names:
+                    if alias.asname != alias.name:  # `as` the same name: others import it from here
+                        imported[alias.asname or alias.name.partition(".")[0]] = f"{label}:{node.lineno}"
+    for name, place in imported.items():
+        if name not in (*used, "*"):
+            yield f"{place}: imports {name}, which is not used"
+
+
+CHECKS = (
+    wide_lines,
+    nested_comprehensions,
+    named_lambdas,
+    large_parts,
+    private_imports,
+    old_words,
+    long_stretches,
+    unused_imports,
+)
 
 
 def all_files():
-    "Every module, notebook and test of the project, and the texts for its readers."
+    "Every module, notebook, page and test of the project, and the texts for its readers."
     yield from (ROOT / name for name in TEXTS)
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*")):
             skipped = {"runs", ".ipynb_checkpoints", "__pycache__", "results"} & folders(path)
-            if path.suffix in (".py", ".ipynb") and not skipped:
+            if path.suffix in (".py", ".ipynb", ".yaml", ".html") and not skipped:
                 yield path
 
 

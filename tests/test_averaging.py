@@ -21,7 +21,9 @@ from rlhf_reward.adapters import add_adapter, merge_adapter
 from rlhf_reward.averaging import average_checkpoints
 from rlhf_reward.cli import main
 from rlhf_reward.converting import convert
+from rlhf_reward.laplace import fit_laplace
 from rlhf_reward.reward import is_reward_model
+from rlhf_reward.rl import RewardFunction
 from rlhf_reward.scoring import Scorer
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])
@@ -452,6 +454,17 @@ def test_members_of_an_ensemble_are_on_one_scale_or_refused(base, tmp_path):
     assert_close(found, torch.cat([first * 2, (second - 7) * 2 / 3], dim=1), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="expected normalize=False"):
         Scorer(AdapterEnsemble(folders, "cpu"), word_tokenizer()).score(["w4 "], ["w5"], normalize=True)
+    ensemble = AdapterEnsemble(folders, "cpu")
+    with pytest.raises(ValueError, match="is not saved; expected the folders of its members"):
+        ensemble.save_pretrained(tmp_path / "saved", word_tokenizer())
+    with pytest.raises(ValueError, match="expected a reward model with one linear head"):
+        fit_laplace(Scorer(ensemble, word_tokenizer()), ROWS)
+    scorer = Scorer(ensemble, word_tokenizer())
+    scored = scorer.score(["w4 "] * 3, ["w5", "w6 w7", "w8"], uncertainty=True)
+    bounds = [reward.reward - 2 * reward.spread for reward in scored]
+    best = scorer.best_of_n("w4 ", ["w5", "w6 w7", "w8"], pessimism=2.0)
+    assert best.bound == pytest.approx(max(bounds), abs=1e-5) and best.index == bounds.index(max(bounds))
+    assert RewardFunction(scorer, pessimism=2.0)(["w4 "] * 3, ["w5", "w6 w7", "w8"]) == pytest.approx(bounds, abs=1e-5)
     other = save_adapter_part(base, tmp_path / "other", 3, LoraConfig(r=3, target_modules=["q_proj"]))
     unknown = save_adapter_part(base, tmp_path / "unknown", 3, config, None)
     whole = save_part(base, tmp_path / "whole", 1)

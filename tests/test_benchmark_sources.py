@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
+import logging
 import math
 import os
 import random
@@ -25,7 +26,7 @@ import pytest
 
 from rlhf_reward.benchmark_sources import RULE_SOURCES
 from rlhf_reward.benchmarks import BENCHMARKS, REWARDBENCH
-from rlhf_reward.rewardbench_relatives import M_REWARDBENCH
+from rlhf_reward.rewardbench_relatives import M_REWARDBENCH, OTHER_PRIOR_SETS, PRIOR_SETS
 
 VARIABLES = {
     "allenai/reward-bench": "REWARDBENCH",
@@ -190,9 +191,42 @@ def test_ties_by_its_code():
     assert found["Ties"] == pytest.approx(expected)
 
 
-def test_m_rewardbench_by_its_code():
-    counts, mapping = published(clone("m-rewardbench") / "analysis/plot_utils.py", "EXAMPLE_COUNTS", "SUBSET_MAPPING")
+def test_m_rewardbench_by_its_code(tmp_path):
+    file = clone("m-rewardbench") / "analysis/plot_utils.py"
+    counts, mapping, get_scores = published(file, "EXAMPLE_COUNTS", "SUBSET_MAPPING", "get_scores")
     assert M_REWARDBENCH == weights_of(counts, mapping)
+    get_scores.__globals__.update(EXAMPLE_COUNTS=counts, SUBSET_MAPPING=mapping, json=json, logging=logging)
+    pairs, expected = [], []
+    for language in ("deu_Latn", "hin_Deva"):
+        results = {}
+        for number, subset in enumerate(itertools.chain(*mapping.values())):
+            drawn = draw(f"{language} {number}", 6)
+            pairs += [(language, f"{subset}/{index}", *rewards) for index, rewards in enumerate(drawn)]
+            results[subset] = np.mean([chosen > rejected for chosen, rejected in drawn])
+        (tmp_path / language).mkdir()
+        whole = {"model": "m", "chat_template": None, "extra_results": results}
+        (tmp_path / language / "m.json").write_text(json.dumps(whole))
+        [scores] = get_scores(tmp_path / language)
+        expected.append(scores["score"])
+    found = BENCHMARKS["m-rewardbench"].rule(table_of(pairs))
+    assert [found["deu_Latn"], found["hin_Deva"]] == pytest.approx(expected)
+    assert found["score"] == pytest.approx(np.mean(expected)) # `get_leaderboard`, a mean of columns
+
+
+def test_prior_sets_by_their_code():
+    "The sets of the mean are read from the function, which needs tables of the hub; the mean is that of numpy."
+    tree = ast.parse((clone("rewardbench-prior-sets") / "analysis/get_benchmark_results.py").read_text())
+    assigned = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+    [names] = [ast.literal_eval(node.value) for node in assigned if ast.unparse(node.targets[0]) == "pref_columns"]
+    assert any("np.nanmean(pref_data, axis=1)" == ast.unparse(node.value) for node in assigned)
+    assert names == PRIOR_SETS
+    pairs, shares = [], {}
+    for number, name in enumerate([*names, *OTHER_PRIOR_SETS]):
+        drawn = draw(number, 5 + number)
+        pairs += [(name, "", *rewards) for rewards in drawn]
+        shares[name] = np.mean([chosen > rejected for chosen, rejected in drawn])
+    found = BENCHMARKS["rewardbench-prior-sets"].rule(table_of(pairs))
+    assert found == pytest.approx({"score": np.nanmean([shares[name] for name in names]), **shares})
 
 
 def test_rm_bench_by_its_code():

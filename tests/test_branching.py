@@ -11,14 +11,14 @@ import transformers as T
 from architectures import BLOOM, GPT2, GPT_NEO, IDS, LLAMA, VOCAB, save_language_model, word_tokenizer
 from one_at_a_time import alone, rewards_and_gradients
 from programs import run
-from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, Scorer
+from rlhf_reward import RewardModel, Scorer
 from rlhf_reward.adapters import add_adapter, lora_config
 from rlhf_reward.branching import PREFIX, WHOLE, BranchCache, branch_comparisons, group_by_length
 from rlhf_reward.losses import BradleyTerry
 from rlhf_reward.packing import by_comparison, choose_layout, model_inputs, pack_comparisons, pad_comparisons
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.tokens import tokenized_comparison
-from tiny import open_tiny, tokenized
+from tiny import tiny_trainer, tokenized
 
 SMALL = {**LLAMA, "head_dim": 8, "num_hidden_layers": 4}
 DELTA = dict(
@@ -421,22 +421,12 @@ def hybrid(tmp_path_factory):
 
 
 def trained(base, folder, layout, peft_config=None, **options):
-    torch.manual_seed(0)
-    args = RewardConfig(
-        str(folder),
-        layout=layout,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="no",
-        **{"per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "max_steps": 2, **options},
-    )
-    trainer = RewardTrainer(
-        open_tiny(str(base)),
-        args,
+    trainer = tiny_trainer(
+        str(base),
+        folder,
+        {"layout": layout, "logging_steps": 1, "max_steps": 2, **options},
         train_dataset=tokenized(str(base), 80),
         eval_dataset=tokenized(str(base), 30, 1),
-        processing_class=T.AutoTokenizer.from_pretrained(base),
         peft_config=peft_config,
     )
     trainer.train()

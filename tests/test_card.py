@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from rlhf_reward import RewardConfig, RewardModel
 from rlhf_reward.card import draw_curves, model_card
 from rlhf_reward.card_header import base_facts, card_data, eval_results, hardware, show_time, software
+from rlhf_reward.card_notes import add_to_card, form_notes
 from rlhf_reward.held_out import HeldOut
 from rlhf_reward.verdict import verdict_lines
 
@@ -87,6 +88,45 @@ def test_what_is_not_known_is_left_out(tmp_path):
     assert yaml.safe_load(without.split("---")[1])["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.7349
     empty = HeldOut("ratings", {"pairs": 0}, {}, verdict_lines({"pairs": 0}))
     assert eval_results((empty,), 0.5) == [] and "No verdict" in written(tmp_path, held_out=(empty,))
+
+
+def test_what_a_model_is_more_than_one_head_on_the_last_token(tmp_path):
+    notes = {
+        "attributes": {"attribute_weights": {"help|ful": 0.65, "verbosity": -0.4}},
+        "heads": {"heads": 8},
+        "pooling": {"pooling": "attention"},
+        "none": {"heads": 1, "pooling": "last", "attribute_weights": {}},
+    }
+    sentences = {}
+    for name, facts in notes.items():
+        model = SimpleNamespace(config=SimpleNamespace(name_or_path=None), **facts)
+        args = RewardConfig(str(tmp_path), use_cpu=True, report_to="none")
+        card = model_card(model, args, LOG, "my-reward")
+        sentences[name] = form_notes(model)
+        assert all(f"\n\n{sentence}\n\n" in card for sentence in sentences[name])
+    assert {name: len(found) for name, found in sentences.items()} == {
+        "attributes": 1, "heads": 1, "pooling": 1, "none": 0
+    }
+    assert "weights `help\\|ful` 0.65, `verbosity` -0.4." in sentences["attributes"][0]
+    assert "mean of 8 linear heads" in sentences["heads"][0]
+    assert "no other tool opens" in sentences["pooling"][0] and "attention" in sentences["pooling"][0]
+
+
+def test_a_section_of_a_card_is_written_once(tmp_path):
+    add_to_card(tmp_path, "Uncertainty", "no card") # there is none, and none is made
+    assert list(tmp_path.iterdir()) == []
+    page = "---\ntags: [a]\n---\n\n# Größe\n\n## Uncertainty of others\n\ntext\n"
+    file = tmp_path / "README.md"
+    file.write_text(page, encoding="utf-8")
+    for text in (r"first \1", "second", "second"):
+        add_to_card(tmp_path, "Uncertainty", text)
+        add_to_card(tmp_path, "Length calibration", text)
+        assert file.read_text(encoding="utf-8") == (
+            f"{page}\n## Uncertainty\n\n{text}\n\n## Length calibration\n\n{text}\n"
+        )
+    file.write_text(file.read_text(encoding="utf-8") + "\nMy own words.\n", encoding="utf-8")
+    add_to_card(tmp_path, "Length calibration", "third")
+    assert file.read_text(encoding="utf-8").endswith("## Length calibration\n\nthird\n\nMy own words.\n")
 
 
 def test_curves_have_more_than_one_point(tmp_path):

@@ -74,9 +74,9 @@ def test_yaml_values_are_what_they_say(tmp_path):
 
 def test_given_arguments_override_the_recipe(tmp_path):
     config = tmp_path / "config.yaml"
-    config.write_text("num_train_epochs: 2\n")
+    config.write_text("num_train_epochs: 5\n")
     _, args = parse_train([str(config), "--max_length", "32", "--output_dir", str(tmp_path), "--use_cpu"])
-    assert (args.num_train_epochs, args.max_length, args.learning_rate) == (2, 32, 1e-3)
+    assert (args.num_train_epochs, args.max_length, args.learning_rate) == (5, 32, 2e-3)
 
 
 @pytest.mark.parametrize("yaml_text, argv, message", [

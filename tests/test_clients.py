@@ -83,6 +83,10 @@ RERANK = {
             "return_documents": True,
         },
     ),
+    "cohere v1, more results than documents": (
+        "/v1/rerank",
+        {"query": QUERY, "documents": DOCUMENTS, "top_n": 99, "return_documents": True},
+    ),
     # cohere 7.3.1, ClientV2.rerank: v2/raw_client.py
     "cohere v2": ("/v2/rerank", {"model": "rerank-v3.5", "query": QUERY, "documents": DOCUMENTS, "priority": 0}),
     # langchain-cohere 0.6.0, CohereRerank.rerank through ClientV2: what is not given is null
@@ -220,7 +224,7 @@ def test_embeddings_as_verl_and_openai(client, scorer):
         reply = answer(client, "/v1/embeddings", {"model": "/models/reward", "input": value})
         close(reply["data"][-1]["embedding"][-1], expected[-1])
         assert reply["data"][0]["object"] == "embedding" and reply["object"] == "list"
-        body = {"input": value, "model": "tiny", "encoding_format": "base64"}
+        body = {"input": value, "model": "tiny", "encoding_format": "base64", "embed_dtype": "float32"}
         for item, reward in zip(answer(client, "/v1/embeddings", body)["data"], expected, strict=True):
             close(struct.unpack("<f", base64.b64decode(item["embedding"]))[0], reward)
 
@@ -363,6 +367,16 @@ def test_the_command_compares_names(folder, monkeypatch):
         ("/classify", {"input_ids": [3, 9_999]}, ["input_ids", 0]),
         ("/classify", {"text": ["w3", "\ud800"]}, ["text", 1]),
         ("/classify", {"text": "w3", "image_data": "x"}, ["image_data"]),
+        ("/classify", {"text": "w3", "video_data": ["x"]}, ["video_data"]),
+        ("/classify", {"text": "w3", "audio_data": ["x"]}, ["audio_data"]),
+        ("/rerank", {"query": QUERY, "documents": ["w3", {"image": "https://host/bird.png"}]}, ["documents", 1]),
+        ("/rerank", {"query": QUERY, "documents": ["w3"], "top_n": 1.5}, ["top_n"]),
+        ("/rerank", {"query": QUERY, "documents": ["w3"], "texts": ["w3"]}, ["texts"]),
+        ("/v1/embeddings", {"input": [{"text": "w3"}]}, ["input"]),
+        ("/v1/embeddings", {"input": "w3", "encoding_format": "int8"}, ["encoding_format"]),
+        ("/v1/embeddings", {"input": "w3", "encoding_format": "base64", "embed_dtype": "float16"}, ["embed_dtype"]),
+        ("/v1/embeddings", {"input": "w3", "encoding_format": "base64", "endianness": "big"}, ["endianness"]),
+        ("/score", {"queries": "w3", "documents": "w4", "truncate_prompt_tokens": 5}, ["truncate_prompt_tokens"]),
         ("/pooling", {"input": "w3", "task": "token_classify"}, ["task"]),
         ("/pooling", {"input": "w3", "encoding_format": "base64"}, ["encoding_format"]),
         ("/pooling", {}, ["input"]),
@@ -380,7 +394,19 @@ def test_bad_fields_are_named(path, body, field, client):
     expected = ["body", *field]
     found = [problem["loc"][: len(expected)] for problem in refused.json()["detail"]]
     assert expected in found, refused.text
-    assert "form of" not in str(found)
+    assert "form of" not in str(found) and "None" not in refused.text  # which JSON calls null
+
+
+def test_other_rewards_are_refused_where_there_are_none(client):
+    "`normalize` and `pessimism` of /score and /rank, sent to a route without such an option, are not ignored."
+    bodies = [*ROUTES.items(), ("/classify", {"input": "w3"}), ("/rerank", {"query": "w3", "texts": ["w4"]})]
+    for path, body in [*bodies, ("/get_reward", {"query": ["w3"]})]:
+        for option, value in (("normalize", True), ("pessimism", 1.0)):
+            refused = client.post(path, json={**body, option: value})
+            assert refused.status_code == 422, path
+            assert [problem["loc"] for problem in refused.json()["detail"]] == [["body", option]]
+        for value in (None, False):
+            answer(client, path, {**body, "normalize": value, "pessimism": None})
 
 
 def test_limits(scorer):

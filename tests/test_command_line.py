@@ -15,9 +15,12 @@ from transformers import AutoTokenizer
 import rlhf_reward
 from rlhf_reward import RewardModel
 from rlhf_reward.cli import COMMANDS, main, parse_train
+from rlhf_reward.cli.arguments import read_data
 from rlhf_reward.cli.config import GENERAL, options_by_name
 from rlhf_reward.cli.train_command import next_words, prepare_trainer
 from rlhf_reward.cli.train_help import GROUPS, RECIPES, TABLE, options_of_train, train_parser
+from rlhf_reward.columns import column_verdicts
+from rlhf_reward.rows import to_comparison
 from rlhf_reward.synthetic import tiny_decoder
 
 ROOT = Path(__file__).parents[1]
@@ -120,6 +123,10 @@ def test_a_wrong_yaml_file_is_refused(text, problem, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["score", str(tmp_path / "run.yaml"), *least("score")])
     assert problem in capsys.readouterr().err
+    for last in ("--config", "--config="):
+        with pytest.raises(SystemExit):
+            main(["score", *least("score"), last])
+        assert "--config has no value; expected a YAML file" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["score", "a.yaml", "--config", "b.yaml"])
     assert "there is more than one YAML file, a.yaml and --config" in capsys.readouterr().err
@@ -237,6 +244,39 @@ def test_help_is_short_and_whole(capsys, monkeypatch):
             assert f"--{name}" in whole, (command, name)
             assert (re.search(rf"--{name}\b", short) is None) == (name in parser.hidden), (command, name)
         assert len(short.splitlines()) < 80, command
+
+
+def test_commands_that_read_rows_for_a_model_have_one_way_to_tell_what_they_mean(tmp_path):
+    readers = ("calibrate", "laplace", "average", "score", "evaluate")
+    texts = {name: set() for name in ("columns", "verdicts", "form", "on_bad_row")}
+    for command in readers:
+        parser = COMMANDS[command].parser()
+        for name, found in texts.items():
+            action = options_by_name(parser).get(name)
+            if action is not None:
+                text = action.help.replace(" in --data", "").replace("response=output", "chosen=output_1")
+                found.add(text.rstrip(";"))
+        assert parser.hidden <= {action.dest for action in options_by_name(parser).values()}
+    assert {name: len(found) for name, found in texts.items()} == {
+        "columns": 1,
+        "verdicts": 1,
+        "form": 2,  # score writes the rows of a known set as they are
+        "on_bad_row": 2,  # and what it skips
+    }
+    row = {"question": "w3 ", "response_a": "w4", "response_b": "w5"}
+    lines = [{**row, "preference": number} for number in (2, 3)] + [{**row, "response_a": None, "preference": 2}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    meaning = ["--columns", "prompt=question", "--verdicts", "2=a,3=b", "--on_bad_row", "skip"]
+    for command, arguments in (
+        ("evaluate", ["--model", "m", "--output", "o"]),
+        ("laplace", ["--model", "m"]),
+        ("average", ["--model", "m", "n", "--output", "o"]), # reads verdicts too
+    ):
+        parser = COMMANDS[command].parser()
+        values = parser.parse_args([*arguments, "--data", str(file), *meaning])
+        rows = read_data(values, str(file))
+        assert [to_comparison(rows[number], column_verdicts(rows)).ranks for number in (0, 1)] == [(1, 2), (2, 1)]
 
 
 def test_help_of_train_is_that_of_its_parser():

@@ -318,9 +318,14 @@ def test_nothing_is_written_over(tmp_path):
     llama_factory(tmp_path / "model")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/file").touch()
-    with pytest.raises(ValueError, match="expected the name of a new folder"):
+    with pytest.raises(FileExistsError, match="expected the name of a new folder"):
         convert(tmp_path / "model", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
+    (tmp_path / "other.part").mkdir() # of a run that was killed, or that is writing
+    (tmp_path / "other.part/file").touch()
+    with pytest.raises(FileExistsError, match="other.part' exists, which a run is writing now or has left"):
+        convert(tmp_path / "model", tmp_path / "other")
+    assert (tmp_path / "other.part/file").exists()
 
 
 def test_nothing_is_written_if_the_rewards_differ(tmp_path, monkeypatch):

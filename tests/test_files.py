@@ -1,14 +1,17 @@
 "Files that are scored: every form of row, bad rows, and what is left of runs that were interrupted."
+import datetime
 import gzip
 import json
 import math
 import random
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from architectures import save_chat_reward_model
+from datasets import Dataset
 from filelock import FileLock
 from programs import run
 
@@ -308,6 +311,26 @@ def test_an_empty_response_is_one_response(scorer, tmp_path, output):
     score_file(scorer, write(tmp_path / "rows.jsonl", rows), output)
     single, several = read(output)
     assert "rewards" not in single and several["rewards"] == [pytest.approx(single["reward"], abs=1e-5)]
+
+
+def test_values_that_json_lacks(scorer, tmp_path, output):
+    "Dates, durations and decimals are written as text; bytes, which no text is, are refused with their column."
+    row = {"prompt": "w3", "response": " w4"}
+    values = {
+        "at": (datetime.datetime(2024, 2, 29, 1, 2, 3), "2024-02-29T01:02:03"),
+        "on": (datetime.date(2024, 2, 29), "2024-02-29"),
+        "took": (datetime.timedelta(seconds=90), "0:01:30"),
+        "price": (Decimal("1.50"), "1.50"),
+    }
+    data = str(tmp_path / "rows.parquet")
+    Dataset.from_list([{**row, **{name: value for name, (value, _) in values.items()}}]).to_parquet(data)
+    score_file(scorer, data, output)
+    written, = read(output)
+    assert {name: written[name] for name in values} == {name: text for name, (_, text) in values.items()}
+    Dataset.from_list([row | {"blob": None}, row | {"blob": b"x"}]).to_parquet(data)
+    for on_bad_row in ("error", "skip"):
+        with pytest.raises(ValueError, match="Row 2 of .* has bytes in the column 'blob', .*expected text.*Leave"):
+            score_file(scorer, data, f"{output}.{on_bad_row}.jsonl", on_bad_row=on_bad_row)
 
 
 def test_a_reward_that_is_not_finite(scorer, tmp_path, output, monkeypatch):

@@ -63,9 +63,11 @@ def test_the_order_of_trl(base, tmp_path, monkeypatch, caplog, capsys):
 
 def test_names_of_output_folders(model, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
-    folders = [default_config(name).output_dir for name in ("Qwen/Qwen3-0.6B", "models/mine/", ".", model)]
-    assert folders == ["Qwen3-0.6B-Reward", "mine-Reward", "here-Reward", "base-Reward"]
+    names = ("Qwen/Qwen3-0.6B", "models/mine/", ".", model, "../linked")
+    folders = [default_config(name).output_dir for name in names]
+    assert folders == ["Qwen3-0.6B-Reward", "mine-Reward", "here-Reward", "base-Reward", "linked-Reward"]
 
 
 def test_a_list_is_the_table_of_a_file_with_its_rows(tmp_path):

@@ -3,6 +3,7 @@ import copy
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from scipy.optimize import minimize
 from transformers import AutoTokenizer
 
 from architectures import save_language_model
-from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, head_start
-from rlhf_reward.arguments import check_arguments
+from rlhf_reward import RewardConfig, RewardModel, head_start
+from rlhf_reward.arguments import check_arguments, check_sharded
 from rlhf_reward.branching import branch_comparisons
 from rlhf_reward.head_start import fit_head, pooled_states
 from rlhf_reward.losses import LOSSES, BradleyTerry, make_loss
@@ -21,7 +22,7 @@ from rlhf_reward.packing import pack_comparisons, pad_comparisons
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.tokens import tokenized_comparison
 from rlhf_reward.trained_parts import freeze_lower_layers
-from tiny import open_tiny, tokenized
+from tiny import open_tiny, tiny_trainer, tokenized
 
 
 @pytest.fixture(scope="module")
@@ -31,26 +32,10 @@ def base(tmp_path_factory):
 
 
 def make_trainer(base, folder, rows=None, model=None, peft_config=None, **options):
-    torch.manual_seed(0)
-    defaults = {
-        "learning_rate": 1e-3,
-        "per_device_train_batch_size": 8,
-        "max_length": 64,
-        "max_steps": 2,
-        "logging_steps": 1,
-        "lr_scheduler_type": "constant",
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    return RewardTrainer(
-        model or open_tiny(base),
-        RewardConfig(str(folder), **{**defaults, **options}),
-        train_dataset=rows or tokenized(base, 16),
-        processing_class=AutoTokenizer.from_pretrained(base),
-        peft_config=peft_config,
-    )
+    defaults = {"max_length": 64, "max_steps": 2, "logging_steps": 1, "lr_scheduler_type": "constant"}
+    rows = rows or tokenized(base, 16)
+    given = {"model": model, "train_dataset": rows, "peft_config": peft_config}
+    return tiny_trainer(base, folder, {**defaults, **options}, **given)
 
 
 def made(num=24, seed=0, vocab=60, **values):
@@ -142,6 +127,8 @@ def test_a_head_is_fitted_for_every_loss(base, name):
     examples = made()
     model = open_tiny(base)
     loss = make_loss(name)
+    for example in examples[:8] if loss.uses_ties else ():
+        example.update(ranks=[1] * len(example["ranks"]), margins=[])
     before = copy.deepcopy(loss.state_dict())
     fit = fit_head(model, examples, loss, ridge=1e-3)
     assert all(torch.equal(value, before[key]) for key, value in loss.state_dict().items())
@@ -367,6 +354,25 @@ def test_values_that_make_no_sense_are_refused(tmp_path):
         expected = "'random', 'zero' or 'fitted'" if name == "head_start" else "0 or more"
         with pytest.raises(ValueError, match=f"{name} is {value!r}; expected {expected}"):
             check_arguments(replace(args, **{name: value}))
+
+
+def test_what_does_not_go_with_parts_of_weights_is_refused(tmp_path):
+    args = RewardConfig(str(tmp_path), use_cpu=True, report_to="none", head_learning_rate=1e-3, freeze_layers=2)
+    ones = {version: SimpleNamespace(fsdp_version=version, use_orig_params=None) for version in (1, 2)}
+    for plugin in ones.values():
+        plugin.state_dict_type = "FULL_STATE_DICT"
+    for plugin in (None, ones[2], SimpleNamespace(**{**vars(ones[1]), "use_orig_params": True})):
+        check_sharded(args, BradleyTerry(), plugin)
+    cases = [
+        ({}, None, ones[1], "head_learning_rate is 0.001 with FSDP, whose version 1 .*use_orig_params: true, or None"),
+        ({"head_learning_rate": None}, None, ones[1], "freeze_layers is 2 with FSDP, whose version 1 .*or 0"),
+        ({"ema_decay": 0.9}, None, ones[2], "ema_decay is 0.9 with FSDP or DeepSpeed.*rlhf_reward average"),
+        ({"lm_coefficient": 0.1}, None, None, "lm_coefficient is 0.1 with FSDP or DeepSpeed.*expected DDP, or 0"),
+        ({"loss": "rao_kupper"}, make_loss("rao_kupper"), None, "loss is rao_kupper, which learns .*or another loss"),
+    ]
+    for options, loss, plugin, problem in cases:
+        with pytest.raises(ValueError, match=problem):
+            check_sharded(replace(args, **options), loss or BradleyTerry(), plugin)
 
 
 def test_a_head_of_length_stays_random(base, tmp_path, monkeypatch):

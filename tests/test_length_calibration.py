@@ -1,6 +1,7 @@
 "Calibration by length: the local mean against its definition, where it is applied, and where it is refused."
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,8 +125,15 @@ def test_the_command_writes_a_copy_and_says_so(folder, tmp_path, capsys):
     saved = json.loads((output / FILE).read_text())
     assert saved["data"] == str(data) and len(saved["sha256"]) == 64 and saved["responses"] == 60
     assert (output / "model.safetensors").read_bytes() == open(f"{folder}/model.safetensors", "rb").read()
-    with pytest.raises(SystemExit, match="exists already"):
+    with pytest.raises(SystemExit, match="exists; expected the name of a new folder"):
         calibrate(options)
+    Path(folder, "README.md").write_text("# A card")
+    calibrate([*options[:5], folder, *options[6:]]) # in place
+    card = Path(folder, "README.md").read_text()
+    assert card.startswith("# A card\n\n## Length calibration\n\n") and f"60 responses of `{data}`" in card
+    Path(folder, "README.md").unlink()
+    assert json.loads(Path(folder, FILE).read_text()) == saved
+    Path(folder, FILE).unlink()
     again = {**saved, "data": "the rows"}
     other = calibrate_length(Scorer.from_pretrained(folder, "cpu"), ROWS, "the rows")
     assert (other.sha256, other.means) == (again["sha256"], pytest.approx(again["means"])) # of the rows, not their file
@@ -158,5 +166,6 @@ def test_what_cannot_be_calibrated_is_refused(folder, calibrated, tmp_path):
     model.score.weight.data[0, 0] += 0.5
     with pytest.raises(ValueError, match="another reward head.*calibrate again"):
         read_calibration(calibrated, model)
-    with pytest.raises(FileExistsError, match="exists already"):
+    (tmp_path / "mine").touch()
+    with pytest.raises(FileExistsError, match="exists; expected the name of a new folder"):
         save_calibrated(scorer, None, tmp_path, folder)

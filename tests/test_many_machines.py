@@ -2,7 +2,6 @@
 import importlib.util
 import json
 import pickle
-import sys
 
 import pyarrow as pa
 import pytest
@@ -13,6 +12,7 @@ from programs import run
 from rlhf_reward import Scorer
 from rlhf_reward.data import to_responses
 from rlhf_reward.many_machines import BatchScorer
+from rlhf_reward.rule import Rule
 
 
 @pytest.fixture(scope="module")
@@ -92,19 +92,22 @@ def test_options(folder):
         BatchScorer(skipping.scorer)(table)
     with pytest.raises(ValueError, match="does not know the mean"):
         BatchScorer(skipping.scorer, normalize=True)(table.slice(0, 1))
+    by_length = BatchScorer(Rule(lambda prompt, response: len(response)))
+    assert by_length(pa.table({"prompt": ["w3"], "response": [" w45"]}))["reward"].to_pylist() == [4]
 
 
 ON_RAY = """
-import json, sys
+import json, os, sys
+sys.executable = os.environ.get("COLD_PYTHON", sys.executable)  # the processes of Ray import for themselves
 import ray
 from rlhf_reward.many_machines import BatchScorer
 
 folder, rows = sys.argv[1], json.loads(sys.argv[2])
-ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False)
+ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False)
 scored = ray.data.from_items(rows, override_num_blocks=2).map_batches(
     BatchScorer,
     fn_constructor_kwargs={"model": folder, "device": "cpu", "on_bad_row": "skip"},
-    compute=ray.data.ActorPoolStrategy(size=2),
+    compute=ray.data.ActorPoolStrategy(size=1),
     batch_size=4,
     batch_format="pyarrow",
 )
@@ -113,11 +116,10 @@ ray.shutdown()
 """
 
 
-@pytest.mark.process
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
-def test_on_a_local_cluster_of_ray(folder):
+def test_on_a_local_cluster_of_ray(folder, python):
     rows = [{"id": number, **row} for number, row in enumerate(FORMS["messages"])]
-    printed = run(sys.executable, "-c", ON_RAY, folder, json.dumps(rows)).stdout
+    printed = run(python, "-c", ON_RAY, folder, json.dumps(rows)).stdout
     scored = sorted(json.loads(printed.splitlines()[-1]), key=lambda row: row["id"])
     expected = rewards_of(rows, Scorer.from_pretrained(folder, device="cpu"))
     torch.testing.assert_close([row["rewards"] for row in scored], expected, rtol=1e-5, atol=1e-5)

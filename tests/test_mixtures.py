@@ -1,11 +1,15 @@
 "Several sets as one: what is drawn, in which order, what each row means there, and runs on them."
+import datetime
 import json
 import random
 import re
 from dataclasses import replace
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -20,6 +24,7 @@ from rlhf_reward.cli.train_data import training_sets
 from rlhf_reward.columns import column_verdicts
 from rlhf_reward.evaluation import evaluate
 from rlhf_reward.loading import hold_out
+from rlhf_reward.mixed_rows import NotKept, from_json, own_row, to_json
 from rlhf_reward.mixtures import drawn_rows, mix_rows
 from rlhf_reward.packing import pack_comparisons
 from rlhf_reward.rows import read_row, to_comparison
@@ -215,6 +220,51 @@ def test_numbers_that_are_none_stay_errors_in_a_mixture():
         read_row(mix_rows({"rated": rated})[0], 1)
     text = Dataset.from_list([{"prompt": "5", "chosen": "6", "rejected": "null"}])
     assert read_row(mix_rows({"text": text})[0], 1).responses == ("6", "null")
+
+
+def test_values_that_json_lacks_are_the_same_in_a_mixture(tmp_path):
+    "Each value is kept with its type, so that a row is read as in its set."
+    zone = datetime.timezone(datetime.timedelta(hours=2))
+    values = {
+        "day": datetime.date(2024, 2, 29),
+        "at": datetime.datetime(2024, 2, 29, 23, 59, 59, 999999),
+        "at_zone": datetime.datetime(1, 1, 1, tzinfo=zone),
+        "time": datetime.time(1, 2, 3, 4),
+        "took": datetime.timedelta(days=-3, microseconds=7),
+        "rating": Decimal("4.50"),
+        "bytes": b"\x00\xff",
+        "nanoseconds": pd.Timestamp("2024-02-29T01:02:03.123456789"),
+        "nested": [{"on": datetime.date(1999, 1, 1), "rlhf_reward.kept": ["date", "no"]}, [Decimal("NaN")]],
+        "text": '{"rlhf_reward.kept": ["bytes", "AA=="]}',
+        "numbers": [1, 0.1, True, None, -0.0],
+    }
+    read = from_json(to_json(values))
+    assert repr(read) == repr(values)
+    arrays = from_json(to_json({"a": np.float32(0.5), "b": np.arange(3), "c": np.int64(2 ** 62), "d": np.bool_(True)}))
+    assert repr(arrays) == repr({"a": 0.5, "b": [0, 1, 2], "c": 2 ** 62, "d": True})
+    once = from_json(to_json({"picture": object(), "set": {1}}))
+    assert once == {"picture": NotKept("object"), "set": NotKept("set")} == from_json(to_json(once))
+    # of tables and streams, each row reads as it does alone: the same comparison, or the same error
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    rated = {"prompt": "p", "responses": ["a", "b"]}
+    for row in (
+        {**pair, "created": datetime.datetime(2024, 1, 1), "day": datetime.date(2024, 1, 1), "blob": b"x"},
+        {**rated, "scores": [Decimal("1.5"), Decimal("0.25")]},
+        {**pair, "weight": Decimal("0.5")},
+        {**pair, "prompt": b"bytes"},
+        {**pair, "chosen": datetime.date(2024, 1, 1)},
+    ):
+        table = Dataset.from_list([row])
+        for rows in (table, table.to_iterable_dataset()):
+            mixed = next(iter(mix_rows({"one": rows, "two": rows})))
+            results = []
+            for own in (table[0], mixed):
+                try:
+                    results.append(replace(read_row(own, 1, "one"), source=None))
+                except ValueError as error:
+                    results.append(str(error))
+            assert results[0] == results[1]
+            assert repr(own_row(mixed, 1)[0]) == repr(table[0])
 
 
 # ----- messages

@@ -20,6 +20,7 @@ from rlhf_reward.packing import (
     attention_mask,
     best_fit,
     by_comparison,
+    check_padding,
     choose_collator,
     choose_layout,
     model_inputs,
@@ -28,7 +29,7 @@ from rlhf_reward.packing import (
     pad_comparisons,
 )
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
-from tiny import open_tiny, tokenized
+from tiny import open_tiny, tiny_trainer, tokenized
 
 
 def example(prefix, rests, ranks=None):
@@ -299,6 +300,18 @@ def test_half_precision_keeps_rewards_in_float32_and_differs_by_its_rounding(how
     assert (packed - plain).abs().max() <= 2 * rounding
 
 
+def test_a_model_trained_in_mixed_precision_is_compared_by_its_rounding(tmp_path):
+    "accelerate lets its `forward` compute in bfloat16 also where no autocast is enabled, as in a Scorer of it."
+    base = tiny_decoder(tmp_path / "base", synthetic_texts())
+    rows = tokenized(base, 40)
+    args = RewardConfig(str(tmp_path / "out"), max_steps=1, bf16=True, use_cpu=True, save_strategy="no")
+    trainer = RewardTrainer(open_tiny(base), args, train_dataset=rows)
+    trainer.train()
+    model = trainer.unwrapped_model()
+    assert choose_layout(model, list(rows.select(range(6)))).difference is None
+    check_padding(model, list(rows.select(range(6))))
+
+
 def test_rows_hold_every_comparison_once_and_are_full():
     draw = random.Random(0)
     lengths = [draw.randint(20, 600) for _ in range(64)]
@@ -365,24 +378,8 @@ def base(tmp_path_factory):
 
 
 def trained(base, folder, layout, rows=None, **options):
-    torch.manual_seed(0)
-    args = RewardConfig(
-        str(folder),
-        layout=layout,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="no",
-        **{"per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "max_steps": 20, **options},
-    )
-    tokenizer = T.PreTrainedTokenizerFast.from_pretrained(base)
-    trainer = RewardTrainer(
-        open_tiny(base),
-        args,
-        train_dataset=rows or tokenized(base, 160),
-        eval_dataset=tokenized(base, 30, 1),
-        processing_class=tokenizer,
-    )
+    given = {"train_dataset": rows or tokenized(base, 160), "eval_dataset": tokenized(base, 30, 1)}
+    trainer = tiny_trainer(base, folder, {"layout": layout, "logging_steps": 1, "max_steps": 20, **options}, **given)
     trainer.train()
     return trainer
 

@@ -16,10 +16,11 @@ from transformers import AutoModelForSequenceClassification
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, tokenize_rows
 from rlhf_reward.adapters import lora_config
 from rlhf_reward.branching import branch_comparisons
+from rlhf_reward.converting import convert
 from rlhf_reward.encoding import encode, render
 from rlhf_reward.packing import model_inputs, pack_comparisons, pad_comparisons
 from rlhf_reward.pooling import RESPONSE_POOLINGS, ResponsePooling
-from rlhf_reward.response_tokens import num_marked, rendered_prompts, response_starts
+from rlhf_reward.response_tokens import rendered_prompts, response_starts
 from rlhf_reward.reward import is_reward_model
 from rlhf_reward.rl import RewardFunction
 from rlhf_reward.rows import to_comparison, to_responses
@@ -314,6 +315,11 @@ def test_training_keeps_the_pooling(bases, tmp_path, pooling, adapter):
         assert not torch.equal(model.response_pooling.query, before["response_pooling.query"])
         with pytest.raises((RuntimeError, ValueError), match="score"):
             peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1)
+        convert(tmp_path, tmp_path / "merged")
+        merged = Scorer.from_pretrained(tmp_path / "merged", "cpu")
+        texts = ["w3 w4", "w5"], [" w5 w6", " w7"]
+        assert merged.score(*texts) == pytest.approx(scorer.score(*texts), abs=1e-5)
+        assert merged.model.pooling == pooling and not hasattr(merged.model.backbone, "peft_config")
 
 
 def test_rows_that_were_tokenized_without_starts_are_refused(bases, tmp_path):

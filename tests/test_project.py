@@ -172,6 +172,18 @@ def test_every_public_name_of_the_first_release_is_where_it_was(module):
     assert [name for name in PUBLIC_NAMES[module] if not hasattr(loaded, name)] == []
 
 
+def test_no_text_of_an_error_is_parsed():
+    "Errors have fields for those that handle them. Only that of torch, when a disk is full, has nothing but its text."
+    text = r"str\((error|exception|problem)\)"
+    parsed = re.compile(rf" in {text}|{text}\.(startswith|endswith|find|index|partition)|\b(error|exception)\.args\b")
+    found = []
+    for path in modules():
+        for line in path.read_text().splitlines():
+            if parsed.search(line) and not line.lstrip().startswith("is_of_torch = "):
+                found.append(f"{path.name}: {line.strip()}")
+    assert not found
+
+
 def test_no_import_goes_in_a_circle():
     "Counts the imports that run when a module is imported; those inside functions are free."
     imported = style.imported_modules(modules())
@@ -226,8 +238,18 @@ def shown():
         "private_imports": 1,
         "old_words": 3,
         "long_stretches": 0,
+        "unused_imports": 0,
     }
+    for name in ("settings.yaml", "page.html", "page.js"):  # a text, all of it
+        (module.parent / name).write_text(f"# found 3; {old_word} 4\n")
+        assert len(list(style.old_words(module.parent / name))) == 1
     test = root / "tests/test_module.py"
     test.parent.mkdir()
     test.write_text("from rlhf_reward.data import _private\n")
     assert list(style.private_imports(test)) == []  # tests may look inside
+    imports = "import os.path as path\nimport re, sys\nfrom fixtures import base\n\ndef test(base):\n    sys.exit()\n"
+    test = test.with_name("test_other.py")
+    test.write_text(imports)
+    assert [line.split(": ")[1] for line in style.unused_imports(test)] == [
+        "imports path, which is not used", "imports re, which is not used"
+    ]

@@ -7,20 +7,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from peft import LoraConfig
 from safetensors import safe_open
 from torch.distributions import Bernoulli, kl_divergence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from architectures import save_language_model, word_tokenizer
-from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
+from rlhf_reward import RewardConfig, RewardModel
+from rlhf_reward.adapters import add_adapter, merge_adapter
 from rlhf_reward.head_start import pooled_states
 from rlhf_reward.language_loss import LanguageLoss, check_can_learn_language, predictions
 from rlhf_reward.losses import Binary, BradleyTerry, Regression
 from rlhf_reward.packing import by_comparison, model_inputs, pack_comparisons, pad_comparisons
 from rlhf_reward.regularizers import check_regularizers, symmetric_divergence
+from rlhf_reward.sampling import filler_comparison
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.tokens import tokenize_rows, tokenized_comparison, whole_sequences
-from tiny import open_tiny
+from tiny import open_tiny, tiny_trainer
 
 
 @pytest.fixture(scope="module")
@@ -40,27 +43,17 @@ def tokenized_rows(base):
 
 
 def make_trainer(base, folder, dropout=0.0, rows=None, **options):
-    torch.manual_seed(0)
     defaults = {
         "learning_rate": 1.0,
         "optim": "sgd",
         "max_grad_norm": 0.0,
         "lr_scheduler_type": "constant",
-        "per_device_train_batch_size": 8,
         "max_length": 64,
         "max_steps": 1,
-        "save_strategy": "no",
         "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
     }
-    return RewardTrainer(
-        open_tiny(base, dropout),
-        RewardConfig(str(folder), **{**defaults, **options}),
-        train_dataset=rows or tokenized_rows(base),
-        processing_class=AutoTokenizer.from_pretrained(base),
-    )
+    rows = rows or tokenized_rows(base)
+    return tiny_trainer(base, folder, {**defaults, **options}, model=open_tiny(base, dropout), train_dataset=rows)
 
 
 def step(trainer):
@@ -231,6 +224,29 @@ def test_the_language_model_learns_as_in_transformers(family, options, tmp_path)
         assert model.score.weight.grad is None and not model.backbone._forward_hooks
 
 
+def test_an_adapter_learns_language_with_the_vocabulary_head_of_its_base(tmp_path):
+    "The loss is that of the language model with the adapter merged, and only the adapter has gradients."
+    for number, options in enumerate(({}, {"tie_word_embeddings": True})):
+        folder = save_language_model("llama", tmp_path / f"{number}", **options)
+        examples = [tokenized_comparison([5, 6, 7], [[8, 9, 10], [11]], ranks=[1, 2], response_starts=[3, 3])]
+        model = RewardModel(folder, 0.0, "cpu", pooling="mean", heads=2)
+        add_adapter(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+        language = LanguageLoss(model)
+        batch = pack_comparisons(examples)
+        model(**model_inputs(batch, model))
+        loss = language(batch).sum()
+        loss.backward()
+        language.close()
+        trained = {name for name, weight in model.named_parameters() if weight.grad is not None}
+        assert trained and all("lora" in name for name in trained)
+        merge_adapter(model)
+        merged = AutoModelForCausalLM.from_pretrained(folder)
+        merged.base_model.load_state_dict(model.backbone.state_dict())
+        ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+        expected = merged(ids, labels=ids.where(ids > 7, -100)).loss
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_tokens_to_predict():
     "Ties for the best, a response without tokens of its own, no prefix, and comparisons that share a row."
     examples = [
@@ -240,7 +256,12 @@ def test_tokens_to_predict():
         tokenized_comparison([17, 18], [[19], [20, 21]], ranks=[2, 1]),
     ]
     expected = {(6, 7, 0), (7, 8, 0), (6, 10, 0), (13, 14, 2), (14, 15, 2), (18, 20, 3), (20, 21, 3)}
-    for batch in (pad_comparisons(examples), pack_comparisons(examples), pack_comparisons(examples, math.inf)):
+    filled = [*examples, filler_comparison(), filler_comparison()] # the last step of several processes
+    batches = [pad_comparisons(examples), pack_comparisons(examples), pack_comparisons(examples, math.inf)]
+    batches += [pad_comparisons(filled), pack_comparisons(filled), pack_comparisons(filled, math.inf)]
+    batches.append(pack_comparisons(examples, length_limits=frozenset({3}))) # two prefixes are written twice
+    assert (batches[-1]["response_ids"] == 0).sum() < (batches[1]["response_ids"] == 0).sum()
+    for batch in batches:
         found = predictions(batch)
         before = batch["input_ids"][found.rows, found.positions]
         triples = list(zip(before.tolist(), found.tokens.tolist(), found.comparisons.tolist()))
@@ -250,7 +271,11 @@ def test_tokens_to_predict():
 def test_the_vocabulary_head_is_not_saved(base, tmp_path):
     "Trained with every term: the same step in any micro-batches, and a checkpoint like any other."
     options = {"lm_coefficient": 0.5, "sum_to_zero_coefficient": 1.0}
-    one, loss = step(make_trainer(base, tmp_path / "one", **options))
+    trainer = make_trainer(base, tmp_path / "one", **options)
+    passes = []
+    trainer.model.backbone.register_forward_hook(lambda backbone, *_: passes.append(backbone.training))
+    one, loss = step(trainer)
+    assert passes.count(True) == 1 # rewards and predictions are of one pass
     trainer = make_trainer(
         base, tmp_path / "two", per_device_train_batch_size=4, gradient_accumulation_steps=2, **options
     )

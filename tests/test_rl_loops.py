@@ -1,14 +1,20 @@
-"Rewards in verl and OpenRLHF: with their own code where they are installed, and a copy of its loading."
+"""
+Rewards in verl and OpenRLHF: with their own code where it is at hand, and a copy of its loading.
+
+Their code is that of the installed packages, or of clones: `VERL=verl OPENRLHF=OpenRLHF pytest tests/test_rl_loops.py`.
+Only the files that load a function are run, with stubs for what they import, so nothing of either has to be installed.
+"""
 import asyncio
 import functools
 import importlib
 import importlib.util
 import inspect
 import logging
+import os
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,6 +85,26 @@ def test_on_error(scorer):
             make(model=scorer, on_error="none")
 
 
+def add_stubs(monkeypatch, modules):
+    "Add modules to those that are imported already, with the packages that they are in."
+    for name, contents in modules.items():
+        parts = name.split(".")
+        for count in range(1, len(parts) + 1):
+            module = ModuleType(".".join(parts[:count]))
+            module.__path__ = []
+            if module.__name__ not in sys.modules:
+                monkeypatch.setitem(sys.modules, module.__name__, module)
+        vars(sys.modules[name]).update(contents)
+
+
+def run_file(name, path):
+    "Return a module from its file, without the package that it is in."
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 # ----- OpenRLHF
 
 class CopiedExecutor:
@@ -100,14 +126,17 @@ class CopiedExecutor:
 def their_executor(monkeypatch):
     "Load the file alone, as OpenRLHF's own tests do: the package needs a GPU."
     package = importlib.util.find_spec("openrlhf")
-    if package is None:
-        pytest.skip("OpenRLHF is not installed")
-    monkeypatch.setitem(sys.modules, "openrlhf.utils.logging_utils", SimpleNamespace(init_logger=logging.getLogger))
-    path = Path(package.submodule_search_locations[0]) / "utils" / "agent.py"
-    spec = importlib.util.spec_from_file_location("openrlhf_agent", path)
-    agent = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(agent)
-    return agent.SingleTurnAgentExecutor
+    if package:
+        folder = Path(package.submodule_search_locations[0])
+    elif "OPENRLHF" in os.environ:
+        folder = Path(os.environ["OPENRLHF"]) / "openrlhf"
+    else:
+        pytest.skip("OpenRLHF is not installed, and OPENRLHF names no clone")
+    stubs = {"openrlhf.utils.logging_utils": {"init_logger": logging.getLogger}}
+    if importlib.util.find_spec("aiohttp") is None:
+        stubs["aiohttp"] = {}
+    add_stubs(monkeypatch, stubs)
+    return run_file("openrlhf_agent", folder / "utils" / "agent.py").SingleTurnAgentExecutor
 
 
 @pytest.mark.parametrize("kind", ["a copy", "OpenRLHF"])
@@ -168,11 +197,32 @@ def their_manager(reward, tokenizer):
 
 
 def their_reward_module():
-    return pytest.importorskip("verl.trainer.ppo.reward", reason="verl is not installed")
+    return pytest.importorskip("verl.trainer.ppo.reward", reason="verl is not installed, and VERL names no clone")
+
+
+@pytest.fixture
+def verl_clone(monkeypatch):
+    "verl's files that load a reward function or manager, if VERL names a clone."
+    if "VERL" in os.environ:
+        add_stubs(monkeypatch, {
+            "verl": {"DataProto": Copied},
+            "verl.utils.reward_score": {"get_default_compute_score": lambda name: print},
+        })
+        for name in ("verl.utils.import_utils", "verl.trainer.ppo.reward"):
+            module = run_file(name, Path(os.environ["VERL"], *name.split(".")).with_suffix(".py"))
+            add_stubs(monkeypatch, {name: vars(module)})
+
+
+class Config(dict):
+    "A dict whose values are attributes, too."
+    __getattr__ = dict.get
 
 
 def omega(config):
-    return importlib.import_module("omegaconf").OmegaConf.create(config)
+    "A config of verl; of dicts where OmegaConf is not installed."
+    if importlib.util.find_spec("omegaconf"):
+        return importlib.import_module("omegaconf").OmegaConf.create(config)
+    return Config({name: omega(value) if isinstance(value, dict) else value for name, value in config.items()})
 
 
 MANAGER = {
@@ -186,7 +236,7 @@ MANAGER = {
 
 
 @pytest.mark.parametrize("load", [copied_function, their_function])
-def test_the_function_of_verl(load, folder, scorer):
+def test_the_function_of_verl(load, folder, scorer, verl_clone):
     reward = {
         "custom_reward_function": {
             "path": "pkg://rlhf_reward.rl_loops",
@@ -250,11 +300,13 @@ class Copied:
 
 def their_data(batch, others):
     verl = pytest.importorskip("verl", reason="verl is not installed")
+    if verl.DataProto is Copied: # of a clone, of which only the loading is run
+        return Copied(batch, others)
     return verl.DataProto.from_dict(tensors=batch, non_tensors=others)
 
 
 @pytest.mark.parametrize("load, make", [(copied_manager, Copied), (their_manager, their_data)])
-def test_the_manager_of_verl(load, make, folder, scorer):
+def test_the_manager_of_verl(load, make, folder, scorer, verl_clone):
     tokenizer = scorer.tokenizer
     options = {"model": folder, "device": "cpu", "on_error": -5}
     manager = load({**MANAGER, "reward_kwargs": options}, tokenizer)

@@ -778,7 +778,12 @@ def distributed(python, script, *arguments):
 
 
 def saved_weights(folder):
-    return load_file(folder / "model.safetensors")
+    "All weights, and those of several heads with their levels."
+    weights = load_file(folder / "model.safetensors")
+    heads = folder / "uncertainty/heads.safetensors"
+    for name, value in load_file(heads).items() if heads.is_file() else ():
+        weights[f"heads.{name}"] = value
+    return weights
 
 
 INTERRUPTED = [
@@ -828,7 +833,7 @@ def test_killed_at_any_moment_and_resumed_is_the_same_run(base, tmp_path, python
 
 # Several processes
 
-EPOCHS = ["--num_train_epochs", "2", "--eval_strategy", "epoch", "--save_strategy", "epoch"]
+EPOCHS = ["--num_train_epochs", "2", "--eval_strategy", "epoch", "--save_strategy", "epoch", "--heads", "3"]
 
 
 @pytest.fixture(scope="module")
@@ -860,7 +865,7 @@ def history(folder):
 @pytest.mark.parametrize("how", ["ddp", "fsdp2", "deepspeed_zero3"])
 def test_two_processes_are_one(base, tmp_path, python, one_process, how):
     """
-    The last step has 5 comparisons, and the second process of it one. K and weights differ.
+    The last step has 5 comparisons, and the second process of it one. K and weights differ. With several heads.
 
     With the configs that ship.
     """
@@ -885,6 +890,7 @@ def test_two_processes_are_one(base, tmp_path, python, one_process, how):
     assert how != "fsdp2" or printed.count("sharded: True") == 2
     one = saved_weights(one_process / "one")
     two = saved_weights(tmp_path / "two")
+    assert one["heads.weight"].shape[0] == 3 and one["heads.levels"].abs().min() > 0
     assert largest_change(one, RewardModel(base, device="cpu").state_dict()) > 1e-3
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-5, msg=name)
@@ -901,29 +907,41 @@ def test_two_processes_are_one(base, tmp_path, python, one_process, how):
     assert_same_tensors(saved_weights(tmp_path / "resumed"), two)
 
 
-def test_two_processes_start_and_regularize_as_one(base, tmp_path, python):
-    "FSDP2: a fitted head with its own rate, a frozen layer, rewards that sum to zero over two micro-batches."
+OF_ONE_KIND = { # what only one of them has
+    "fsdp2": {"freeze_layers": 1, "pooling": "attention"},
+    "ddp": {"lm_coefficient": 0.5, "ema_decay": 0.8},
+}
+
+
+@pytest.mark.parametrize("how", OF_ONE_KIND)
+def test_two_processes_start_and_regularize_as_one(base, tmp_path, python, how):
+    "Fitted heads with their own rate, and rewards that sum to zero over two micro-batches."
     rows = ragged(21)
     rows.to_json(tmp_path / "rows.jsonl")
     options = {
         "head_start": "fitted",
         "head_learning_rate": 1e-2,
-        "freeze_layers": 1,
         "sum_to_zero_coefficient": 2.0,
         "gradient_accumulation_steps": 2,
         "max_steps": 3,
         "learning_rate": 1e-3,
         "max_length": 64,
         "save_strategy": "no",
+        **OF_ONE_KIND[how],
     }
-    config = config_of_two_processes("fsdp2", tmp_path / "config.yaml", mixed_precision="no")
     arguments = command(base, tmp_path / "rows.jsonl", tmp_path / "two", "--per_device_train_batch_size", "2")
     for name, value in options.items():
         arguments += [f"--{name}", str(value)]
-    assert accelerate(python, config, [FSDP_ON_CPU], *arguments).stdout.count("sharded: True") == 2
+    arguments += ["--heads", "3"]
+    if how == "ddp":
+        distributed(python, CLI, *arguments)
+    else:
+        config = config_of_two_processes("fsdp2", tmp_path / "config.yaml", mixed_precision="no")
+        assert accelerate(python, config, [FSDP_ON_CPU], *arguments).stdout.count("sharded: True") == 2
+    pooling = options.pop("pooling", None)
     args = RewardConfig(str(tmp_path / "one"), per_device_train_batch_size=4, logging_steps=1, **QUIET, **options)
-    model, tokenizer = RewardModel(base, 0.0, "cpu"), AutoTokenizer.from_pretrained(base)
-    trainer = RewardTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+    model = RewardModel(base, 0.0, "cpu", pooling=pooling, heads=3)
+    trainer = RewardTrainer(model, args, train_dataset=rows, processing_class=AutoTokenizer.from_pretrained(base))
     trainer.train()
     trainer.save_model()
     one, two = saved_weights(tmp_path / "one"), saved_weights(tmp_path / "two")
@@ -935,7 +953,7 @@ def largest_change(trained, start):
     "How far the weights moved that have gradients in every step."
     changes = []
     for name, tensor in trained.items():
-        if "embed" not in name and name != "score.weight":
+        if "embed" not in name and name != "score.weight" and not name.startswith("heads."):
             before = start[name.replace("model.", "backbone.", 1) if name.startswith("model.") else name]
             changes.append((tensor - before).abs().max())
     return max(changes)

@@ -15,6 +15,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tqdm.auto import tqdm
 
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
 from rlhf_reward.encoding import encode
@@ -169,6 +170,16 @@ def test_batches_keep_to_the_budget_and_share_prompts(scorer):
     for batch in scorer._batches(groups.values()):
         longest = max(len(sequence) for _, (sequence,) in batch)
         assert longest * len(batch) <= 60 or len(batch) == 1
+
+
+def test_the_environment_can_hide_progress_bars(scorer, monkeypatch):
+    "tqdm reads TQDM_DISABLE only where `disable` is not given."
+    bars = []
+    for module in ("rlhf_reward.engine.tqdm", "rlhf_reward.evaluation.tqdm"):
+        monkeypatch.setattr(module, lambda *rows, **options: bars.append(options) or tqdm(*rows, **options))
+    rows = [{"prompt": "w3", "chosen": " w4", "rejected": " w5", "source": "one"}] * 2
+    evaluate(scorer, rows)
+    assert {bar["desc"] for bar in bars} == {"Scoring", "Sources"} and not any("disable" in bar for bar in bars)
 
 
 def computed_tokens(batch):
@@ -830,7 +841,7 @@ def test_tokens_that_the_model_does_not_have(reward_models):
     tokenizer = word_tokenizer()
     tokenizer.add_tokens(["<tool>"])
     scorer = Scorer(RewardModel.from_pretrained(reward_models(), 0.0, "cpu"), tokenizer)
-    expected = "has the token id 64; the model has the ids 0 to 63. Expected the tokenizer of the model"
+    expected = "cannot be scored: it has the token id 64; the model has the ids 0 to 63. Expected the tokenizer of the"
     with pytest.raises(ValueError, match=expected):
         scorer.score(["w3"], [" w4 <tool>"])
 

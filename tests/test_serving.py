@@ -274,10 +274,10 @@ def test_classify_takes_what_clients_of_vllm_send_by_default(client, scorer):
     "field, value, expected",
     [
         ("truncate_prompt_tokens", 3, "Input should be -1"),
-        ("chat_template", "{{ messages }}", "Input should be None"),
-        ("documents", [{"title": "w3"}], "Input should be None"),
-        ("tools", [{"type": "function"}], "Input should be None"),
-        ("mm_processor_kwargs", {"size": 1}, "Input should be None"),
+        ("chat_template", "{{ messages }}", "expected null, or no such field"),
+        ("documents", [{"title": "w3"}], "expected null, or no such field"),
+        ("tools", [{"type": "function"}], "expected null, or no such field"),
+        ("mm_processor_kwargs", {"size": 1}, "expected null, or no such field"),
         ("add_generation_prompt", True, "Input should be False"),
         ("continue_final_message", True, "Input should be False"),
     ],
@@ -288,7 +288,7 @@ def test_classify_refuses_what_would_change_the_reward(field, value, expected, s
     answer = client.post("/classify", json={"messages": messages, field: value})
     assert answer.status_code == 422
     (problem,) = answer.json()["detail"]
-    assert problem["loc"] == ["body", field] and problem["msg"] == expected
+    assert problem["loc"] == ["body", field] and expected in problem["msg"]
 
 
 def test_tools_and_template_arguments(client, scorer):
@@ -898,6 +898,40 @@ def server(folder, python):
         server.end()
 
 
+@pytest.fixture(scope="module")
+def late_heads(server):
+    "The seconds after which three connections ended, whose heads do not arrive; other tests run meanwhile."
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        yield pool.submit(wait_for_the_end, [server.connect() for _ in range(3)])
+
+
+def wait_for_the_end(connections):
+    "Send nothing on the first, some bytes of a head on the second, a request and some bytes of another on the third."
+    connections[2].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert connections[2].recv(5000).startswith(b"HTTP/1.1 200")
+    started = time.perf_counter()
+    ended = {}
+    while len(ended) < 3 and time.perf_counter() - started < 30:
+        for number, connection in enumerate(connections):
+            if number in ended:
+                continue
+            with contextlib.suppress(BlockingIOError):
+                try:
+                    if number:
+                        connection.sendall(b"G" if number == 1 else b"H")
+                    connection.setblocking(False)
+                    if not connection.recv(100):
+                        ended[number] = time.perf_counter() - started
+                    connection.setblocking(True)
+                except (ConnectionError, BrokenPipeError):
+                    ended[number] = time.perf_counter() - started
+            connection.setblocking(True)
+        time.sleep(0.25)
+    for connection in connections:
+        connection.close()
+    return ended
+
+
 def request(body, length=None):
     body = json.dumps(body).encode()
     length = len(body) if length is None else length
@@ -915,6 +949,7 @@ def request(body, length=None):
 ONE = {"prompts": ["w3"], "responses": [" w4 w5"]}
 
 
+@pytest.mark.usefixtures("late_heads")
 def test_clients_that_go(server, scorer):
     beginnings = (
         b"POST /score",
@@ -1251,33 +1286,10 @@ def test_a_message_that_is_repeated_is_logged_once_in_some_seconds():
     assert repeats.filter(later) and "(999 more like this in the last" in later.msg
 
 
-def test_a_head_that_does_not_arrive_is_not_awaited(server):
-    "Also one that arrives byte by byte, and the second one of a connection."
-    first = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    connections = [server.connect() for _ in range(3)]
-    connections[2].sendall(first)
-    assert connections[2].recv(5000).startswith(b"HTTP/1.1 200")
-    started = time.perf_counter()
-    ended = {}
-    while len(ended) < 3 and time.perf_counter() - started < 25:
-        for number, connection in enumerate(connections):
-            if number in ended:
-                continue
-            with contextlib.suppress(BlockingIOError):
-                try:
-                    if number:
-                        connection.sendall(b"G" if number == 1 else b"H")
-                    connection.setblocking(False)
-                    if not connection.recv(100):
-                        ended[number] = time.perf_counter() - started
-                    connection.setblocking(True)
-                except (ConnectionError, BrokenPipeError):
-                    ended[number] = time.perf_counter() - started
-            connection.setblocking(True)
-        time.sleep(0.25)
-    assert set(ended) == {0, 1, 2} and max(ended.values()) < 15
-    for connection in connections:
-        connection.close()
+def test_a_head_that_does_not_arrive_is_not_awaited(late_heads):
+    "Also one that arrives byte by byte, and the second one of a connection. The server waits for ten seconds."
+    ended = late_heads.result()
+    assert set(ended) == {0, 1, 2} and max(ended.values()) < 25
 
 
 def test_a_body_in_tiny_chunks(server, scorer):

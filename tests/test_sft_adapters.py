@@ -11,7 +11,7 @@ from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_mo
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, BitsAndBytesConfig
 
-from architectures import ENCODERS, save_language_model, word_tokenizer
+from architectures import save_language_model, word_tokenizer
 from rlhf_reward import RewardModel
 from rlhf_reward.adapters import add_adapter, lora_config
 from rlhf_reward.cli import train

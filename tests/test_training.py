@@ -27,7 +27,7 @@ from rlhf_reward.metrics import pair_metrics
 from rlhf_reward.packing import by_comparison, pad_comparisons
 from rlhf_reward.synthetic import RECIPE, synthetic_comparisons, synthetic_texts, tiny_decoder
 from rlhf_reward.tokens import whole_sequences
-from tiny import open_tiny, tokenized
+from tiny import open_tiny, tiny_trainer, tokenized
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +36,14 @@ def base(tmp_path_factory):
 
 
 def make_trainer(base, folder, train_rows=None, eval_rows=None, dropout=0.0, tokenizer=None, **options):
-    torch.manual_seed(0)
-    defaults = {
-        "learning_rate": 1e-3,
-        "per_device_train_batch_size": 8,
-        "max_length": 64,
-        "logging_strategy": "no",
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    return RewardTrainer(
-        open_tiny(base, dropout),
-        RewardConfig(str(folder), **{**defaults, **options}),
-        train_dataset=train_rows or tokenized(base, 40),
+    return tiny_trainer(
+        base,
+        folder,
+        {"max_length": 64, "logging_strategy": "no", **options},
+        model=open_tiny(base, dropout),
+        train_dataset=train_rows,
         eval_dataset=eval_rows or tokenized(base, 21, 1),
-        processing_class=tokenizer or AutoTokenizer.from_pretrained(base),
+        processing_class=tokenizer,
     )
 
 
@@ -476,9 +467,8 @@ def test_plain_training_arguments_are_rejected(base, tmp_path):
         RewardTrainer(RewardModel(base, device="cpu"), args, train_dataset=synthetic_comparisons(3))
 
 
-@pytest.mark.process
-def test_two_processes_measure_what_one_does(base, tmp_path):
-    "An evaluation set that does not divide by two, with K = 4 and K = 2. Each process imports for itself."
+def test_two_processes_measure_what_one_does(python, base, tmp_path):
+    "An evaluation set that does not divide by two, with K = 4 and K = 2. Each of the two imports for itself."
     rows = in_turn(synthetic_comparisons(6), synthetic_comparisons(5, num_responses=2))[:9]
     file = tmp_path / "rows.jsonl"
     Dataset.from_list(rows).to_json(file)
@@ -494,14 +484,13 @@ def test_two_processes_measure_what_one_does(base, tmp_path):
         *("--disable_tqdm", "true"),
         *("--per_device_eval_batch_size", "2"),
     ]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    program = Path(sys.executable).with_name("rlhf_reward")
+    launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    programs = {1: ["-m", "rlhf_reward"], 2: ["--no_python", Path(sys.executable).with_name("rlhf_reward")]}
     results = []
     verdicts = []
-    for processes in (1, 2):
+    for processes, program in programs.items():
         folder = tmp_path / str(processes)
-        options = ["--nproc_per_node", str(processes)]
-        printed = run(*launcher, *options, program, "train", *arguments, "--output_dir", folder).stdout
+        printed = run(*launcher, processes, *program, "train", *arguments, "--output_dir", folder).stdout
         assert printed.count("Held-out accuracy") == 1
         verdicts.append([line for line in printed.splitlines() if line.startswith("No verdict")])
         results.append(json.loads((folder / "eval_results.json").read_text()))

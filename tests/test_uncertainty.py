@@ -1,5 +1,4 @@
 "Several heads, their weights, the posterior of the last layer, and everything that shows how sure a reward is."
-import copy
 import itertools
 import json
 import logging
@@ -20,8 +19,9 @@ from rlhf_reward.bootstrap import bootstrap_weights
 from rlhf_reward.cli import laplace as laplace_command
 from rlhf_reward.cli import score as score_command
 from rlhf_reward.evaluation import Rule, evaluate
-from rlhf_reward.files import score_file
+from rlhf_reward.files import score_file, score_rows
 from rlhf_reward.laplace import fit_laplace, head_posterior
+from rlhf_reward.length_calibration import LengthCalibration
 from rlhf_reward.many_machines import BatchScorer
 from rlhf_reward.overoptimization import expected_picks, gold_model_curve, overoptimization
 from rlhf_reward.packing import pack_comparisons, pad_comparisons
@@ -29,7 +29,6 @@ from rlhf_reward.reward import is_reward_model
 from rlhf_reward.rl import RewardFunction
 from rlhf_reward.scoring import Scorer, UncertainRanked
 from rlhf_reward.spread_statistics import spread_statistics
-from rlhf_reward.tokens import tokenize_rows
 from rlhf_reward.uncertainty import UncertainReward, margin_spread, member_deviations
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6], [5, 5, 5, 5]])
@@ -59,7 +58,8 @@ def new_model(base, heads=4, **options):
 def saved(base, tmp_path_factory):
     "A saved model of four heads with levels."
     model = new_model(base)
-    model.head_levels.note(torch.tensor([[1.0, 2.0, 3.0, 6.0]]))
+    model.head_levels.note(torch.tensor([[1.0, 2.0, 3.0, 6.0], [9.0, 9.0, 9.0, 9.0]]), 1) # the last fills up a step
+    model.head_levels.end_step()
     folder = tmp_path_factory.mktemp("saved")
     model.save_pretrained(folder, word_tokenizer())
     return str(folder)
@@ -171,16 +171,19 @@ def test_what_a_model_does_not_have_is_refused_with_the_remedy(base, plain, save
         scorer.model(IDS, per_head=True)
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "w3", "response": "w4"}) + "\n")
+    rule = Rule(lambda prompt, response: len(response))
     remedy = "does not know how sure.*--heads 8.*rlhf_reward laplace"
     for call in (
         lambda: scorer.model(IDS, uncertainty=True),
         lambda: scorer.score([PROMPT], [" w5"], uncertainty=True),
         lambda: scorer.rank(PROMPT, RESPONSES, pessimism=1.0),
         lambda: scorer.best_of_n(PROMPT, RESPONSES, pessimism=0.5),
-        lambda: Rule(lambda prompt, response: len(response)).best_of_n(PROMPT, RESPONSES, pessimism=1.0),
+        lambda: rule.best_of_n(PROMPT, RESPONSES, pessimism=1.0),
         lambda: RewardFunction(scorer, pessimism=1.0)([PROMPT], [" w5"]),
         lambda: score_file(scorer, str(rows), str(tmp_path / "out.jsonl"), uncertainty=True),
         lambda: BatchScorer(scorer, uncertainty=True),
+        lambda: BatchScorer(rule, uncertainty=True),
+        lambda: list(score_rows([{"prompt": "w3", "response": "w4"}], 1, rule, "the rows", uncertainty=True)),
     ):
         with pytest.raises(ValueError, match=remedy):
             call()
@@ -232,10 +235,11 @@ def test_each_head_learns_from_its_own_weights_of_the_comparisons(base, tmp_path
         evaluated = torch.nn.functional.softplus(-margins.mean(dim=1)).mean()
         with torch.no_grad():
             torch.testing.assert_close(trainer.compute_loss(model, batch), evaluated)
-            assert model.head_levels.sums.abs().max() == 0 # an evaluation notes nothing
+            assert model.head_levels.of_step.abs().max() == 0 # an evaluation notes nothing
         model.train()
         torch.testing.assert_close(trainer.compute_loss(model, batch), expected)
         levels = outputs.mean(0) - outputs.mean()
+        model.head_levels.end_step()
         torch.testing.assert_close(model.head_levels(), levels, atol=1e-6, rtol=0)
     # the gradient of micro-batches in another order is that of the batch
     gradients = []
@@ -258,6 +262,7 @@ def test_a_resumed_run_has_the_same_heads_and_levels(base, tmp_path):
     resumed.train(resume_from_checkpoint=True)
     for name, weight in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], weight, atol=0, rtol=0)
+    torch.testing.assert_close(resumed.model.head_levels.sums, whole.model.head_levels.sums, atol=0, rtol=0)
     assert whole.model.head_levels.sums[-1] > 0
     files = json.loads((tmp_path / "resumed" / "checkpoint-2" / "checkpoint_files.json").read_text())
     assert "uncertainty/heads.safetensors" in files
@@ -265,7 +270,22 @@ def test_a_resumed_run_has_the_same_heads_and_levels(base, tmp_path):
         trainer_of(base, str(tmp_path / "resumed"), heads=2, **options).train(resume_from_checkpoint=True)
 
 
+def test_the_levels_are_of_the_steps_whatever_their_micro_batches(base, tmp_path):
+    found = []
+    for size, accumulation in ((6, 1), (2, 3)): # a step is found twice for the sum to zero
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 3}
+        trainer = trainer_of(base, str(tmp_path), sum_to_zero_coefficient=1.0, **options)
+        trainer.train()
+        found.append(trainer.model.head_levels.sums)
+    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-4)
+    assert found[0][-1].item() == pytest.approx(1 - 0.99**3) and found[0][:-1].abs().min() > 1e-5
+
+
 def test_heads_go_with_the_other_ways_to_start_pool_and_regularize(base, tmp_path):
+    zero = trainer_of(base, str(tmp_path / "zero"), head_start="zero", max_steps=2)
+    zero.train()
+    rows = zero.model.score.weight
+    assert all((one - other).norm() > 1e-3 * one.norm() > 0 for one, other in itertools.combinations(rows, 2))
     fitted = trainer_of(base, str(tmp_path / "fitted"), head_start="fitted", max_steps=1, learning_rate=0.0)
     fitted.train()
     weight = fitted.model.score.weight
@@ -370,6 +390,53 @@ def test_files_batches_and_servers_have_the_spread(scorer, saved, tmp_path):
                 assert abs(result["spread"] - spreads[result["index"]] / (1 + normalize)) < 1e-5
 
 
+def test_a_server_ranks_as_pessimistically_as_the_scorer(scorer, plain):
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from rlhf_reward.serving.ranking import rank_answer
+    from rlhf_reward.serving.server import make_app
+
+    request = {"prompt": PROMPT, "responses": RESPONSES}
+    with TestClient(make_app(scorer)) as client:
+        for pessimism, normalize in itertools.product((0, 0.5, 3, 100.0), (False, True)):
+            body = {**request, "normalize": normalize, "pessimism": pessimism}
+            answer = client.post("/rank", json=body).json()["ranked"]
+            expected = scorer.rank(PROMPT, RESPONSES, normalize, pessimism=pessimism)
+            assert [result["index"] for result in answer] == [result.index for result in expected]
+            for result, own in zip(answer, expected):
+                assert ("bound" in result) == bool(pessimism)
+                names = ("reward", "probability", "spread", "bound") if pessimism else ("reward", "probability")
+                for name in names:
+                    assert abs(result[name] - getattr(own, name)) < 1e-4, (name, pessimism, normalize)
+        for wrong in (-1, "1", True, None, 1e7):
+            refused = client.post("/rank", json={**request, "pessimism": wrong})
+            assert (refused.status_code, refused.json()["detail"][0]["loc"]) == (422, ["body", "pessimism"]), wrong
+        for wrong in ("NaN", "1e999", "1" + "0" * 400):
+            refused = client.post("/rank", content=json.dumps(request)[:-1] + f', "pessimism": {wrong}}}')
+            assert refused.status_code in (400, 422), wrong
+    equal = rank_answer(["a", "b", "c"], [1.0, 3.0, 2.0], [1.0, 3.0, 2.0], spreads=[0.0, 2.0, 1.0], pessimism=1.0)
+    assert [result.index for result in equal.ranked] == [0, 1, 2] # equal bounds keep their order
+    with TestClient(make_app(Scorer.from_pretrained(plain, device="cpu"))) as client:
+        assert client.post("/rank", json={**request, "pessimism": 0}).status_code == 200
+        refused = client.post("/rank", json={**request, "pessimism": 1}).json()["detail"][0]
+        assert refused["loc"] == ["body", "pessimism"] and "does not know how sure its rewards are" in refused["msg"]
+
+
+def test_a_calibrated_reward_keeps_its_spread(saved):
+    plain, scorer = (Scorer.from_pretrained(saved, device="cpu") for _ in range(2))
+    LengthCalibration([1, 4], [0.0, 3.0], 1.0, 0.5, "rows", 1, 2, "", "").apply_to(scorer)
+    before, after = (own.score([PROMPT] * 3, RESPONSES, uncertainty=True) for own in (plain, scorer))
+    for words, first, second in zip((1, 2, 3), before, after): # and a token that ends them
+        assert abs(second.reward - (first.reward + 1 - words)) < 1e-5 and abs(second.spread - first.spread) < 1e-5
+    for pessimism in (0.5, 20.0):
+        bounds = [reward.lower_bound(pessimism) for reward in after]
+        best = scorer.best_of_n(PROMPT, RESPONSES, pessimism=pessimism)
+        assert best.index == int(np.argmax(bounds)) and abs(best.bound - max(bounds)) < 1e-5
+        function = RewardFunction(scorer, pessimism=pessimism)
+        np.testing.assert_allclose(function([PROMPT] * 3, RESPONSES), bounds, atol=1e-5)
+
+
 # ----- the posterior of the last layer
 
 def test_the_posterior_is_the_inverse_curvature_and_its_prior_the_most_evident():
@@ -439,12 +506,36 @@ def test_a_fitted_posterior_gives_the_spread_of_rewards_and_margins(plain, base,
     assert "Pairs:       12 in 12 comparisons" in capsys.readouterr().out
     weights = (tmp_path / "added" / "model.safetensors").read_bytes()
     assert weights == Path(plain, "model.safetensors").read_bytes()
-    for name in ("whole", "added"):
+    # a copy has all that was in the folder
+    (tmp_path / "trained").mkdir()
+    shutil.copytree(plain, tmp_path / "trained" / "model")
+    (tmp_path / "trained" / "model" / "checkpoint-2").mkdir()
+    (tmp_path / "trained" / "model" / "README.md").write_text("# A card")
+    output = str(tmp_path / "trained" / "model" / "copied[1]") # within the folder that is copied
+    options = ["--model", str(tmp_path / "trained" / "model"), "--device", "cpu", "--data", str(data)]
+    laplace_command([*options, "--output", output])
+    copied = {path.name for path in Path(output).iterdir()}
+    card = Path(output, "README.md").read_text()
+    assert card.startswith("# A card\n\n## Uncertainty\n\n") and f"12 pairs of `{data}`" in card
+    assert (tmp_path / "trained" / "model" / "README.md").read_text() == "# A card"
+    assert copied == {path.name for path in (tmp_path / "added").iterdir()} | {"README.md"}
+    with pytest.raises(SystemExit, match="rlhf_reward laplace: .*exists; expected the name of a new folder"):
+        laplace_command([*options, "--output", output])
+    shutil.move(output, tmp_path / "copied")
+    for name in ("whole", "added", "copied"):
         opened = Scorer.from_pretrained(tmp_path / name, device="cpu")
         again = opened.score([PROMPT] * 3, RESPONSES, uncertainty=True)
         expected = scorer.score([PROMPT] * 3, RESPONSES, uncertainty=True)
         np.testing.assert_allclose([own.spread for own in again], [own.spread for own in expected], rtol=1e-4)
         assert AutoModelForSequenceClassification.from_pretrained(tmp_path / name).config.num_labels == 1
+    # it goes with its head alone
+    for change, problem in (
+        (lambda folder: shutil.copy(Path(saved, "model.safetensors"), folder), "laplace.* is not the head of its"),
+        (lambda folder: shutil.rmtree(folder / "uncertainty"), "has no uncertainty/laplace.safetensors"),
+    ):
+        change(tmp_path / "added")
+        with pytest.raises(ValueError, match=problem):
+            RewardModel.from_pretrained(tmp_path / "added", device="cpu")
     # training forgets it
     model = RewardModel.from_pretrained(tmp_path / "whole", device="cpu")
     settings = {"max_steps": 1, "report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}

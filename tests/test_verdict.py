@@ -222,6 +222,7 @@ def test_the_verdict_of_a_trainer(trained, tmp_path):
 
     from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
     from rlhf_reward.checkpoint_files import open_tokenizer
+    from rlhf_reward.held_out import rows_with_prompts
 
     folder, _, printed, metrics = trained
     rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
@@ -246,6 +247,7 @@ def test_the_verdict_of_a_trainer(trained, tmp_path):
     several = trainer.verdict({"one": Dataset.from_list(rows), "two": trainer.eval_dataset})
     assert several.splitlines()[0] == f"one: {sentence}" and several.splitlines()[1].startswith("two: ")
     trainer.is_fsdp_enabled = True # sharded weights cannot be called by one process alone
+    trainer.eval_rows = rows_with_prompts(trainer.eval_rows, trainer.eval_dataset["prompt_key"]) # as the command
     assert trainer.verdict().endswith("; no prompt can be removed.")
     trainer.eval_rows = None
     with pytest.raises(ValueError, match="There is no evaluation set; expected rows, or a trainer with an eval"):

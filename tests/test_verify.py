@@ -8,6 +8,7 @@ import copy
 import functools
 import itertools
 import json
+import math
 import sys
 import threading
 import types
@@ -20,7 +21,7 @@ from architectures import PAD, SIZE, word_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from rlhf_reward import RewardModel, Scorer, verify_values
+from rlhf_reward import RewardModel, Scorer, verify_servers, verify_values
 from rlhf_reward.cli import main
 from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
 from rlhf_reward.verify import Verifier
@@ -405,6 +406,85 @@ def test_probes_that_are_refused_are_reported(chat):
     assert answer.rewards[-1] is None and len(answer.together) == len(answer.rewards) - 1
     assert report.equal and "1 of the probes" in report.notes[0]
     assert "none: status 413: {\"detail\": \"too long\"}" in report.as_text()
+
+
+def test_rewards_that_are_not_finite(chat):
+    "nan, inf and null (as servers write nan) are a difference, and the other rewards still tell why they differ."
+    last = len(chat.probes) - 1
+    for faults in ((), ("sigmoid",), ("BOS twice",)):
+        for value in (math.nan, math.inf):
+            for indices in ((0,), (last,), (0, last)):
+                other = OtherProgram(chat.scorer, *faults).answer(chat.probes)
+                for index in indices:
+                    other.rewards[index] = other.together[index] = value
+                other.again = other.rewards[0]
+                report = chat.compare(other)
+                assert not report.equal
+                assert report.diagnoses[0].causes == [*map(CAUSES.get, faults), "not finite"]
+                assert f"none: the reward is {value}" in report.as_text()
+                json.dumps(report.as_dict(), allow_nan=False)
+    other = OtherProgram(chat.scorer).answer(chat.probes)
+    other.together[1] = math.nan # padding without a mask, in float16
+    report = chat.compare(other)
+    assert report.diagnoses[0].causes == ["padding: other"] and "nan" in report.as_text()
+    json.dumps(report.as_dict(), allow_nan=False)
+    nothing = OtherRewards("other", "other", [math.nan] * (last + 1), [""] * (last + 1))
+    assert chat.compare(nothing).diagnoses[0].causes == ["not finite"]
+
+    clean = FakeServer("vllm", chat.scorer, "text as it is")
+    longest = chat.probes[-1].messages
+
+    def overflowing(path, body=None):
+        status, text = clean(path, body)
+        return status, text if body is None or body["messages"] != longest else '{"data": [{"probs": [null]}]}'
+
+    _, report = ask(chat, overflowing)
+    assert report.diagnoses[0].causes == ["not finite"] and "none: the reward is nan" in report.as_text()
+
+
+def test_a_server_that_is_busy_or_breaks_off(plain, monkeypatch):
+    "429 and 503 are asked again, as Retry-After says; an answer that ends early is no answer."
+    waited = []
+    monkeypatch.setattr(verify_servers.time, "sleep", waited.append)
+    fake = FakeServer("openrlhf", plain.scorer)
+    retry_after = {429: "3", 503: "Wed, 21 Oct 2026 07:28:00 GMT"} # the latter is no number
+    statuses = [] # of the next answers, 200 after them
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.reply(404, "no")
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status = statuses.pop(0) if statuses else 200
+            text = "no room" if status in retry_after else fake(self.path, body)[1]
+            self.reply(status, text, missing=9 if status == 206 else 0)
+
+        def reply(self, status, text, missing=0):
+            self.send_response(status)
+            if status in retry_after:
+                self.send_header("Retry-After", retry_after[status])
+            self.send_header("Content-Length", str(len(text) + missing))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/get_reward"
+
+        def asked(*planned):
+            statuses[:] = planned
+            return RewardServer(url).ask(plain.probes, plain.scorer.tokenizer)
+
+        assert None not in asked(429, 503, 429).rewards and waited == [3, 1, 3]
+        with pytest.raises(CannotVerify, match=r"answers 5 requests to /get_reward with status 429 \(no room\); exp"):
+            asked(*[429] * 5)
+        with pytest.raises(CannotVerify, match="does not answer .*IncompleteRead"):
+            asked(206)
+        server.shutdown()
 
 
 def test_a_server_that_answers_at_random(chat):

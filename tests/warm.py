@@ -8,6 +8,7 @@ run nothing: no thread, no random number, no file. `start` writes a folder of ex
 
 As a script: `python tests/warm.py FOLDER PID` serves until the process PID is gone.
 """
+import atexit
 import gc
 import importlib
 import io
@@ -25,6 +26,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 from pathlib import Path
@@ -33,17 +35,29 @@ TESTS = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
 COMMANDS = ("rlhf_reward", "accelerate")  # console scripts that get a warm twin
 MODULES = (
+    "IPython.core.application",
+    "IPython.core.logger",
+    "IPython.core.magics",
     "accelerate.commands.launch",
     "datasets",
+    "datasets.packaged_modules.generator.generator",
     "httpx",
     "hypothesis.strategies",
     "matplotlib.pyplot",
     "nbdev.test",
     "pandas",
+    "pandas.io.formats.html",
     "peft",
+    "pexpect",
+    "scipy.io",
     "scipy.stats",
+    "sqlite3",
+    "torch._subclasses.schema_check_mode",
     "torch.distributed.run",
+    "torch.utils.serialization",
     "transformers",
+    "transformers.conversion_mapping",
+    "transformers.hf_argparser",
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen3.modeling_qwen3",
     "transformers.trainer",
@@ -97,6 +111,8 @@ def import_everything():
         getattr(rlhf_reward, name)
     for name in MODULES:
         importlib.import_module(name)
+    # of which the first model that is opened compiles a thousand patterns
+    sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     names.remove(Path("/proc/self/comm").read_text().strip())
     lost = [name for name in names if name != "jemalloc_bg_thd"]  # pyarrow's, which knows of forks
@@ -231,10 +247,38 @@ def run(arguments):
         runpy.run_path(kind, run_name="__main__")
 
 
+def run_and_end(arguments):
+    """
+    Run a program and end as the interpreter does: after its threads and its functions for the end.
+
+    What follows there, and is left out, is the release of a million objects one by one, most of them shared with the
+    warm process: copying their memory took longer than many a program. A member of a process group of torch, which can
+    be aborted then, and a program that fails end as usual.
+    """
+    status = None
+    try:
+        run(arguments)
+    except SystemExit as end:
+        status = end.code
+    from torch import distributed
+
+    if distributed.is_initialized():
+        sys.exit(status)
+    sys.stdout.flush()
+    if not isinstance(status, (int, type(None))):
+        print(status, file=sys.stderr)
+        status = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit((status or 0) & 0xFF)
+
+
 if __name__ == "__main__":
     sys.path.remove(str(TESTS))
     serving = Path(sys.argv[1])
     import_everything()
     asked = serve(serving, int(sys.argv[2]))
     prepare(asked, serving / "python")
-    run(asked["arguments"])
+    run_and_end(asked["arguments"])

@@ -17,8 +17,12 @@ import textwrap
 from pathlib import Path
 
 import nbformat
+from cells import bare_table, fenced, is_picture, join_streams, without_empty_sections
 from nbconvert import MarkdownExporter
-from reference import CONFIG, FUNCTIONS, SOURCE_URL, comments, definitions, parameters, references  # the tests' too
+from reference import CONFIG, SOURCE_URL, definitions, parameters, references
+from reference import FUNCTIONS as FUNCTIONS, comments as comments  # for the tests
+from schemes import for_both_schemes
+from signatures import WIDTH
 
 LIBRARY = CONFIG["DEFAULT"]["lib_path"]
 ASSETS = Path("docs/assets")  # copied to the site, where pages show its pictures
@@ -26,19 +30,20 @@ ASSETS = Path("docs/assets")  # copied to the site, where pages show its picture
 TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {% block input %}{{ super() if cell.source }}{% endblock %}
 {% block stream %}{{ output.text | strip_ansi | fenced }}{% endblock %}
-{%- macro picture(cell, file) %}
-[![{{ cell.metadata.alt }}]({{ file | path2url }})]({{ file | path2url }})
+{%- macro picture(output, file) %}
+[![{{ output.metadata.alt }}]({{ file | path2url }})]({{ file | path2url }})
 {% endmacro -%}
-{% block data_png %}{{ picture(cell, output.metadata.filenames['image/png']) }}{% endblock %}
-{% block data_svg %}{{ picture(cell, output.metadata.filenames['image/svg+xml']) }}{% endblock %}
+{% block data_png %}{{ picture(output, output.metadata.filenames['image/png']) }}{% endblock %}
+{% block data_svg %}{{ picture(output, output.metadata.filenames['image/svg+xml']) }}{% endblock %}
 {% block data_text %}{{ output.data['text/plain'] | strip_ansi | fenced }}{% endblock %}
 {% block data_html %}{{ output.data['text/html'] | bare_table }}{% endblock %}"""
 
 COLAB_URL = SOURCE_URL.replace("https://github.com", "https://colab.research.google.com/github")
 IN_COLAB = f"Run first: !pip install '{LIBRARY}[plots,peft] @ git+{CONFIG['DEFAULT']['git_url']}'"
 
-# Front matter of tutorials and explanations: the search shows them before the reference of a class.
-LESSON = "---\nsearch:\n  boost: 2\n---\n\n"
+# Front matter of tutorials and explanations: the search shows the glossary, then them, before the reference of a class.
+LESSON = "---\nsearch:\n  boost: {boost}\n---\n\n"
+BOOST, GLOSSARY_BOOST = 3, 8  # with 2 the search for margin began with margin_spread
 
 # Code, headings, the first column of a parameter table, and links: no name inside them becomes a link.
 PROTECTED = re.compile(
@@ -236,20 +241,14 @@ def import_block(module, public, cells, source):
     used = {node.id for node in nodes(shown) if isinstance(node, ast.Name)} - imports(shown).keys()
     lines = {line for name, line in imports(source).items() if name in used}
     lines = sorted(lines, key=lambda line: (line.startswith("from"), line))
-    listed = textwrap.fill(", ".join(public), 96, initial_indent="    ", subsequent_indent="    ")
-    lines.append(f"from {LIBRARY}.{module} import (\n{listed})")
+    statement = f"from {LIBRARY}.{module} import "
+    names = ", ".join(public)
+    if len(statement + names) <= WIDTH:
+        lines.append(statement + names)
+    else:
+        listed = textwrap.fill(names + ",", 96, initial_indent="    ", subsequent_indent="    ")
+        lines.append(f"{statement}(\n{listed}\n)")
     return "\n".join(["```python", *lines, "```"])
-
-
-def join_streams(cell):
-    "Join the parts in which a kernel sent the output of a shell command."
-    joined = []
-    for output in cell.outputs:
-        if joined and output.output_type == "stream" == joined[-1].output_type and output.name == joined[-1].name:
-            joined[-1].text += output.text
-        else:
-            joined.append(output)
-    cell.outputs = joined
 
 
 def prepare(cell, heading, link):
@@ -258,23 +257,12 @@ def prepare(cell, heading, link):
         cell.source = link(cell.source)
         return
     join_streams(cell)
-    alt = re.search(r"^#\| fig-alt: (.*)", cell.source, flags=re.MULTILINE)
-    cell.metadata["alt"] = alt[1] if alt else heading.replace("`", "")
+    described = iter(re.findall(r"^#\| fig-alt: (.*)", cell.source, flags=re.MULTILINE))
+    for output in cell.outputs:
+        if is_picture(output):
+            output.metadata["alt"] = next(described, heading.replace("`", ""))
     is_hidden = directives(cell) & {"echo", "hide_input"}
     cell.source = "" if is_hidden else re.sub(r"^#\|.*\n", "", cell.source, flags=re.MULTILINE)
-
-
-def fenced(output):
-    "Return printed text in a fence that it does not contain."
-    fence = "```"
-    while fence in output:
-        fence += "`"
-    return "\n{0}text\n{1}\n{0}\n".format(fence, output.strip("\n"))
-
-
-def bare_table(html):
-    "Return a table of pandas without its style."
-    return re.sub(r"<style scoped>.*?</style>\n?|( border=\"1\")? class=\"dataframe\"", "", html, flags=re.DOTALL)
 
 
 def shown(path, to_page, found):
@@ -297,7 +285,7 @@ def shown(path, to_page, found):
             cells.append(cell)
     if public:  # after the title
         cells.insert(1, nbformat.v4.new_markdown_cell(import_block(module, public, cells, source)))
-    notebook.cells = cells
+    notebook.cells = without_empty_sections(cells)
     return notebook
 
 
@@ -316,6 +304,7 @@ def markdown(path, to_page, found):
 def write_readme():
     "Write README.md from nbs/index.ipynb, with links to the notebooks themselves."
     text, pictures = markdown(Path("nbs/index.ipynb"), Path.as_posix, {})
+    text = for_both_schemes(text, on_github=True)
     Path("docs/readme").mkdir(parents=True, exist_ok=True)
     for name, data in pictures.items():
         Path("docs/readme", Path(name).name).write_bytes(data)
@@ -331,10 +320,12 @@ def write_notebook_page(path, target, to_page, found):
     is_lesson = path.parent != Path("nbs")
     if is_lesson:
         opened += f' [Open in Colab]({COLAB_URL}{path.as_posix()}){{ .notebook title="{IN_COLAB}" }}'
-    text, titles = re.subn(r"\A(# .*\n)", rf"\1\n{opened}\n", text)
+    text, titles = re.subn(r"\A(# .*\n)", rf"\1\n{opened}\n", for_both_schemes(text))
     if not titles:
         sys.exit(f"{path} begins with {text[:40]!r}; expected its title first (# …), since its links follow the title.")
-    target.write_text(LESSON + text if is_lesson else text, encoding="utf-8")
+    if is_lesson:
+        text = LESSON.format(boost=GLOSSARY_BOOST if target.stem == "glossary" else BOOST) + text
+    target.write_text(text, encoding="utf-8")
     shutil.copy(path, target.parent)
     for name, data in pictures.items():
         picture = target.parent / name

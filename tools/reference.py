@@ -11,7 +11,7 @@ from configparser import ConfigParser
 from pathlib import Path
 from typing import NamedTuple
 
-from signatures import narrowed, signature
+from signatures import annotation, narrowed, signature
 
 CONFIG = ConfigParser(delimiters=["="])
 CONFIG.read("settings.ini", encoding="utf-8")
@@ -132,7 +132,7 @@ def parameters(node, found):
         last = max(argument.end_lineno, default.end_lineno if default else 0)
         if argument.arg not in ("self", "cls"):
             comment = comment_of(argument.lineno, last, found, argument.lineno > previous)
-            rows.append(Parameter(stars + argument.arg, code(argument.annotation), code(default), comment))
+            rows.append(Parameter(stars + argument.arg, annotation(argument.annotation), code(default), comment))
         previous = last
     return rows
 
@@ -152,10 +152,10 @@ def table(rows, node, found):
         cells = [f"`{row.name}`", row.type and f"`{row.type}`", row.default and f"`{row.default}`", row.comment]
         lines.append("| " + " | ".join(cells) + " |")
     returns = getattr(node, "returns", None)
-    if code(returns) not in ("", "None"):
+    if annotation(returns) not in ("", "None"):
         comment = comment_of(returns.lineno, returns.end_lineno, found, returns.lineno > node.lineno)
         if comment or rows:
-            lines.append(f"| **Returns** | `{code(returns)}` |  | {comment} |")
+            lines.append(f"| **Returns** | `{annotation(returns)}` |  | {comment} |")
     header = ["|  | Type | Default | Details |", "| --- | --- | --- | --- |"]
     return "\n".join(header + lines) if lines else ""
 

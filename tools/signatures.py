@@ -5,10 +5,22 @@ A code block of the site shows that many columns on a screen 1,280 pixels wide w
 """
 import ast
 import io
+import re
 import textwrap
 import tokenize
 
 WIDTH = 100
+
+# A line that ends with a string: what is before it (a name, a key or an argument), the string, and what closes after.
+STRING_AT_END = re.compile(r"""(\s*(?:\w+ ?= ?|["'][\w ]+["']: |\): )?)([rf]?)(["'])((?:\\.|(?!\3).)*)\3([,)]*)""")
+WORD = re.compile(r"(?:\{[^{}]*\}|[^ ])+ *| +")  # with the spaces after it; the braces of an f-string are one word
+
+
+def annotation(node):
+    "Return a type, without the quotes around the name of a class that is defined later."
+    if node is None:
+        return ""
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ast.unparse(node)
 
 
 def top_level(text):
@@ -49,6 +61,17 @@ def split_at(text, separator):
     return [*parts, text[start:].strip()]
 
 
+def position_of_for(text):
+    "Return where the `for` of a comprehension is that is in no bracket, or None."
+    depth = 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.OP:
+            depth += (token.string in "([{") - (token.string in ")]}")
+        elif token.string == "for" and depth == 0:
+            return token.start[1]
+    return None
+
+
 def broken(text, indent=""):
     "Return the lines of an expression, broken between its elements or inside its brackets if it is too wide."
     if len(indent) + len(text) <= WIDTH:
@@ -64,11 +87,11 @@ def broken(text, indent=""):
     lines = [indent + text[: start + 1]]
     contents = text[start + 1:end]
     elements = [element for element in split_at(contents, ",") if element]
-    is_comprehension = len(elements) == 1 and " for " in contents
-    if is_comprehension:
-        lines.append(f"{indent}    {contents}")
-    else:
+    loop = position_of_for(contents)
+    if loop is None:
         lines += broken_elements(elements, indent + "    ")
+    else:
+        lines += [f"{indent}    {part}".rstrip() for part in (contents[:loop], contents[loop:]) if part]
     lines.append(indent + text[end:])
     return lines
 
@@ -99,7 +122,7 @@ def signature(name, node, rows):
         prefix = "async "
     decorators = {ast.unparse(decorator).split(".")[-1] for decorator in node.decorator_list}
     returns = getattr(node, "returns", None)
-    end = f" -> {ast.unparse(returns)}" if returns else ""
+    end = f" -> {annotation(returns)}" if returns else ""
     if decorators & {"property", "cached_property"}:
         return "\n".join(broken(f"{prefix}{name}{end}"))
     if not rows:
@@ -132,7 +155,28 @@ def can_break(line):
         list(top_level(line))
     except (tokenize.TokenError, IndentationError):
         return False
-    return "lambda" not in line and " for " not in line
+    return "lambda" not in line and position_of_for(line) is None
+
+
+def broken_string(line):
+    "Return the lines of a line whose string at the end is too wide, broken between words; other lines as they are."
+    match = STRING_AT_END.fullmatch(line)
+    if len(line) <= WIDTH or match is None:
+        return [line]
+    start, prefix, quote, text, end = match.groups()
+    needs_brackets = bool(re.fullmatch(r"\w+ = ", start))
+    lines = [f"{start}("] if needs_brackets else []
+    indent = "    " if needs_brackets else " " * len(start)
+    pieces = [""]
+    for word in WORD.findall(text):
+        if pieces[-1] and len(indent + prefix + pieces[-1] + word) + 2 + len(end) > WIDTH:
+            pieces.append("")
+        pieces[-1] += word
+    for piece in pieces:
+        is_first = piece is pieces[0] and not needs_brackets
+        lines.append(f"{start if is_first else indent}{prefix}{quote}{piece}{quote}")
+    lines[-1] += end
+    return [*lines, ")"] if needs_brackets else lines
 
 
 def narrowed(lines):
@@ -147,5 +191,7 @@ def narrowed(lines):
         indent = line[: len(line) - len(text)]
         prefix = f"{indent}# "
         shown += textwrap.wrap(comment, WIDTH, initial_indent=prefix, subsequent_indent=prefix)
-        shown += broken(text, indent) if can_break(text) else [line]
+        parts = [line] if STRING_AT_END.fullmatch(line) or not can_break(text) else broken(text, indent)
+        for part in parts:
+            shown += broken_string(part)
     return "\n".join(shown)

@@ -3,7 +3,7 @@ renderMathInElement(document.body, {
   throwOnError: true,
 });
 
-// An option is searched by its name: to the search a word behind "-" is one that must not be there.
+// An option is searched by its name: the search takes a word after "-" as one that must not occur.
 for (const kind of ["input", "keyup"]) document.addEventListener(kind, ({ target }) => {
   if (!target.matches(".md-search__input")) return;
   const plain = target.value.replace(/(^|\s)-+(?=\w)/g, "$1");

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS_HELP', 'VERDICTS_HELP', 'FORM_HELP', 'FILES_HELP', 'DATA_HELP', 'MODEL_OPTIONS', 'parse_columns',
-           'parse_verdicts', 'parse_weights', 'add_data_arguments', 'data_source', 'scoring_parser', 'opening',
-           'open_scorer', 'read_chat_template', 'shared_processes', 'leave_process_group', 'write_any_text',
-           'exit_on_error']
+           'parse_verdicts', 'parse_weights', 'add_data_arguments', 'data_source', 'add_row_options', 'read_data',
+           'scoring_parser', 'opening', 'open_scorer', 'read_chat_template', 'shared_processes', 'leave_process_group',
+           'write_any_text', 'exit_on_error']
 
 # %% ../../nbs/09a_cli_arguments.ipynb #831109b8
 import argparse
@@ -127,6 +127,47 @@ def data_source(
         "revision": options.revision,
         "data_dir": options.data_dir,
     }
+
+# %% ../../nbs/09a_cli_arguments.ipynb #2f227c66
+def add_row_options(
+    group: Any,  # a parser or a group of one, changed in place
+    of: str = "",  # as in `add_data_arguments`
+    split: str = "train",  # as in `add_data_arguments`
+    has_labels: bool = True,  # whether it is read what people preferred, and not the texts alone
+    form: str = FORM_HELP,  # the help on --form
+    skipped: str = "leaves them out and counts them",  # what --on_bad_row skip does with bad rows
+) -> set[str]:  # names of those that only --help_all shows
+    "Add the arguments that `read_data` reads: what the rows mean, which are read, and what to do with bad ones."
+    example = "chosen=output_1" if has_labels else "response=output"
+    where = f";{of}" if of else ""
+    group.add_argument("--columns", help=f"other names of columns{of}: prompt=instruction,{example}")
+    if has_labels:
+        group.add_argument("--verdicts", help=f"{VERDICTS_HELP}{where}")
+    group.add_argument("--form", metavar="NAME", help=f"{form}{where}")
+    add_data_arguments(group, of, split)
+    group.add_argument(
+        "--on_bad_row",
+        default="error",
+        choices=["error", "skip"],
+        help=f"what to do with rows{of} that cannot be used or are too long; skip {skipped} (default: error)",
+    )
+    rare = {"form", "dataset_config", "revision", "data_dir"}
+    return {"verdicts", *rare} if has_labels else rare
+
+
+def read_data(
+    options: Any,  # with the arguments of `add_row_options`
+    name: str,  # of the data
+    split: str = "train",  # by default, if the data has splits
+):  # `datasets.Dataset`
+    "Return the rows of data, as the options say what they mean."
+    from rlhf_reward.data import load_rows
+
+    columns = parse_columns(options.columns)
+    verdicts = parse_verdicts(getattr(options, "verdicts", None))
+    source = data_source(options, name, split)
+    options = {"form": options.form, "on_bad_row": options.on_bad_row}
+    return load_rows(name, columns=columns, verdicts=verdicts, **options, **source)
 
 # %% ../../nbs/09a_cli_arguments.ipynb #d9ef0097
 MODEL_OPTIONS = (  # of `scoring_parser`, which the next command needs too

@@ -8,8 +8,7 @@ __all__ = ['average_parser', 'average']
 # %% ../../nbs/09j_cli_average.ipynb #825387d8
 import logging
 
-from .arguments import FILES_HELP, FORM_HELP, add_data_arguments, data_source, exit_on_error, opening
-from .arguments import parse_columns
+from .arguments import FILES_HELP, add_row_options, exit_on_error, opening, read_data
 from .parser import CommandParser, print_next, print_table
 
 # %% ../../nbs/09j_cli_average.ipynb #5825b871
@@ -38,21 +37,13 @@ def average_parser() -> CommandParser:
         help=f"comparisons on which the models and their average are evaluated, and their scales are measured "
         f"(default: the scales that training recorded): {FILES_HELP}",
     )
-    data.add_argument("--columns", help="other names of columns in --data: prompt=instruction,chosen=output_1")
-    data.add_argument("--form", metavar="NAME", help=f"{FORM_HELP}; in --data")
-    add_data_arguments(data, " in --data", "test")
-    data.add_argument(
-        "--on_bad_row",
-        default="error",
-        choices=["error", "skip"],
-        help="what to do with rows of --data that cannot be used or are too long (default: error)",
-    )
+    parser.hidden |= add_row_options(data, " in --data", "test")
     data.add_argument("--device", help="to evaluate on: cpu, cuda, cuda:1, … (default: a GPU if there is one)")
     data.add_argument("--max_length", type=int, help="maximum tokens of prompt and response together")
     data.add_argument(
         "--tokens_per_batch", type=int, help="tokens computed at once (default: 2048 on a CPU, else 16384)"
     )
-    parser.hidden |= {"form", "dataset_config", "revision", "data_dir", "tokens_per_batch"}
+    parser.hidden.add("tokens_per_batch")
     return parser
 
 # %% ../../nbs/09j_cli_average.ipynb #1c83f756
@@ -62,15 +53,10 @@ def average(
     "Write the average of reward models; print their figures and its own."
     options = average_parser().parse_args(argv)
     from rlhf_reward.averaging import average_checkpoints, average_lines
-    from rlhf_reward.loading import load_rows
 
     logging.basicConfig(format="%(message)s")
     with exit_on_error("average"), opening(options.model[0]):
-        rows = None
-        if options.data:
-            source = data_source(options, options.data, "test")
-            columns = parse_columns(options.columns)
-            rows = load_rows(options.data, columns=columns, on_bad_row=options.on_bad_row, form=options.form, **source)
+        rows = read_data(options, options.data, "test") if options.data else None
         done = average_checkpoints(
             options.model,
             options.output,

@@ -8,8 +8,8 @@ __all__ = ['calibrate_parser', 'calibrate']
 # %% ../../nbs/09j_cli_calibrate.ipynb #e1ce6367
 import logging
 
-from .arguments import FILES_HELP, add_data_arguments, data_source, exit_on_error, open_scorer
-from .arguments import FORM_HELP, MODEL_OPTIONS, parse_columns, scoring_parser
+from .arguments import FILES_HELP, MODEL_OPTIONS, add_row_options, exit_on_error, open_scorer
+from .arguments import read_data, scoring_parser
 from .parser import CommandParser, given_words, print_next
 
 # %% ../../nbs/09j_cli_calibrate.ipynb #feb0dd7a
@@ -28,15 +28,7 @@ def calibrate_parser() -> CommandParser:
         metavar="FILE",
         help=f"{FILES_HELP}: comparisons, or prompts with responses; labels are not read",
     )
-    data.add_argument("--columns", help="other names of columns: prompt=instruction,response=output")
-    data.add_argument("--form", metavar="NAME", help=FORM_HELP)
-    add_data_arguments(data)
-    data.add_argument(
-        "--on_bad_row",
-        default="error",
-        choices=["error", "skip"],
-        help="what to do with rows that cannot be scored; skip leaves them out and counts them (default: error)",
-    )
+    parser.hidden |= add_row_options(data, has_labels=False)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output", required=True, metavar="FOLDER", help="a folder that does not exist yet, or that of --model"
@@ -47,7 +39,6 @@ def calibrate_parser() -> CommandParser:
         default=0.5,
         help="share of the responses, the nearest in length, to which a line is fitted at each length (default: 0.5)",
     )
-    parser.hidden |= {"form", "dataset_config", "revision", "data_dir"}
     return parser
 
 # %% ../../nbs/09j_cli_calibrate.ipynb #af3d4d00
@@ -57,15 +48,13 @@ def calibrate(
     "Write a checkpoint with its mean reward by length, and print some of these means."
     parser = calibrate_parser()
     options = parser.parse_args(argv)
-    from rlhf_reward.data import load_rows
-    from rlhf_reward.length_calibration import calibrate_length, check_folder, save_calibrated
+    from rlhf_reward.length_calibration import calibrate_length, save_calibrated
+    from rlhf_reward.new_folder import check_folder
 
     logging.basicConfig(format="%(message)s")
     with exit_on_error("calibrate"):
         check_folder(options.output, options.model)  # before the work
-        source = data_source(options, options.data)
-        columns = parse_columns(options.columns)
-        rows = load_rows(options.data, columns=columns, on_bad_row=options.on_bad_row, form=options.form, **source)
+        rows = read_data(options, options.data)
         scorer = open_scorer(options)
         calibration = calibrate_length(scorer, rows, options.data, options.share, options.on_bad_row)
         save_calibrated(scorer, calibration, options.output, options.model)

@@ -137,7 +137,9 @@ def expanded_arguments(
     path = None
     if waiting and not waiting[0].startswith("-") and (not takes_words or waiting[0].endswith((".yaml", ".yml"))):
         path = waiting.pop(0)
-    words, given, lists = [], set(), {}
+    words = []
+    given = set()
+    lists = {}
     while waiting:
         word = waiting.pop(0)
         match = _OPTION.fullmatch(word)
@@ -151,6 +153,8 @@ def expanded_arguments(
             if path is not None:
                 raise ValueError(f"there is more than one YAML file, {path} and --config; expected one.")
             path = waiting.pop(0) if value is None and waiting else value
+            if not path:
+                raise ValueError("--config has no value; expected a YAML file.")
         elif _is_switch(options[name]):
             words += _switch(name, value, waiting)
         elif options[name].nargs == "+":

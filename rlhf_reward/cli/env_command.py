@@ -9,7 +9,6 @@ __all__ = ['environment', 'env_parser', 'env']
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Union
 
 from .parser import CommandParser
 

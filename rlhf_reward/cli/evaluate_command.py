@@ -9,13 +9,11 @@ __all__ = ['evaluate_parser', 'evaluate']
 import json
 import textwrap
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from .arguments import FORM_HELP, MODEL_OPTIONS, VERDICTS_HELP, add_data_arguments, data_source
-from .arguments import exit_on_error, open_scorer, parse_columns, parse_verdicts, scoring_parser
-from .arguments import shared_processes
+from .arguments import MODEL_OPTIONS, add_row_options, exit_on_error, open_scorer, read_data
+from .arguments import scoring_parser, shared_processes
 from .parser import CommandParser, given_words, print_next, print_table
 
 # %% ../../nbs/09d_cli_evaluate.ipynb #dc61ce1c
@@ -56,17 +54,7 @@ def evaluate_parser() -> CommandParser:
         help="folder with a local copy of each benchmark, a file or folder of its name or that of its data set: "
         "rm-bench.jsonl, reward-bench/, …; the hub is then not asked",
     )
-    data.add_argument("--columns", help="other names of columns in --data: prompt=instruction,chosen=output_1")
-    data.add_argument("--verdicts", help=f"{VERDICTS_HELP}; in --data")
-    data.add_argument("--form", metavar="NAME", help=f"{FORM_HELP}; in --data")
-    add_data_arguments(data, " in --data", "test")
-    data.add_argument(
-        "--on_bad_row",
-        default="error",
-        choices=["error", "skip"],
-        help="what to do with rows of --data that cannot be used or are too long; skip leaves them out and counts them "
-        "(default: error)",
-    )
+    parser.hidden |= {"benchmark_dir", "seed", *add_row_options(data, " in --data", "test")}
     output = parser.add_argument_group("output")
     output.add_argument("--output", required=True, metavar="FOLDER", help="folder of the report")
     output.add_argument("--seed", type=int, default=0, help="of intervals and of the random baseline (default: 0)")
@@ -76,7 +64,6 @@ def evaluate_parser() -> CommandParser:
         help="the name of one of --model whose rewards count as true: the report has the over-optimization curve of "
         "the others, the true reward of the best of n responses",
     )
-    parser.hidden |= {"benchmark_dir", "verdicts", "form", "dataset_config", "revision", "data_dir", "seed"}
     return parser
 
 # %% ../../nbs/09d_cli_evaluate.ipynb #8307aa68
@@ -183,12 +170,9 @@ def _load_benchmarks(benchmarks, missing):
 def _evaluate_all(options, models, files, benchmarks, missing, processes, device):
     "Return the evaluations by data and model, and add benchmarks of the suite that cannot be read to `missing`."
     from rlhf_reward.benchmarks import evaluate_loaded
-    from rlhf_reward.data import load_rows
     from rlhf_reward.evaluation import evaluate as evaluate_rows
 
-    mappings = {"columns": parse_columns(options.columns), "verdicts": parse_verdicts(options.verdicts)}
-    load = partial(load_rows, on_bad_row=options.on_bad_row, form=options.form, **mappings)
-    rows = {name: load(path, **data_source(options, path, "test")) for name, path in files}
+    rows = {name: read_data(options, path, "test") for name, path in files}
     loaded = _load_benchmarks(benchmarks, missing)  # before the first model: errors in data come before the work
     if not rows and not loaded:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())

@@ -8,7 +8,7 @@ __all__ = ['score_parser', 'score']
 # %% ../../nbs/09c_cli_score.ipynb #630897f1
 import sys
 
-from .arguments import FILES_HELP, MODEL_OPTIONS, add_data_arguments, data_source, exit_on_error
+from .arguments import FILES_HELP, MODEL_OPTIONS, add_row_options, data_source, exit_on_error
 from .arguments import open_scorer, parse_columns, scoring_parser, shared_processes
 from .parser import CommandParser, given_words, print_next
 
@@ -30,20 +30,12 @@ def score_parser() -> CommandParser:
         help=f"{FILES_HELP}: comparisons with the columns of this library, prompt and response, or prompt and "
         "responses; others with --form",
     )
-    data.add_argument("--columns", help="other names of columns: prompt=instruction,response=output")
-    data.add_argument(
-        "--form",
-        metavar="NAME",
-        help="the known set whose rows these are, such as helpsteer3; the rows are written as they are (default: rows "
+    rare = add_row_options(
+        data,
+        has_labels=False,
+        form="the known set whose rows these are, such as helpsteer3; the rows are written as they are (default: rows "
         "of this library)",
-    )
-    add_data_arguments(data)
-    data.add_argument(
-        "--on_bad_row",
-        default="error",
-        choices=["error", "skip"],
-        help="what to do with rows that cannot be scored; skip writes them with reward null and the error "
-        "(default: error)",
+        skipped="writes them with reward null and the error",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--output", required=True, metavar="FILE.jsonl", help="a file that does not exist yet")
@@ -57,7 +49,7 @@ def score_parser() -> CommandParser:
         action="store_true",
         help="write the spread of each reward too, of a model with several heads or from rlhf_reward laplace",
     )
-    parser.hidden |= {"dataset_config", "revision", "data_dir"}
+    parser.hidden |= rare - {"form"}
     return parser
 
 # %% ../../nbs/09c_cli_score.ipynb #6148ceab

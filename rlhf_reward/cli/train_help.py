@@ -30,8 +30,8 @@ GROUPS = {  # title: (shown by --help, shown by --help-all only)
     "adapter": ("lora_r load_in_4bit merge_adapter", "lora_alpha lora_dropout lora_target_modules"),
     "reward": (
         "loss max_length",
-        "on_overlong layout balance_lengths head_start head_learning_rate freeze_layers sum_to_zero_coefficient "
-        "rdrop_coefficient lm_coefficient length_loss length_coefficient",
+        "on_overlong layout balance_lengths mismatched_share head_start head_learning_rate freeze_layers "
+        "sum_to_zero_coefficient rdrop_coefficient lm_coefficient length_loss length_coefficient",
     ),
     "training": (
         "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps bf16 "

@@ -36,6 +36,11 @@ class ClientRequest(RequestModel):
         None,
         description="Only -1: length and truncation are settings of the server.",
     )
+    normalize: Optional[Literal[False]] = Field(
+        None,
+        description="Only false: send the texts to /score or /rank for normalized rewards.",
+    )
+    pessimism: None = Field(None, description="Only null: send the texts to /rank for lower bounds.")
     chat_template: None = Field(None, description="Only null: the template of the tokenizer applies.")
     instruction: None = Field(None, description="Only null: not supported.")
     instruct: None = Field(None, description="Only null: not supported.")
@@ -60,6 +65,7 @@ class RerankRequest(ClientRequest):
         min_length=1,
         description="Rendered as responses to the prompt.",
     )
+    texts: None = Field(None, description="Only null: it belongs to the form of text-embeddings-inference.")
     top_n: Optional[int] = Field(None, ge=0, description="Number of results; all by default, and for 0.")
     return_documents: Optional[bool] = None
     rank_fields: None = Field(None, description="Only null: documents are texts.")
@@ -178,6 +184,8 @@ class EmbeddingsRequest(ClassifyRequest):
 
     dimensions: None = Field(None, description="Only null: a reward is one number.")
     encoding_format: Literal["float", "base64"] = "float"
+    embed_dtype: Literal["float32"] = Field("float32", description="Of base64: only float32.")
+    endianness: Literal["native", "little"] = Field("native", description="Of base64: always little.")
 
 
 class Embedding(BaseModel):
@@ -237,6 +245,8 @@ class SGLangRequest(ClientRequest):
     input: None = Field(None, description="Only null: it belongs to the form of vLLM.")
     messages: None = Field(None, description="Only null: it belongs to the form of vLLM.")
     image_data: None = Field(None, description="Only null: the model reads text.")
+    video_data: None = Field(None, description="Only null: the model reads text.")
+    audio_data: None = Field(None, description="Only null: the model reads text.")
     lora_path: None = Field(None, description="Only null: the server has one model.")
 
 

@@ -19,7 +19,7 @@ from typing import Any, Optional, Union
 from fastapi import APIRouter
 
 from .. import __version__
-from ..scoring import ranked
+from ..ranks import ranked
 from rlhf_reward.serving.client_reading import (
     documents_of,
     is_single,

@@ -122,6 +122,14 @@ class RankRequest(RequestModel):
         description="Strings or messages.",
     )
     normalize: bool = Field(False, description="As in /score.")
+    pessimism: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="Rank by the reward minus so many spreads, of a model with several heads or a posterior.",
+        examples=[1.0],
+    )
     tools: Optional[list[dict[str, Any]]] = Field(None, description="Tools for the chat template.")
     chat_template_kwargs: Optional[dict[str, Any]] = Field(
         None,
@@ -144,12 +152,16 @@ class RankedResponse(BaseModel):
         None,
         description="The standard deviation of the reward, in its unit, if the model has several heads or a posterior.",
     )
+    bound: Optional[float] = Field(
+        None,
+        description="The reward minus `pessimism` spreads, if the request has a pessimism above 0.",
+    )
 
 
 class RankAnswer(BaseModel):
     "The responses, best first."
 
-    ranked: list[RankedResponse] = Field(description="Best first; equal rewards keep their order.")
+    ranked: list[RankedResponse] = Field(description="Best first; equal ones keep their order.")
 
 # %% ../../nbs/08b_schemas.ipynb #b6970bea
 class ClassifyRequest(RequestModel):
@@ -177,6 +189,11 @@ class ClassifyRequest(RequestModel):
         None,
         description="Only -1: length and truncation are settings of the server.",
     )
+    normalize: Optional[Literal[False]] = Field(
+        None,
+        description="Only false: send the texts to /score or /rank for normalized rewards.",
+    )
+    pessimism: None = Field(None, description="Only null: send the texts to /rank for lower bounds.")
     chat_template: None = Field(None, description="Only null: the template of the tokenizer applies.")
     documents: None = Field(None, description="Only null: not supported.")
     tools: None = Field(None, description="Only null: send them to /score or /rank.")
@@ -238,6 +255,11 @@ class RewardRequest(BaseModel):
         description="The prompt of each query: its computation is shared, and only the prompt is truncated.",
     )
     labels: Any = None
+    normalize: Optional[Literal[False]] = Field(
+        None,
+        description="Only false: send the texts to /score or /rank for normalized rewards.",
+    )
+    pessimism: None = Field(None, description="Only null: send the texts to /rank for lower bounds.")
 
 # %% ../../nbs/08b_schemas.ipynb #199d465c
 class Problem(BaseModel):

@@ -29,48 +29,6 @@ from rlhf_reward.serving.connections import (
 from .middleware import CheckHost
 from .routes import make_app
 
-# %% ../../nbs/08_serving.ipynb #662b8923
-def _is_header_token(
-    token: str, # of the server
-) -> bool:
-    "Tell whether a header can hold the token."
-    return bool(token) and token.isascii() and token.isprintable() and " " not in token
-
-
-def _is_loopback(
-    host: str, # name or address
-) -> bool:
-    "Tell whether only this machine can reach the host. Raise `ValueError` if it is not an address of this machine."
-    try:
-        infos = socket.getaddrinfo(host or "::", None)
-    except OSError as error:
-        raise ValueError(
-            f"host is {host!r}, which is not an address of this machine ({error}); expected one such as 127.0.0.1."
-        ) from None
-    return all(ipaddress.ip_address(info[4][0]).is_loopback for info in infos)
-
-
-def _check_port(
-    host: str, # name or address
-    port: int, # to listen on
-) -> None:
-    "Raise `ValueError` unless a server can listen on the port."
-    if not 0 < port < 65536:
-        raise ValueError(f"port is {port}; expected a port from 1 to 65535.")
-    for family, kind, _, _, address in socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM):
-        try:
-            with socket.socket(family, kind) as tried:
-                if os.name == "posix":
-                    tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1) # as the server does
-                tried.bind(address)
-        except OSError as error:
-            if error.errno == errno.EAFNOSUPPORT: # a machine without IPv6
-                continue
-            raise ValueError(
-                f"The server cannot listen on port {port} of {host!r} ({error.strerror}); expected a free one: stop "
-                "the server that uses it, or choose another port."
-            ) from None
-
 # %% ../../nbs/08_serving.ipynb #0bb45973
 def serve(
     scorer: Scorer, # the model
@@ -133,3 +91,45 @@ def check_address(
         )
     if port is not None:
         _check_port(host, port)
+
+# %% ../../nbs/08_serving.ipynb #662b8923
+def _is_header_token(
+    token: str, # of the server
+) -> bool:
+    "Tell whether a header can hold the token."
+    return bool(token) and token.isascii() and token.isprintable() and " " not in token
+
+
+def _is_loopback(
+    host: str, # name or address
+) -> bool:
+    "Tell whether only this machine can reach the host. Raise `ValueError` if it is not an address of this machine."
+    try:
+        infos = socket.getaddrinfo(host or "::", None)
+    except OSError as error:
+        raise ValueError(
+            f"host is {host!r}, which is not an address of this machine ({error}); expected one such as 127.0.0.1."
+        ) from None
+    return all(ipaddress.ip_address(info[4][0]).is_loopback for info in infos)
+
+
+def _check_port(
+    host: str, # name or address
+    port: int, # to listen on
+) -> None:
+    "Raise `ValueError` unless a server can listen on the port."
+    if not 0 < port < 65536:
+        raise ValueError(f"port is {port}; expected a port from 1 to 65535.")
+    for family, kind, _, _, address in socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM):
+        try:
+            with socket.socket(family, kind) as tried:
+                if os.name == "posix":
+                    tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1) # as the server does
+                tried.bind(address)
+        except OSError as error:
+            if error.errno == errno.EAFNOSUPPORT: # a machine without IPv6
+                continue
+            raise ValueError(
+                f"The server cannot listen on port {port} of {host!r} ({error.strerror}); expected a free one: stop "
+                "the server that uses it, or choose another port."
+            ) from None

@@ -1,0 +1,47 @@
+"Prepare the cells of a notebook for its page: their outputs, and no heading that nothing follows."
+import re
+
+
+def is_picture(output):
+    return bool({"image/png", "image/svg+xml"} & output.get("data", {}).keys())
+
+
+def join_streams(cell):
+    "Join the parts in which a kernel sent the output of a shell command."
+    joined = []
+    for output in cell.outputs:
+        if joined and output.output_type == "stream" == joined[-1].output_type and output.name == joined[-1].name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    cell.outputs = joined
+
+
+def fenced(output):
+    "Return printed text in a fence that it does not contain."
+    fence = "```"
+    while fence in output:
+        fence += "`"
+    return "\n{0}text\n{1}\n{0}\n".format(fence, output.strip("\n"))
+
+
+def bare_table(html):
+    "Return a table of pandas without its style."
+    return re.sub(r"<style scoped>.*?</style>\n?|( border=\"1\")? class=\"dataframe\"", "", html, flags=re.DOTALL)
+
+
+def without_empty_sections(cells):
+    "Return the cells without headings that nothing follows before a heading of the same level, or the end."
+    kept = []
+    next_level = 1  # of the heading that follows, 7 for anything else; the end of a page counts as a title
+    for cell in reversed(cells):
+        if not cell.source and not cell.get("outputs"):
+            continue
+        text = cell.source if cell.cell_type == "markdown" else ""
+        heading = re.match(r"(#+) (?!<code>)", text)  # not that of a reference, which is content
+        level = len(heading[1]) if heading else 7
+        if heading and level >= next_level and "\n" not in text.strip():
+            continue
+        next_level = level
+        kept.append(cell)
+    return kept[::-1]

@@ -107,6 +107,33 @@ def score_file(
         ) from None
     return counts
 
+# %% ../nbs/06a_files.ipynb #d087c0de
+def _to_json(row):
+    "Return the row as one line of JSON."
+    return json.dumps(_without_nan(row), ensure_ascii=False, default=_as_text)
+
+
+def _as_text(value):
+    "Return a value that JSON lacks as text. Raise `TypeError` with the name of its type for what is no text."
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (datetime.timedelta, Decimal)):
+        return str(value)
+    raise TypeError(type(value).__name__)
+
+
+def _without_nan(value):
+    "Return the value with None for each number that JSON does not have."
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(part) for part in value]
+    return value
+
 # %% ../nbs/06a_files.ipynb #4f1bf46b
 def _written_columns(scorer, uncertainty):
     "Return the columns that are written."
@@ -220,33 +247,6 @@ def _write(rows, score, part, done, processes):
                 os.fsync(file.fileno())
             bar.update(len(chunk))
     return counts
-
-# %% ../nbs/06a_files.ipynb #d087c0de
-def _to_json(row):
-    "Return the row as one line of JSON."
-    return json.dumps(_without_nan(row), ensure_ascii=False, default=_as_text)
-
-
-def _as_text(value):
-    "Return a value that JSON lacks as text. Raise `TypeError` with the name of its type for what is no text."
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
-    if isinstance(value, (datetime.timedelta, Decimal)):
-        return str(value)
-    raise TypeError(type(value).__name__)
-
-
-def _without_nan(value):
-    "Return the value with None for each number that JSON does not have."
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(part) for part in value]
-    return value
 
 # %% ../nbs/06a_files.ipynb #2f2ac5f2
 def _resume(part, options, read, written):

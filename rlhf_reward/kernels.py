@@ -106,7 +106,7 @@ def _flash_name():
 
 
 def _wrapped(attention, wrap):
-    "Replace an attention function of transformers by `wrap` of it. Return its name."
+    "Replace an attention function of transformers by the one that `wrap` returns for it. Return its name."
     function = ALL_ATTENTION_FUNCTIONS.get(attention)
     if function is not None and getattr(function, "wrapped_by", None) is not wrap:
         wrapped = wrap(function)

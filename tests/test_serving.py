@@ -1345,10 +1345,18 @@ def test_random_requests(path, server, scorer, pytestconfig):
     seen = []
 
     def answerable(case):
-        "Messages need a chat template."
+        "Messages need a chat template; as many prompts as responses, and fields that go together, are seldom drawn."
         if path == "/classify" and isinstance(case.body, dict):
             case.body.pop("messages", None)
             case.body.setdefault("input", "robin")
+        if path == "/score" and isinstance(case.body, dict):
+            drawn = case.body.get("responses")
+            responses = [response for response in drawn if isinstance(response, str)] if isinstance(drawn, list) else []
+            responses.append(" w4")
+            case.body = {"responses": responses, "prompts": ["w3"] * len(responses)}
+        if path == "/pooling" and isinstance(case.body, dict):
+            drawn = case.body.get("input")
+            case.body = {"input": drawn if isinstance(drawn, str) and drawn else "robin"}
         return case
 
     @given(case=right | right.map(answerable) | wrong)

@@ -30,6 +30,27 @@ RIDGES = (0.3, 1.0, 3.0)
 FOLDS = 5
 
 
+def state_parser(description, output_help):
+    "Return a parser with the arguments of a program that fits heads to the states of training comparisons."
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a pretrained decoder with a chat template")
+    parser.add_argument("--train", type=Path, required=True, help="JSON Lines of comparisons")
+    parser.add_argument("--output", type=Path, required=True, help=output_help)
+    parser.add_argument("--max_characters", type=int, default=1000, help="of a prompt with its longest response")
+    return parser
+
+
+def fold_of(prompt):
+    "Return the number of the fold of a prompt."
+    return zlib.crc32(prompt.encode()) % FOLDS
+
+
+def largest_sources(sources):
+    "Return the names of the two sources with most pairs."
+    names, counts = np.unique(sources, return_counts=True)
+    return names[np.argsort(-counts)[:2]]
+
+
 def sequences_of(row, tokenizer):
     "Return the token ids of each response of a row with its prompt, without a line break at the end."
     sequences = []
@@ -121,11 +142,7 @@ def left_out(features, longer_by, groups, is_balanced, ridge):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a pretrained decoder with a chat template")
-    parser.add_argument("--train", type=Path, required=True, help="JSON Lines of comparisons")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the states")
-    parser.add_argument("--max_characters", type=int, default=1000, help="of a prompt with its longest response")
+    parser = state_parser(__doc__, "folder of the states")
     parser.add_argument("--layers", type=int, nargs="+", default=[12, 16, 20, 24, 30])
     arguments = parser.parse_args()
     rows = read_rows(arguments.train, arguments.max_characters)
@@ -135,9 +152,8 @@ def main():
         torch.save(states_of(rows, arguments.model), file)
     states = torch.load(file)
     winner, loser, longer_by, prompts, sources = pairs_of(rows, states["lengths"])
-    folds = np.array([zlib.crc32(prompt.encode()) % FOLDS for prompt in prompts])
-    names, counts = np.unique(sources, return_counts=True)
-    largest = names[np.argsort(-counts)[:2]]
+    folds = np.array(list(map(fold_of, prompts)))
+    largest = largest_sources(sources)
     print(f"| weights | states | layer | ridge | prompts left out | {' | '.join(largest)} left out | mean |")
     print("|---|---|---|---|---|---|---|---|")
     for is_balanced in (False, True):

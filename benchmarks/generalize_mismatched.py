@@ -8,15 +8,14 @@ prompt of its source and fold at hand; a share of them is fitted with it, as ran
 length-controlled accuracy as there, mean of four draws of the share, and how often a response is better than one to
 another prompt, on prompts that were left out.
 """
-import argparse
 import random
-import zlib
-from pathlib import Path
 
 import numpy as np
 import torch
 from generalize_data import read_rows
-from generalize_heads import FOLDS, balanced_weights, correct, fit, length_controlled, pairs_of, states_of
+from generalize_heads import FOLDS, balanced_weights, fit, fold_of, largest_sources, length_controlled, pairs_of
+from generalize_heads import state_parser, states_of
+from generalize_table import correct
 
 SHARES = (0.0, 0.1, 0.15, 0.2, 0.3, 0.5)
 RIDGES = (1.0, 3.0)
@@ -59,7 +58,7 @@ class Heads:
         self.differences = differences / scale
         self.chosen = (states["own"][winner] - other_states[self.row]) / scale
         self.rejected = (states["own"][loser] - other_states[self.row]) / scale
-        self.folds = np.array([zlib.crc32(prompt.encode()) % FOLDS for prompt in prompts])
+        self.folds = np.array(list(map(fold_of, prompts)))
 
     def left_out(self, is_left_out, is_extended, ridge):
         "Return what is right of the pairs left out: their own, chosen and rejected against the other response."
@@ -80,8 +79,7 @@ class Heads:
             is_left_out = self.folds == fold
             right[:, is_left_out] = self.left_out(is_left_out, is_extended, ridge)
         controlled = [length_controlled(right[0], self.longer_by)]
-        names, counts = np.unique(self.sources, return_counts=True)
-        for source in names[np.argsort(-counts)[:2]]:
+        for source in largest_sources(self.sources):
             is_left_out = self.sources == source
             own, _, _ = self.left_out(is_left_out, is_extended, ridge)
             controlled.append(length_controlled(own, self.longer_by[is_left_out]))
@@ -89,15 +87,11 @@ class Heads:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a pretrained decoder with a chat template")
-    parser.add_argument("--train", type=Path, required=True, help="JSON Lines of comparisons")
-    parser.add_argument("--output", type=Path, required=True, help="folder with states.pt of generalize_heads.py")
-    parser.add_argument("--max_characters", type=int, default=1000, help="of a prompt with its longest response")
+    parser = state_parser(__doc__, "folder with states.pt of generalize_heads.py")
     parser.add_argument("--layer", type=int, default=20)
     arguments = parser.parse_args()
     rows = read_rows(arguments.train, arguments.max_characters)
-    folds = [zlib.crc32(row["key"].encode()) % FOLDS for row in rows]
+    folds = [fold_of(row["key"]) for row in rows]
     file = arguments.output / f"mismatched_{arguments.layer}.pt"
     if not file.exists():
         torch.save(mismatched_states(rows, other_rows(rows, folds), arguments.model, arguments.layer), file)

@@ -32,7 +32,7 @@ import torch
 import transformers
 from gpu_others import vllm_table
 from gpu_sides import CASCADE_SIDE, ONE_SPLIT, VARLEN_SIDE, Bench, all_sides, free, scoring_sides, short
-from gpu_sides import shown_rewards, splits_of, unpadded
+from gpu_sides import shown_rewards, splits_of, time_steps, unpadded
 from gpu_trainers import trainers_table
 
 from rlhf_reward.kernels import packed_kernels
@@ -84,24 +84,17 @@ def train_side(bench, config, attention, collator, examples):
     model = bench.model(config, attention).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=bench.device.type == "cuda")
     loss_of = BradleyTerry()
-    seconds, losses = [], []
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    for _ in range(bench.warmup + bench.steps):
-        bench.wait()
-        start = time.perf_counter()
+
+    def step_loss():
         batch = to_device(collator(examples), bench.device)
         rewards = by_comparison(model(**model_inputs(batch, model)), batch["ranks"])
-        loss = loss_of(rewards, batch["ranks"], batch["margins"], batch["ratings"]).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        bench.wait()
-        seconds.append(time.perf_counter() - start)
-        losses.append(loss.detach())
+        return loss_of(rewards, batch["ranks"], batch["margins"], batch["ratings"]).mean()
+
+    seconds, losses = time_steps(bench, model, optimizer, step_loss)
     peak = torch.cuda.max_memory_allocated() / 2**30 if bench.device.type == "cuda" else math.nan
-    return seconds[bench.warmup :], torch.stack(losses).tolist(), peak
+    return seconds, losses, peak
 
 
 def train_table(bench, size, shape, lengths, rate):

@@ -12,7 +12,7 @@ import time
 
 import torch
 import transformers
-from gpu_sides import flash_name, free, short, shown_rewards
+from gpu_sides import flash_name, free, short, shown_rewards, time_steps
 
 from rlhf_reward.tokens import whole_sequences
 
@@ -54,20 +54,12 @@ def openrlhf_steps(bench, examples):
     loss_of = PairWiseLoss()
     chosen, rejected = zip(*map(whole_sequences, examples))
     input_ids, mask = left_padded([*chosen, *rejected])
-    seconds, losses = [], []
-    for _ in range(bench.warmup + bench.steps):
-        bench.wait()
-        start = time.perf_counter()
+
+    def step_loss():
         rewards = model(input_ids.to(bench.device), attention_mask=mask.to(bench.device))
-        loss = loss_of(*rewards.chunk(2))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        bench.wait()
-        seconds.append(time.perf_counter() - start)
-        losses.append(loss.detach())
-    return seconds[bench.warmup :], torch.stack(losses).tolist()
+        return loss_of(*rewards.chunk(2))
+
+    return time_steps(bench, model, optimizer, step_loss)
 
 
 def left_padded(sequences):

@@ -183,6 +183,23 @@ def short(error):
     return " ".join(text.split()).replace("|", "/")[:120]
 
 
+def time_steps(bench, model, optimizer, step_loss):
+    "Train on one batch. Return the seconds of the steps without the first ones, and the losses of all."
+    seconds, losses = [], []
+    for _ in range(bench.warmup + bench.steps):
+        bench.wait()
+        start = time.perf_counter()
+        loss = step_loss()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        bench.wait()
+        seconds.append(time.perf_counter() - start)
+        losses.append(loss.detach())
+    return seconds[bench.warmup :], torch.stack(losses).tolist()
+
+
 def free(bench):
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -4,6 +4,7 @@
 The other program of these tests is `OtherProgram`, which makes rewards with as little of the library as possible: it
 renders, tokenizes and pads by itself, and calls the model.
 """
+import contextlib
 import copy
 import functools
 import itertools
@@ -442,29 +443,24 @@ def test_rewards_that_are_not_finite(chat):
     assert report.diagnoses[0].causes == ["not finite"] and "none: the reward is nan" in report.as_text()
 
 
-def test_a_server_that_is_busy_or_breaks_off(plain, monkeypatch):
-    "429 and 503 are asked again, as Retry-After says; an answer that ends early is no answer."
-    waited = []
-    monkeypatch.setattr(verify_servers.time, "sleep", waited.append)
-    fake = FakeServer("openrlhf", plain.scorer)
-    retry_after = {429: "3", 503: "Wed, 21 Oct 2026 07:28:00 GMT"} # the latter is no number
-    statuses = [] # of the next answers, 200 after them
-
+@contextlib.contextmanager
+def over_http(answer):
+    """
+    Serve at the URL that is given. `answer(path, body, headers)` returns a status, a text, and headers if there are
+    any; the body of a GET is None.
+    """
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.reply(404, "no")
+            self.reply(*answer(self.path, None, self.headers))
 
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status = statuses.pop(0) if statuses else 200
-            text = "no room" if status in retry_after else fake(self.path, body)[1]
-            self.reply(status, text, missing=9 if status == 206 else 0)
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.reply(*answer(self.path, json.loads(body), self.headers))
 
-        def reply(self, status, text, missing=0):
+        def reply(self, status, text, headers=None):
             self.send_response(status)
-            if status in retry_after:
-                self.send_header("Retry-After", retry_after[status])
-            self.send_header("Content-Length", str(len(text) + missing))
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(text.encode())
 
@@ -473,7 +469,29 @@ def test_a_server_that_is_busy_or_breaks_off(plain, monkeypatch):
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/get_reward"
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_server_that_is_busy_or_breaks_off(plain, monkeypatch):
+    "429 and 503 are asked again, as Retry-After says; an answer that ends early is no answer."
+    waited = []
+    monkeypatch.setattr(verify_servers.time, "sleep", waited.append)
+    fake = FakeServer("openrlhf", plain.scorer)
+    retry_after = {429: "3", 503: "Wed, 21 Oct 2026 07:28:00 GMT"} # the latter is no number
+    statuses = [] # of the next answers, 200 after them
+
+    def busy(path, body=None, headers=None):
+        if body is None:
+            return 404, "no"
+        status = statuses.pop(0) if statuses else 200
+        if status in retry_after:
+            return status, "no room", {"Retry-After": retry_after[status]}
+        _, text = fake(path, body)
+        return status, text, {"Content-Length": str(len(text) + (9 if status == 206 else 0))}
+
+    with over_http(busy) as base:
+        url = f"{base}/get_reward"
 
         def asked(*planned):
             statuses[:] = planned
@@ -484,7 +502,6 @@ def test_a_server_that_is_busy_or_breaks_off(plain, monkeypatch):
             asked(*[429] * 5)
         with pytest.raises(CannotVerify, match="does not answer .*IncompleteRead"):
             asked(206)
-        server.shutdown()
 
 
 def test_a_server_that_answers_at_random(chat):
@@ -503,28 +520,13 @@ def test_over_http(plain):
     fake = FakeServer("tei", plain.scorer, "EOS missing")
     tokens = set()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.reply(*fake(self.path))
+    def with_token(path, body=None, headers=None):
+        if body is not None:
+            tokens.add(headers["Authorization"])
+        return fake(path, body)
 
-        def do_POST(self):
-            tokens.add(self.headers["Authorization"])
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            self.reply(*fake(self.path, json.loads(body)))
-
-        def reply(self, status, text):
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *arguments):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
+    with over_http(with_token) as url:
         answer = RewardServer(url, token="secret").ask(plain.probes, plain.scorer.tokenizer)
-        server.shutdown()
     assert tokens == {"Bearer secret"}
     report = plain.compare(answer)
     assert report.diagnoses[0].causes == ["tokenized as text"]

@@ -163,11 +163,14 @@ def read_data(
     "Return the rows of data, as the options say what they mean."
     from rlhf_reward.data import load_rows
 
-    columns = parse_columns(options.columns)
-    verdicts = parse_verdicts(getattr(options, "verdicts", None))
-    source = data_source(options, name, split)
-    options = {"form": options.form, "on_bad_row": options.on_bad_row}
-    return load_rows(name, columns=columns, verdicts=verdicts, **options, **source)
+    return load_rows(
+        name,
+        columns=parse_columns(options.columns),
+        verdicts=parse_verdicts(getattr(options, "verdicts", None)),
+        form=options.form,
+        on_bad_row=options.on_bad_row,
+        **data_source(options, name, split),
+    )
 
 # %% ../../nbs/09a_cli_arguments.ipynb #d9ef0097
 MODEL_OPTIONS = (  # of `scoring_parser`, which the next command needs too

@@ -29,7 +29,8 @@ def add_mismatched(
     Let a share of the comparisons end with the best response to another prompt (Liu et al. 2024).
 
     It is ranked below all others, with a margin of 0. No sequence becomes longer than the longest one of the data.
-    Comparisons stay as they are if their label is a probability. Raises `ValueError` for a stream, for comparisons that
+    Comparisons stay as they are if their label is a probability, or if none of 20 responses that are tried fits; the
+    log says how many get one. Raises `ValueError` for a stream, for comparisons that
     do not show where their responses begin, and if all have the same prompt.
     """
     if not 0 <= share <= 1:

@@ -29,7 +29,8 @@ import pandas as pd
 MEAN = {"pooling": "mean", "num_hidden_layers": 20} # of SmolLM2's 30 layers
 TRAINED = {"head_start": "fitted", "model": MEAN}
 # What a method adds to `COMMON`. "side" is ours unless given; "model" has arguments of `RewardModel`, "lora" of
-# `peft.LoraConfig`; with "calibrated" the rewards of the training rows are regressed on length afterwards.
+# `peft.LoraConfig`; with "calibrated" the rewards of the training rows are regressed on length afterwards. "average" is
+# of the seeds of another method that were trained with `--keep`.
 METHODS = {
     "trl": {"side": "trl"}, # its learning rate, 1e-4
     "trl 3e-5": {"side": "trl", "learning_rate": 3e-5},
@@ -66,6 +67,7 @@ METHODS = {
     }},
     "calibrated": {**TRAINED, "calibrated": True},
     "moving average": {**TRAINED, "ema_decay": 0.9},
+    "average": {"side": "average", "of": "mean, 20 layers"},
 }
 COMMON = {"per_device_train_batch_size": 8, "learning_rate": 1e-4}
 
@@ -168,32 +170,46 @@ def trainer_options():
 
 
 def run_one(arguments, method, seed):
-    "Train one method with one seed, evaluate it, and write its figures and the pairs of all sets."
+    "Train or average one method with one seed, evaluate it, and write its figures and the pairs of all sets."
     import torch
-
-    from rlhf_reward import RewardModel
-    from rlhf_reward.length_calibration import calibrate_length
-    from rlhf_reward.scoring import Scorer
 
     torch.set_num_threads(1)
     train, sets = read_data(arguments)
     options = {**COMMON, **METHODS[method]}
+    target = run_file(arguments.output, method, seed)
+    if options.get("side") == "average":
+        scorer, figures = average_seeds(arguments.output, options["of"])
+    else:
+        clock = Clock(60 * arguments.minutes)
+        scorer, figures = train_one(arguments.model, train, options, seed, clock)
+        if arguments.keep:
+            scorer.model.save_pretrained(model_folder(target), scorer.tokenizer)
+    tables = []
+    for name, rows in sets.items():
+        tables.append(pairs_of(scorer, without_keys(rows), blind=seed == 0).assign(set=name))
+    pd.concat(tables).to_json(target.with_suffix(".pairs.json"), orient="records")
+    figures = {"method": method, "seed": seed, "options": options, **figures}
+    target.write_text(json.dumps(figures, indent=1))
+
+
+def train_one(model_name, train, options, seed, clock):
+    "Train for the time of the clock. Return a scorer, and what the training took."
+    import torch
+
+    from rlhf_reward import RewardModel
+    from rlhf_reward.length_calibration import calibrate_length
+
+    options = dict(options)
     side = options.pop("side", "ours")
     calibrated = options.pop("calibrated", False)
-    clock = Clock(60 * arguments.minutes)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = {"ours": train_ours, "trl": train_trl}[side](
-            arguments.model, train, options, seed, clock, folder
-        )
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        trainer = {"ours": train_ours, "trl": train_trl}[side](model_name, train, options, seed, clock, folder)
+        steps = trainer.state.global_step
         figures = {
-            "method": method,
-            "seed": seed,
-            "minutes": clock.spent() * arguments.minutes,
-            "steps": trainer.state.global_step,
-            "comparisons": trainer.state.global_step * options["per_device_train_batch_size"],
-            "gigabytes": round(memory, 2),
-            "options": {**COMMON, **METHODS[method]},
+            "minutes": clock.spent() * clock.seconds / 60,
+            "steps": steps,
+            "comparisons": steps * options["per_device_train_batch_size"],
+            "gigabytes": peak_gigabytes(),
             "losses": [(log["step"], log["loss"]) for log in trainer.state.log_history if "loss" in log],
         }
         if side == "trl":
@@ -204,16 +220,41 @@ def run_one(arguments, method, seed):
             model = trainer.model
     tokenizer = trainer.processing_class
     del trainer # with the optimizer's states
-    model.backbone.to(torch.bfloat16) # the head stays in float32
-    scorer = Scorer(model, tokenizer)
+    scorer = scorer_of(model, tokenizer)
     if calibrated:
         calibrate_length(scorer, without_keys(train)).apply_to(scorer)
-    tables = []
-    for name, rows in sets.items():
-        tables.append(pairs_of(scorer, without_keys(rows), blind=seed == 0).assign(set=name))
-    target = run_file(arguments.output, method, seed)
-    pd.concat(tables).to_json(target.with_suffix(".pairs.json"), orient="records")
-    target.write_text(json.dumps(figures, indent=1))
+    return scorer, figures
+
+
+def average_seeds(output, method):
+    "Average the models of all seeds of a method that were kept. Return a scorer, and what the average took."
+    import transformers
+
+    from rlhf_reward import RewardModel
+    from rlhf_reward.averaging import average_checkpoints
+
+    runs = sorted(output.glob(f"{file_stem(method)}-*-model"))
+    with tempfile.TemporaryDirectory() as folder:
+        average = Path(folder) / "average"
+        average_checkpoints(runs, average, align=False) # all heads begin at the same fit
+        model = RewardModel.from_pretrained(average, device="cpu")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(average)
+    nothing = {"minutes": 0, "steps": 0, "comparisons": 0, "losses": []}
+    return scorer_of(model, tokenizer), {**nothing, "gigabytes": peak_gigabytes(), "parts": len(runs)}
+
+
+def scorer_of(model, tokenizer):
+    "Return a scorer with the backbone in bfloat16; the head stays in float32."
+    import torch
+
+    from rlhf_reward.scoring import Scorer
+
+    model.backbone.to(torch.bfloat16)
+    return Scorer(model, tokenizer)
+
+
+def peak_gigabytes():
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 def pairs_of(scorer, rows, blind):
@@ -239,7 +280,15 @@ def without_keys(rows):
 
 
 def run_file(folder, method, seed):
-    return Path(folder) / f"{method.replace(' ', '_')}-{seed}.json"
+    return Path(folder) / f"{file_stem(method)}-{seed}.json"
+
+
+def file_stem(method):
+    return method.replace(" ", "_")
+
+
+def model_folder(file):
+    return file.with_name(f"{file.stem}-model")
 
 
 def read_data(arguments):
@@ -265,6 +314,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=8, help="of training, of one thread")
     parser.add_argument("--max_characters", type=int, default=1000, help="of a prompt with its longest response")
     parser.add_argument("--most", type=int, default=300, help="responses of a held-out set")
+    parser.add_argument("--keep", action="store_true", help="the trained models, for `average`")
     parser.add_argument("--table", action="store_true", help="print what is done and train nothing")
     parser.add_argument("--minus", default="trl", help="method that the differences in the tables are from")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS) # a method and a seed, in this process

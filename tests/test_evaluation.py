@@ -343,6 +343,7 @@ def test_what_rewards_reach_by_chance():
     drawn = ranking(table(rewards, many_ranks))
     assert drawn["best_found"] == pytest.approx(constant["best_found"], abs=0.05)
     assert drawn["ndcg"] == pytest.approx(constant["ndcg"], abs=0.015)
+    assert drawn["by_chance"] == pytest.approx(constant["by_chance"])
     assert constant["best_found_interval"]["value"] == constant["best_found"]
 
 

@@ -242,6 +242,14 @@ def no_curves(monkeypatch):
 
 
 @pytest.fixture
+def no_pictures(monkeypatch):
+    "Reports of evaluations are written without pictures, which take longer to draw than most tests."
+    from rlhf_reward import report
+
+    monkeypatch.setattr(report, "plots", lambda evaluation: {})
+
+
+@pytest.fixture
 def few_synthetic_rows(monkeypatch, no_curves):
     "200 synthetic comparisons instead of 6,000, for commands of which only the errors or the first steps matter."
     from rlhf_reward import synthetic

@@ -916,6 +916,7 @@ def test_the_command_with_two_models_and_two_processes(model, tmp_path, python, 
     assert report["models"][model]["best_of_n"][2]["n"] == 3
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_names_and_paths_of_the_command(model, tmp_path, monkeypatch, capsys):
     """
     A name that data and a benchmark share would hide one of them.

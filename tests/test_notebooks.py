@@ -13,9 +13,11 @@ SKIPPED = {"runs", ".ipynb_checkpoints"}
 # Those that take seconds come first, the longest before the others, so that none is left to one worker at the end.
 LONG = (
     "05_how_sure",
+    "05_is_it_good",
     "04_reinforcement_learning",
     "03_rankings",
     "01o_averaging",
+    "06_scoring",
     "07b_report",
     "05l_head_start",
     "06a_files",

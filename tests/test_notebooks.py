@@ -14,6 +14,7 @@ SKIPPED = {"runs", ".ipynb_checkpoints"}
 LONG = (
     "05_how_sure",
     "05_is_it_good",
+    "01_train",
     "04_reinforcement_learning",
     "03_rankings",
     "01o_averaging",

@@ -5,8 +5,10 @@
 # %% ../nbs/07e_statistics.ipynb #c16844b2
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from collections import Counter
 from typing import Literal, Optional, TypedDict
 
 import numpy as np
@@ -186,13 +188,13 @@ def ranking(
         if len(ranks) <= 2 or not np.ptp(ranks):
             continue
         is_best = ranks == ranks.min()
-        gain = [len(ranks) - ranks]
         best_found.append(is_best[rewards == rewards.max()].mean()) # a share if several have the highest reward
-        taus.append(kendalltau(rewards, -ranks).statistic)
-        gains.append(ndcg_score(gain, [rewards]))
+        order = np.unique(rewards, return_inverse=True)[1]
+        tau, gain, gain_by_chance = _order_figures(tuple(ranks.tolist()), tuple(order.tolist()))
+        taus.append(tau)
+        gains.append(gain)
         prompts.append(own_prompts[0])
-        # equal rewards count as the mean of all their orders
-        by_chance.append((is_best.mean(), ndcg_score(gain, [np.zeros(len(ranks))])))
+        by_chance.append((is_best.mean(), gain_by_chance))
     if not best_found:
         return None
     best_found_by_chance, ndcg_by_chance = np.mean(by_chance, axis=0).tolist()
@@ -205,6 +207,16 @@ def ranking(
         ndcg=float(np.mean(gains)),
         by_chance=RankingByChance(best_found=best_found_by_chance, ndcg=ndcg_by_chance),
     )
+
+
+@functools.lru_cache(maxsize=10_000) # many comparisons have one of few orders, and a call takes a millisecond
+def _order_figures(ranks, order):
+    "Return Kendall's τ, the NDCG, and the NDCG of random rewards, of responses in this order of their rewards."
+    ranks = np.array(ranks)
+    tau = kendalltau(order, -ranks).statistic
+    gain = [len(ranks) - ranks]
+    # equal rewards count as the mean of all their orders
+    return tau, ndcg_score(gain, [order]), ndcg_score(gain, [np.zeros(len(ranks))])
 
 # %% ../nbs/07e_statistics.ipynb #df77abe7
 class BestOfN(TypedDict):
@@ -228,26 +240,31 @@ def best_of_n(
     for _, ratings, rewards in each_comparison(responses, "rating", "reward"):
         if np.isfinite(ratings).all():
             rated.append((ratings, rewards))
-    sizes = [len(ratings) for ratings, _ in rated]
-    count = max(sizes, key=lambda size: (size * sizes.count(size), size), default=0)
+    sizes = Counter(len(ratings) for ratings, _ in rated)
+    count = max(sizes, key=lambda size: (size * sizes[size], size), default=0)
+    chances = [_chances_of_best(count, n) for n in range(1, count + 1)]
     points = []
     for ratings, rewards in rated:
         if len(ratings) == count:
-            points += _best_of_n_points(ratings, rewards)
+            points += _best_of_n_points(ratings, rewards, chances)
     table = pd.DataFrame(points, columns=["n", "picked", "best", "mean"]).groupby("n")
     return table.mean().assign(comparisons=table.size()).reset_index().to_dict("records")
 
 
-def _best_of_n_points(ratings, rewards):
+def _chances_of_best(count, n):
+    "Return the probability of the i-th best of all to be the best of n."
+    return comb(count - 1 - np.arange(count), n - 1) / comb(count, n)
+
+
+def _best_of_n_points(ratings, rewards, chances):
     "Return (n, picked, best, mean) for each n up to K, of one comparison."
-    count = len(ratings)
-    shared = pd.Series(ratings).groupby(-rewards).transform("mean").to_numpy() # equal rewards: either may be picked
+    shared = ratings
+    if len(np.unique(rewards)) < len(rewards): # equal rewards: either may be picked
+        shared = pd.Series(ratings).groupby(-rewards).transform("mean").to_numpy()
     by_reward = shared[np.argsort(-rewards, kind="stable")]
     by_rating = np.sort(ratings)[::-1]
     points = []
-    for n in range(1, count + 1):
-        # probability that the i-th best is the best of n
-        weights = comb(count - 1 - np.arange(count), n - 1) / comb(count, n)
+    for n, weights in enumerate(chances, start=1):
         points.append((n, by_reward @ weights, by_rating @ weights, ratings.mean()))
     return points
 

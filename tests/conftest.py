@@ -92,6 +92,8 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 20, 20)
     leave_out_what_is_kept()
     shorten_configs()
+    load_weights_in_one_thread()
+    leave_writing_to_the_kernel()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -125,6 +127,32 @@ def shorten_configs():
     from transformers import PreTrainedConfig  # not in the controller, which needs no torch
 
     PreTrainedConfig.__repr__ = object.__repr__
+
+
+def load_weights_in_one_thread():
+    """
+    Open models as `HF_DEACTIVATE_ASYNC_LOAD=1` does, which transformers asks for each time.
+
+    Four threads take turns with tensors of some kilobytes, and on a busy machine the one that opens the model waits for
+    them. Programs and notebooks do not get the variable: they open models as users do.
+    """
+    from transformers import core_model_loading
+
+    core_model_loading.is_env_variable_true = "HF_DEACTIVATE_ASYNC_LOAD".__eq__
+
+
+def leave_writing_to_the_kernel():
+    """
+    Let nothing wait for the disk.
+
+    Each training asks it for a write, to see whether its folder takes one, and waits for everything that the tests have
+    written before. `test_files_reach_the_disk` sees that the library does wait.
+    """
+    os.fsync = sync_nothing
+
+
+def sync_nothing(descriptor):
+    "Do not wait until a file is on the disk."
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -211,6 +239,14 @@ def no_curves(monkeypatch):
     from rlhf_reward import card
 
     monkeypatch.setattr(card, "draw_curves", lambda log_history, path: False)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    "Reports of evaluations are written without pictures, which take longer to draw than most tests."
+    from rlhf_reward import report
+
+    monkeypatch.setattr(report, "plots", lambda evaluation: {})
 
 
 @pytest.fixture

@@ -344,7 +344,7 @@ def test_intervals_of_a_score_against_the_binomial(tmp_path):
         )
 
     path = write(rows, tmp_path)
-    found = [evaluate_benchmark(noisy(seed, 0), "judgebench", path) for seed in range(6)]
+    found = [evaluate_benchmark(noisy(seed, 0), "judgebench", path) for seed in range(3)]
     errors = [one.report["benchmark"]["score_interval"]["error"] for one in found]
     assert np.mean(errors) == pytest.approx(np.sqrt(0.25 / 300), rel=0.2)
     one = evaluate_benchmark(Rule(stated_reward), "judgebench", path)
@@ -358,6 +358,7 @@ def test_intervals_of_a_score_against_the_binomial(tmp_path):
     assert compare({"one": one, "again": again})["pairs"][0]["score_difference"] is None # nothing differs
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_units_stay_together(tmp_path):
     "Both Ties of a number, all of a prompt; no part is left without any."
     groups = jackknife_groups(

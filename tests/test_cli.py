@@ -82,7 +82,7 @@ def test_given_arguments_override_the_recipe(tmp_path):
 @pytest.mark.parametrize("yaml_text, argv, message", [
     ("learning_rat: 1", [], "config.yaml; did you mean 'learning_rate'?"),
     ("a: [1", [], "config.yaml is not YAML"),
-    ("[" * 3_000, [], "config.yaml is not YAML"),
+    ("[" * 1_500, [], "config.yaml is not YAML"),
     ("max_length: 12.5", [], "argument --max_length"),
     ("eval_strategy: epochs", [], "argument --eval_strategy"),
     ("lr_scheduler_type: foo", [], "argument --lr_scheduler_type"),
@@ -390,6 +390,7 @@ def test_parts_that_data_does_not_have_are_refused_by_every_command(tmp_path, ca
     assert "--split goes with a --dataset of files or of the hub" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_known_sets_are_trained_on_audited_and_evaluated(tmp_path, capsys):
     row = {"response_0": "iron", "response_1": "tin", "better_response_id": 0, "safer_response_id": 1}
     lines = [json.dumps({"prompt": f"p {n}", **row}) for n in range(20)]

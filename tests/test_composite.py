@@ -359,6 +359,7 @@ def test_training_resumes_to_the_same_weights(family, adapter, composite, tmp_pa
     assert_close(rewards(saved), rewards(whole.model), **CLOSE)
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("family", ["mistral3", "qwen3_vl"])
 def test_the_command_line_trains_evaluates_and_scores(family, composite, tmp_path):
     folder, _ = composite(family)

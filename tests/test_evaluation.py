@@ -343,6 +343,7 @@ def test_what_rewards_reach_by_chance():
     drawn = ranking(table(rewards, many_ranks))
     assert drawn["best_found"] == pytest.approx(constant["best_found"], abs=0.05)
     assert drawn["ndcg"] == pytest.approx(constant["ndcg"], abs=0.015)
+    assert drawn["by_chance"] == pytest.approx(constant["by_chance"])
     assert constant["best_found_interval"]["value"] == constant["best_found"]
 
 
@@ -915,6 +916,7 @@ def test_the_command_with_two_models_and_two_processes(model, tmp_path, python, 
     assert report["models"][model]["best_of_n"][2]["n"] == 3
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_names_and_paths_of_the_command(model, tmp_path, monkeypatch, capsys):
     """
     A name that data and a benchmark share would hide one of them.

@@ -3,6 +3,7 @@ import datetime
 import gzip
 import json
 import math
+import os
 import random
 import re
 from decimal import Decimal
@@ -18,6 +19,7 @@ from programs import run
 from rlhf_reward import RewardModel, files
 from rlhf_reward.cli import main
 from rlhf_reward.files import _run_options, score_file
+from rlhf_reward.output_folder import check_writable
 from rlhf_reward.rows import to_responses
 from rlhf_reward.scoring import Scorer
 
@@ -104,6 +106,22 @@ def test_every_form_of_row(scorer, tmp_path, output):
         rewards = [line.pop("reward")] if is_single else line.pop("rewards")
         assert line == row  # unchanged
         assert rewards == pytest.approx(expected, abs=1e-5)
+
+
+def test_files_reach_the_disk(scorer, small_chunks, tmp_path, output, monkeypatch):
+    "Each chunk of rewards does, and so does the file that shows whether a folder can be written to."
+    sizes = []
+
+    def note_size(descriptor):
+        sizes.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", note_size)
+    score_file(scorer, write(tmp_path / "rows.jsonl", pairs(50)), output)
+    lines = Path(output).read_bytes().splitlines(keepends=True)
+    assert sizes == [len(b"".join(lines[:number])) for number in (20, 40, 50)]
+    sizes.clear()
+    check_writable(tmp_path / "folder")
+    assert sizes == [4096]
 
 
 def test_rows_of_known_sets_are_written_as_they_are(scorer, tmp_path):

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from architectures import save_language_model
 from programs import run
-from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, stopping
+from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, stopping, training
 from rlhf_reward.file_list import FILES, checkpoint_problem
 from rlhf_reward.cli import main
 from rlhf_reward.output_folder import LOCK, own_folder
@@ -55,7 +55,7 @@ def make(
         "per_device_train_batch_size": 8,
         "learning_rate": 1e-3,
         "lr_scheduler_type": "constant",
-        "layout": "padded",  # which is chosen in less time
+        "layout": "padded",
         "logging_steps": 1,
         "use_cpu": True,
         "report_to": "none",
@@ -72,6 +72,12 @@ def make(
     )
 
 
+@pytest.fixture(autouse=True)
+def unchecked_padding(monkeypatch):
+    "The layout is not compared with each text alone: that takes longer than four steps, and is tested elsewhere."
+    monkeypatch.setattr(training, "check_padding", lambda model, examples: None)
+
+
 def assert_same_weights(one, other):
     one, other = one.model.state_dict(), other.model.state_dict()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
@@ -81,11 +87,23 @@ def assert_same_weights(one, other):
 
 
 @pytest.fixture(scope="module")
-def begun(base, tmp_path_factory):
-    "The folder of a run of four steps, with checkpoints 2 and 4."
-    folder = tmp_path_factory.mktemp("begun") / "out"
-    make(base, folder).train()
-    return folder
+def whole(base, tmp_path_factory):
+    "The trainer of a run of four steps, with checkpoints 2 and 4."
+    trainer = make(base, tmp_path_factory.mktemp("begun") / "out")
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def begun(whole):
+    "The folder of that run, which no test changes."
+    return Path(whole.args.output_dir)
+
+
+@pytest.fixture
+def out(begun, tmp_path):
+    "A copy of that folder."
+    return shutil.copytree(begun, tmp_path / "out")
 
 
 LORA = LoraConfig(r=2, target_modules="all-linear")
@@ -121,7 +139,7 @@ def test_what_changes_the_result_is_refused_by_name(base, begun, name):
     assert newest_checkpoint(begun).endswith("checkpoint-4")
 
 
-def test_another_model_is_refused(base, begun, tmp_path):
+def test_another_model_is_refused(base, out, tmp_path):
     "One with other weights, one of another family, and one in another dtype. A copy of the same is not another."
     torch.manual_seed(5)
     other = RewardModel(base, 0.0, "cpu")
@@ -135,9 +153,9 @@ def test_another_model_is_refused(base, begun, tmp_path):
         "dtype": RewardModel(base, 0.0, "cpu", dtype="bfloat16"),
     }.items():
         with pytest.raises(ValueError, match=f"its run was begun with .*{name}"):
-            make(base, begun, model=model).train(resume_from_checkpoint=True)
+            make(base, out, model=model).train(resume_from_checkpoint=True)
     copy = shutil.copytree(base, tmp_path / "copy")
-    make(copy, begun, max_steps=5).train(resume_from_checkpoint=str(begun / "checkpoint-4"))
+    make(copy, out, max_steps=5).train(resume_from_checkpoint=str(out / "checkpoint-4"))
 
 
 def test_another_adapter_is_refused(base, tmp_path):
@@ -148,12 +166,11 @@ def test_another_adapter_is_refused(base, tmp_path):
     assert make(base, tmp_path, peft_config=LORA).train(resume_from_checkpoint=True).global_step == 4
 
 
-def test_the_same_batch_and_data_in_another_form_resume(base, tmp_path, caplog):
+def test_the_same_batch_and_data_in_another_form_resume(base, out, tmp_path, caplog):
     "Halves of the batch accumulated, and the rows read from another file."
-    make(base, tmp_path / "out").train()
     ROWS.save_to_disk(tmp_path / "rows")
     options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 6}
-    resumed = make(base, tmp_path / "out", load_from_disk(tmp_path / "rows"), **options)
+    resumed = make(base, out, load_from_disk(tmp_path / "rows"), **options)
     assert resumed.train(resume_from_checkpoint=True).global_step == 6
     assert "resumes with other values than it was begun with: max_steps 4 (now 6)." in caplog.text
 
@@ -173,16 +190,15 @@ def test_data_are_known_by_what_a_loss_learns_from(base, tmp_path):
     assert data_fingerprint(rows_of_run.to_iterable_dataset()).startswith("a stream")
 
 
-def test_changes_by_name(base, tmp_path):
-    make(base, tmp_path).train()
+def test_changes_by_name(base, out):
     options = {"seed": 1, "bf16": True, "max_steps": 6}
     with pytest.raises(ValueError, match="begun with bf16"):
-        make(base, tmp_path, resume_changes=["seed"], **options).train(resume_from_checkpoint=True)
-    resumed = make(base, tmp_path, resume_changes=["seed", "bf16"], **options)
+        make(base, out, resume_changes=["seed"], **options).train(resume_from_checkpoint=True)
+    resumed = make(base, out, resume_changes=["seed", "bf16"], **options)
     assert resumed.train(resume_from_checkpoint=True).global_step == 6
-    make(base, tmp_path, seed=1, bf16=True).train(resume_from_checkpoint=True)  # as it is now
+    make(base, out, seed=1, bf16=True).train(resume_from_checkpoint=True)  # as it is now
     with pytest.raises(ValueError, match="resume_changes has 'sed'; expected names of model, train_data"):
-        make(base, tmp_path, resume_changes=["sed"])
+        make(base, out, resume_changes=["sed"])
     assert not set(UNCHANGEABLE) & set(CHANGEABLE)
 
 
@@ -209,22 +225,19 @@ def test_a_new_run_in_a_folder_with_a_model_says_so(base, tmp_path, caplog):
     assert f"{tmp_path} has the model of an earlier run, which this run replaces." in caplog.text
 
 
-def test_a_record_that_is_damaged_is_not_compared(base, tmp_path, caplog):
+def test_a_record_that_is_damaged_is_not_compared(base, out, caplog):
     "A digit of the seed is another one: the checkpoint is damaged, rather than one of another run."
-    make(base, tmp_path).train()
-    record = tmp_path / "checkpoint-4" / RUN
+    record = out / "checkpoint-4" / RUN
     record.write_text(record.read_text().replace('"seed": 42', '"seed": 43'))
     with pytest.raises(ValueError, match="run.json has its size, but other contents than were written"):
-        make(base, tmp_path).train(resume_from_checkpoint=str(record.parent))
-    make(base, tmp_path, max_steps=3).train(resume_from_checkpoint=True)
+        make(base, out).train(resume_from_checkpoint=str(record.parent))
+    make(base, out, max_steps=3).train(resume_from_checkpoint=True)
     assert "checkpoint-4 is incomplete (run.json has its size, but other contents" in caplog.text
 
 
-def test_a_finished_run_that_is_resumed_takes_no_further_step(base, tmp_path, caplog):
+def test_a_finished_run_that_is_resumed_takes_no_further_step(base, whole, out, caplog):
     "The last step is in the middle of an epoch of three."
-    whole = make(base, tmp_path)
-    whole.train()
-    resumed = make(base, tmp_path)
+    resumed = make(base, out)
     assert resumed.train(resume_from_checkpoint=True).global_step == 4
     assert_same_weights(resumed, whole)
     assert "checkpoint-4 is of the last step, 4: nothing is left to train" in caplog.text
@@ -307,31 +320,28 @@ def test_damage_without_checksums_is_a_value_error(base, begun, tmp_path, name, 
         make(base, tmp_path / "run", **options).train(resume_from_checkpoint=str(folder))
 
 
-def test_the_checkpoint_before_a_damaged_one_is_taken(base, tmp_path, caplog):
-    whole = make(base, tmp_path)
-    whole.train()
-    weights = tmp_path / "checkpoint-4/model.safetensors"
+def test_the_checkpoint_before_a_damaged_one_is_taken(base, whole, out, caplog):
+    weights = out / "checkpoint-4/model.safetensors"
     weights.write_bytes(flip_a_bit(weights.read_bytes()))
-    resumed = make(base, tmp_path)
+    resumed = make(base, out)
     resumed.train(resume_from_checkpoint=True)
     assert "is incomplete (model.safetensors has its size, but other contents than were written)" in caplog.text
     assert_same_weights(resumed, whole)
 
 
-def test_checkpoints_of_an_earlier_version_resume(base, tmp_path):
+def test_checkpoints_of_an_earlier_version_resume(base, out):
     "Those list sizes alone, and have no record but the arguments."
-    make(base, tmp_path).train()
-    for folder in (tmp_path, tmp_path / "checkpoint-2", tmp_path / "checkpoint-4"):
+    for folder in (out, out / "checkpoint-2", out / "checkpoint-4"):
         (folder / RUN).unlink()
-    for folder in tmp_path.glob("checkpoint-*"):
+    for folder in out.glob("checkpoint-*"):
         sizes = {}
         for name, noted in json.loads((folder / FILES).read_text()).items():
             if name not in (RUN, "trainer_state.json"):
                 sizes[name] = noted["bytes"]
         (folder / FILES).write_text(json.dumps(sizes))
     with pytest.raises(ValueError, match="begun with seed 42"):
-        make(base, tmp_path, seed=1).train(resume_from_checkpoint=True)
-    assert make(base, tmp_path, max_steps=6).train(resume_from_checkpoint=True).global_step == 6
+        make(base, out, seed=1).train(resume_from_checkpoint=True)
+    assert make(base, out, max_steps=6).train(resume_from_checkpoint=True).global_step == 6
 
 
 BEST = {

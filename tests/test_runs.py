@@ -311,11 +311,16 @@ def with_labels(row):
     return {"labels": [bool(score > np.median(row["scores"])) for score in row["scores"]]}
 
 
+@pytest.fixture(scope="module")
+def labeled_rows():
+    "Comparisons that every loss can learn from."
+    return synthetic_comparisons(8).map(with_labels)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_trains(base, tmp_path, loss):
+def test_every_loss_trains(base, tmp_path, labeled_rows, loss):
     "The loss of training, of evaluation and of the function are the same number, and it falls."
-    rows = synthetic_comparisons(16)
-    rows = rows.map(with_labels)
+    rows = labeled_rows
     trainer = make(
         base,
         tmp_path,
@@ -324,7 +329,6 @@ def test_every_loss_trains(base, tmp_path, loss):
         loss=loss,
         margin_from_scores=LOSSES[loss].uses_margins,
         max_steps=8,
-        per_device_train_batch_size=16,
         learning_rate=6e-3,
     )
     before = trainer.evaluate()["eval_loss"]

@@ -134,7 +134,7 @@ def alone_by_text(opened):
 @settings(max_examples=40, deadline=None)
 def test_order_batches_and_repetition_change_nothing(alone_by_text, data):
     scorer, expected = alone_by_text
-    scorer = Scorer(scorer.model, scorer.tokenizer, scorer.max_length)
+    scorer = copy.copy(scorer)
     chosen = data.draw(st.lists(st.sampled_from(list(expected)), min_size=1, max_size=30))
     scorer.tokens_per_batch = data.draw(st.integers(1, 200))
     rewards = scorer.score([prompt for prompt, _ in chosen], [response for _, response in chosen])

@@ -34,7 +34,7 @@ from rlhf_reward import RewardModel
 from rlhf_reward.cli import main
 from rlhf_reward.data import to_responses
 from rlhf_reward.scoring import Scorer
-from rlhf_reward.serving import make_app
+from rlhf_reward.serving import make_app, reading, tokenizing
 from rlhf_reward.serving.connections import RepeatFilter
 
 TEMPLATE = (
@@ -1148,23 +1148,38 @@ def test_all_that_a_template_may_write_counts(kind, scorer):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("tools", [{"function": {}}] * 4_000),
-    ("chat_template_kwargs", {"think": [{"a": 1}] * 9_000}),
+    ("tools", [{"function": {}}] * 2_000),
+    ("chat_template_kwargs", {"think": [{"a": 1}] * 4_500}),
 ])
-def test_what_all_texts_share_is_read_once(name, value, scorer):
+def test_what_all_texts_share_is_read_once(name, value, scorer, monkeypatch):
     "It was read and counted for each of them, which took minutes."
+    rows = []
+
+    def note(row):
+        rows.append(row)
+        return to_responses(row)
+
+    monkeypatch.setattr(reading, "to_responses", note)
     with serving(scorer, timeout=100) as client:
-        body = {"prompts": [[user("w3")]] * 4_000, "responses": ["w4"] * 4_000, name: value}
+        body = {"prompts": [[user("w3")]] * 2_000, "responses": ["w4"] * 2_000, name: value}
         started = time.process_time()
         assert client.post("/score", json=body).status_code == 413
-        assert time.process_time() - started < 20  # about 2 s
+        assert time.process_time() - started < 10  # about 1 s
+        assert len([row for row in rows if row.get(name)]) == 1
         body = {"prompts": ["w3"], "responses": ["w4"], "chat_template_kwargs": {"padding": True}}
         assert client.post("/score", json=body).json()["detail"][0]["loc"] == ["body", "chat_template_kwargs"]
 
 
-def test_a_large_request_is_tokenized_in_pieces_with_the_same_rewards(scorer):
-    "Responses are split over pieces and batches; each gets its own reward, also where prompts are truncated."
-    responses = [text(1 + number % 12, number) for number in range(1_200)]
+def test_a_large_request_is_tokenized_in_pieces_with_the_same_rewards(scorer, monkeypatch):
+    """
+    Responses are split over pieces and batches; each gets its own reward, also where prompts are truncated.
+
+    Pieces and batches have a tenth of their size, so that 120 responses are a large request.
+    """
+    monkeypatch.setattr(tokenizing, "SMALL", tokenizing.SMALL // 10)
+    monkeypatch.setattr(tokenizing, "PIECE", tokenizing.PIECE // 10)
+    scorer.tokens_per_batch //= 10
+    responses = [text(1 + number % 12, number) for number in range(120)]
     for on_overlong in ("error", "truncate_prompt"):
         scorer.on_overlong = on_overlong
         prompt = text(40 if on_overlong == "error" else 60, 0)

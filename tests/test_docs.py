@@ -386,6 +386,9 @@ def test_what_is_marked_for_the_style_of_the_site(docs):
     marked = '<span class="option">{}</span>'.format
     code = f"a {marked('-m')} b {marked('--output_dir')} <b>{marked('--x-y')}</b> c--d"
     assert shown == f"<p>x --no</p><code>{code}</code>"
+    assert hooks.on_page_content("<td>see --x-y</td>") == f"<td>see {marked('--x-y')}</td>"
+    formula = '<td><span class="arithmatex" data-search-exclude>\\(-a\\)</span></td>'
+    assert hooks.on_page_content(formula.replace(" data-search-exclude", "")) == formula
     head = "<table>\n<thead>\n<tr>\n<th>{}</th>\n<th>Type</th>\n<th>Default</th>".format
     assert hooks.on_page_content(head("")) == head("").replace("<table>", "<table data-parameters>")
     assert hooks.on_page_content(head("x")) == head("x")

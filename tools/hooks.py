@@ -4,14 +4,16 @@ and the link to the repository does not ask GitHub for its stars.
 """
 import re
 
-CODE = re.compile(r"<code>.*?</code>", flags=re.DOTALL)
+CODE = re.compile(r"<td>.*?</td>|<code>.*?</code>", flags=re.DOTALL)  # tables have names of options in plain text too
 TAG = re.compile(r"(<[^>]*>)")
 OPTION = re.compile(r"(?<![\w-])(--?[a-z][\w-]*)")  # of a command; a browser breaks a line after any of its hyphens
 PARAMETERS = re.compile(r"<table>(\s*<thead>\s*<tr>\s*<th></th>\s*<th>Type</th>\s*<th>Default</th>)")
 
 
 def with_options_whole(match):
-    "Return code in whose options no line is broken."
+    "Return code or a cell in whose options no line is broken."
+    if "arithmatex" in match[0]:  # the script that typesets formulas expects no elements in them
+        return match[0]
     parts = TAG.split(match[0])
     parts[::2] = [OPTION.sub(r'<span class="option">\1</span>', text) for text in parts[::2]]
     return "".join(parts)

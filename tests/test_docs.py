@@ -367,6 +367,76 @@ def test_outputs_as_they_are(docs, tmp_path):
     assert text.count("plot()") == 1 and "```text\nshown\n```" in text
 
 
+def test_commands_can_be_pasted_and_have_no_progress_bars(docs):
+    cell = nbformat.v4.new_code_cell("!rlhf_reward train run.yaml\n!ls")
+    docs.as_commands(cell)
+    assert (cell.source, cell.metadata["magics_language"]) == ("rlhf_reward train run.yaml\nls", "sh")
+    for source in ("!ls {folder}", "!ls\nprint(1)", "print(1)"):
+        cell = nbformat.v4.new_code_cell(source)
+        docs.as_commands(cell)
+        assert cell.source == source and not cell.metadata
+    bars = "Scoring:  80%|███  | 4/5 [00:03<00:00,  1.30batch/s]\rScoring: 100%|████| 5/5 [00:03<00:00]\r\n"
+    assert docs.without_bars(f"before\n\r{bars}100% | after 4/5 [x]\n") == "before\n100% | after 4/5 [x]\n"
+
+
+def test_what_is_marked_for_the_style_of_the_site(docs):
+    import hooks
+
+    shown = hooks.on_page_content("<p>x --no</p><code>a -m b --output_dir <b>--x-y</b> c--d</code>")
+    marked = '<span class="option">{}</span>'.format
+    code = f"a {marked('-m')} b {marked('--output_dir')} <b>{marked('--x-y')}</b> c--d"
+    assert shown == f"<p>x --no</p><code>{code}</code>"
+    assert hooks.on_page_content("<td>see --x-y</td>") == f"<td>see {marked('--x-y')}</td>"
+    formula = '<td><span class="arithmatex" data-search-exclude>\\(-a\\)</span></td>'
+    assert hooks.on_page_content(formula.replace(" data-search-exclude", "")) == formula
+    head = "<table>\n<thead>\n<tr>\n<th>{}</th>\n<th>Type</th>\n<th>Default</th>".format
+    assert hooks.on_page_content(head("")) == head("").replace("<table>", "<table data-parameters>")
+    assert hooks.on_page_content(head("x")) == head("x")
+
+
+def test_imports_of_a_module_are_one_statement(docs):
+    example = nbformat.v4.new_code_cell("first(a, second, _third, np)")
+    source = "import numpy as np\nfrom x import a, b\nfrom rlhf_reward.m import second, _third\n"
+    block = docs.import_block("m", ["first", "second"], [example], source)
+    own = "from rlhf_reward.m import first, second, _third"
+    assert block == f"```python\nimport numpy as np\nfrom x import a\n{own}\n```"
+
+
+def test_constants_follow_what_they_are_of(docs):
+    "The public class or function is first on a page, not a constant, unless a text before the constant is about it."
+    def exported(source):
+        return nbformat.v4.new_code_cell(f"#| export\n{source}")
+
+    title, text = nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_markdown_cell("## Words")
+    constant, function = exported("WORDS = 1"), exported("SECOND = 2\ndef f():\n    pass")
+    order = docs.with_constants_later([title, constant, text, function, text])
+    assert order == [title, text, function, constant, text]
+    unchanged = [title, text, constant, function]
+    assert docs.with_constants_later(unchanged) == unchanged
+    assert docs.with_constants_later([title, constant]) == [title, constant]
+    firsts = {"report": "write_report", "rl": "RewardFunction", "comparison": "Comparison", "verdict": "Advantages"}
+    for name, first in firsts.items():
+        path = next(path for path, page in docs.PAGES.items() if page == f"{name}.md")
+        text = docs.markdown(path, Path.as_posix, {})[0]
+        assert re.search("^### <code>(.*)</code>", text, flags=re.MULTILINE)[1] == first, name
+
+
+def test_a_link_is_not_called_by_the_name_of_a_notebook():
+    "Readers of the site do not see the names of notebooks; a page is called by its title or its subject."
+    wrong = []
+    for path in notebooks():
+        for cell in cells(path, "markdown"):
+            wrong += [(path.name, label) for label in re.findall(r"\[(`?\d\d[a-z]?_\w+`?)\]\(", cell.source)]
+    assert wrong == []
+
+
+def test_headings_of_a_lesson_differ():
+    for path in notebooks(ROOT / "nbs/tutorials") + notebooks(ROOT / "nbs/explanations"):
+        text = "\n".join(cell.source for cell in cells(path, "markdown"))
+        headings = Counter(re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE))
+        assert [heading for heading, count in headings.items() if count > 1] == [], path.name
+
+
 def test_names_and_files_become_links(docs):
     def linked(text, path="nbs/tutorials/01_train.ipynb"):
         return docs.with_links(text, Path(path), lambda target: f"<{target}>", names)
@@ -889,11 +959,19 @@ SEEN_AT_A_WIDTH = """() => ({
     hasPictures: [...document.images].every(image => image.complete && image.naturalWidth > 0),
     scrolled: [...document.querySelectorAll("article pre code, article .md-typeset__scrollwrap")]
         .filter(block => block.scrollWidth > block.clientWidth).map(block => block.innerText),
+    broken: [...document.querySelectorAll("article .option")]
+        .filter(option => option.getClientRects().length > 1).map(option => option.innerText),
+    scrolledParameters: [...document.querySelectorAll("article [data-parameters]")]
+        .filter(table => table.scrollWidth > table.clientWidth).map(table => table.innerText),
 })"""
 
 
 def test_every_page_at_desktop_and_phone_width(browser, site):
-    "No error, no request that leaves the machine, formulas typeset, pictures there, nothing that scrolls sideways."
+    """
+    No error, no request that leaves the machine, formulas typeset, pictures there.
+
+    Nothing scrolls sideways, and no line ends inside the name of an option.
+    """
     paths = sorted(path for path in site.rglob("*.html") if path.name != "404.html")  # of the published site
     context = browser.new_context(reduced_motion="reduce")  # otherwise it is drawn many times
     tabs = [context.new_page() for _ in range(TABS)]
@@ -927,6 +1005,7 @@ def test_every_page_at_desktop_and_phone_width(browser, site):
             seen = page.evaluate(SEEN_AT_A_WIDTH)
             assert seen["hasPictures"] and seen["width"] <= width, name
             assert width != 1280 or seen["scrolled"] == [], name
+            assert seen["broken"] == [] and seen["scrolledParameters"] == [], name
         assert page.wrong == [], name
         load_next(page)
     context.close()
@@ -955,6 +1034,13 @@ def test_tables_can_be_read_on_a_phone(browser):
     for name in ("index.html", "reward.html", "training.html", "tutorials/many_gpus.html", "benchmarks/cpu.html"):
         page.goto(urljoin(browser.address, name))
         assert page.locator("article td").count() > 4 and page.evaluate(broken) == [], name
+    page.goto(urljoin(browser.address, "tutorials/moving.html"))
+    table = page.locator("article table").first  # of long code in two columns
+    assert table.evaluate("table => table.scrollWidth <= table.clientWidth")
+    page.goto(urljoin(browser.address, "arguments.html"))
+    types = page.locator("article [data-parameters] td:nth-child(2)")
+    texts, heights = types.all_inner_texts(), types.evaluate_all("cells => cells.map(cell => cell.clientHeight)")
+    assert len(texts) > 20 and [text for text, height in zip(texts, heights) if len(text) < 40 and height > 30] == []
     page.close()
 
 

@@ -1,5 +1,8 @@
 "Prepare the cells of a notebook for its page: their outputs, and no heading that nothing follows."
 import re
+import textwrap
+
+from signatures import WIDTH
 
 
 def is_picture(output):
@@ -15,6 +18,19 @@ def join_streams(cell):
         else:
             joined.append(output)
     cell.outputs = joined
+
+
+def without_bars(text):
+    "Return printed text without its progress bars, whose lines a terminal writes over each other."
+    return re.sub(r"^[^\n]*\d%\|[^\n]*\| \d+/\d+ \[[^\n]*\][ \r]*\n?", "", text, flags=re.MULTILINE)
+
+
+def as_commands(cell):
+    "Turn a code cell of shell commands alone into what can be pasted into a terminal."
+    lines = cell.source.splitlines()
+    if cell.cell_type == "code" and lines and all(line.startswith("!") for line in lines) and "{" not in cell.source:
+        cell.source = "\n".join(line.removeprefix("!") for line in lines)
+        cell.metadata["magics_language"] = "sh"  # nbconvert names the block after it
 
 
 def fenced(output):
@@ -45,3 +61,12 @@ def without_empty_sections(cells):
         next_level = level
         kept.append(cell)
     return kept[::-1]
+
+
+def import_statement(start, names):
+    "Return `from … import` with the names, in brackets if they do not fit a line."
+    statement = f"{start} import {', '.join(names)}"
+    if len(statement) <= WIDTH:
+        return statement
+    listed = textwrap.fill(", ".join(names) + ",", 96, initial_indent="    ", subsequent_indent="    ")
+    return f"{start} import (\n{listed}\n)"

@@ -13,23 +13,23 @@ import os
 import re
 import shutil
 import sys
-import textwrap
 from pathlib import Path
 
 import nbformat
-from cells import bare_table, fenced, is_picture, join_streams, without_empty_sections
+from cells import (
+    as_commands, bare_table, fenced, import_statement, is_picture, join_streams, without_bars, without_empty_sections,
+)
 from nbconvert import MarkdownExporter
-from reference import CONFIG, SOURCE_URL, definitions, parameters, references
+from reference import CONFIG, SOURCE_URL, definitions, is_constant, parameters, references
 from reference import FUNCTIONS as FUNCTIONS, comments as comments  # for the tests
 from schemes import for_both_schemes
-from signatures import WIDTH
 
 LIBRARY = CONFIG["DEFAULT"]["lib_path"]
 ASSETS = Path("docs/assets")  # copied to the site, where pages show its pictures
 
 TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {% block input %}{{ super() if cell.source }}{% endblock %}
-{% block stream %}{{ output.text | strip_ansi | fenced }}{% endblock %}
+{% block stream %}{{ output.text | strip_ansi | without_bars | fenced }}{% endblock %}
 {%- macro picture(output, file) %}
 [![{{ output.metadata.alt }}]({{ file | path2url }})]({{ file | path2url }})
 {% endmacro -%}
@@ -236,19 +236,22 @@ def imports(source):
 
 
 def import_block(module, public, cells, source):
-    "Return a code block with the imports that the examples of a page use."
+    "Return a code block with the imports that the examples of a page use; those of its module are last."
     shown = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     used = {node.id for node in nodes(shown) if isinstance(node, ast.Name)} - imports(shown).keys()
-    lines = {line for name, line in imports(source).items() if name in used}
-    lines = sorted(lines, key=lambda line: (line.startswith("from"), line))
-    statement = f"from {LIBRARY}.{module} import "
-    names = ", ".join(public)
-    if len(statement + names) <= WIDTH:
-        lines.append(statement + names)
-    else:
-        listed = textwrap.fill(names + ",", 96, initial_indent="    ", subsequent_indent="    ")
-        lines.append(f"{statement}(\n{listed}\n)")
-    return "\n".join(["```python", *lines, "```"])
+    lines = set()
+    names = {}  # by the module that they are imported from
+    for name, line in imports(source).items():
+        start, _, imported = line.partition(" import ")
+        if name in used and start.startswith("from"):
+            names.setdefault(start, []).append(imported)
+        elif name in used:
+            lines.add(line)
+    start = f"from {LIBRARY}.{module}"
+    private = sorted(set(names.pop(start, [])) - set(public))
+    statements = [import_statement(other, sorted(names[other])) for other in sorted(names)]
+    statements.append(import_statement(start, [*public, *private]))
+    return "\n".join(["```python", *sorted(lines), *statements, "```"])
 
 
 def prepare(cell, heading, link):
@@ -265,6 +268,20 @@ def prepare(cell, heading, link):
     cell.source = "" if is_hidden else re.sub(r"^#\|.*\n", "", cell.source, flags=re.MULTILINE)
 
 
+def with_constants_later(cells):
+    "Return the cells with the constants that follow the title after the first exported cell with more than constants."
+    constants = []
+    others = []
+    num_texts = 0  # the title is the first; constants after a second are what it is about
+    for index, cell in enumerate(cells):
+        num_texts += cell.cell_type == "markdown"
+        found = list(definitions(cell)) if "export" in directives(cell) else []
+        if not all(map(is_constant, found)):
+            return [*others, cell, *constants, *cells[index + 1:]]
+        (constants if found and num_texts == 1 else others).append(cell)
+    return cells
+
+
 def shown(path, to_page, found):
     "Return a notebook with the cells that its page shows: references in place of exported ones, and the imports."
     notebook = copy.deepcopy(read(path))
@@ -274,24 +291,28 @@ def shown(path, to_page, found):
     cells = []
     public = []
     heading = ""
-    for cell in notebook.cells:
+    for cell in with_constants_later(notebook.cells):
         if cell.cell_type == "markdown":
             heading = (re.findall(r"^#+ (.*)", cell.source, flags=re.MULTILINE) or [heading])[-1]
         if "export" in directives(cell):
-            public += [name for name, _ in definitions(cell) if "." not in name]
+            public += [definition for definition in definitions(cell) if "." not in definition[0]]
             cell = nbformat.v4.new_markdown_cell(references(cell, module_file(module)))
         if not directives(cell) & {"hide", "exporti", "default_exp"}:
             prepare(cell, heading, lambda text: with_links(text, path, to_page, found))
             cells.append(cell)
     if public:  # after the title
-        cells.insert(1, nbformat.v4.new_markdown_cell(import_block(module, public, cells, source)))
+        names = [name for name, _ in sorted(public, key=is_constant)]
+        cells.insert(1, nbformat.v4.new_markdown_cell(import_block(module, names, cells, source)))
+    for cell in cells:
+        as_commands(cell)
     notebook.cells = without_empty_sections(cells)
     return notebook
 
 
 @functools.cache
 def exporter():
-    return MarkdownExporter(raw_template=TEMPLATE, filters={"bare_table": bare_table, "fenced": fenced})
+    filters = {"bare_table": bare_table, "fenced": fenced, "without_bars": without_bars}
+    return MarkdownExporter(raw_template=TEMPLATE, filters=filters)
 
 
 def markdown(path, to_page, found):

@@ -1,9 +1,29 @@
-"Hooks of mkdocs: the search leaves out formulas, and the link to the repository does not ask GitHub for its stars."
+"""
+Hooks of mkdocs: the search leaves out formulas, options stay in one line, a phone can stack the cells of the reference,
+and the link to the repository does not ask GitHub for its stars.
+"""
+import re
+
+CODE = re.compile(r"<td>.*?</td>|<code>.*?</code>", flags=re.DOTALL)  # tables have names of options in plain text too
+TAG = re.compile(r"(<[^>]*>)")
+OPTION = re.compile(r"(?<![\w-])(--?[a-z][\w-]*)")  # of a command; a browser breaks a line after any of its hyphens
+PARAMETERS = re.compile(r"<table>(\s*<thead>\s*<tr>\s*<th></th>\s*<th>Type</th>\s*<th>Default</th>)")
+
+
+def with_options_whole(match):
+    "Return code or a cell in whose options no line is broken."
+    if "arithmatex" in match[0]:  # the script that typesets formulas expects no elements in them
+        return match[0]
+    parts = TAG.split(match[0])
+    parts[::2] = [OPTION.sub(r'<span class="option">\1</span>', text) for text in parts[::2]]
+    return "".join(parts)
 
 
 def on_page_content(html, **_):
-    "Leave formulas out of the search, which would show them as raw TeX."
-    return html.replace('class="arithmatex"', 'class="arithmatex" data-search-exclude')
+    "Leave formulas out of the search, which would show them as raw TeX, and mark what docs/assets/site.css shows."
+    html = html.replace('class="arithmatex"', 'class="arithmatex" data-search-exclude')
+    html = PARAMETERS.sub(r"<table data-parameters>\1", html)
+    return CODE.sub(with_options_whole, html)
 
 
 def on_post_template(output_content, **_):

@@ -44,6 +44,11 @@ def definitions(cell):
                 yield node.targets[0].id, node
 
 
+def is_constant(definition):
+    "True for (name, node) of a constant or the name of a type."
+    return isinstance(definition[1], ast.Assign)
+
+
 class Comment(NamedTuple):
     text: str
     is_alone: bool  # on a line without code
@@ -189,6 +194,7 @@ def reference(name, node, module, found, source):
 
 
 def references(cell, module):
-    "Return the reference of an exported cell; empty if it defines no public name."
+    "Return the reference of an exported cell, constants last; empty if it defines no public name."
     found = comments(cell)
-    return "\n".join(reference(name, node, module, found, cell.source) for name, node in definitions(cell))
+    ordered = sorted(definitions(cell), key=is_constant)
+    return "\n".join(reference(name, node, module, found, cell.source) for name, node in ordered)

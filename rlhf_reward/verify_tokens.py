@@ -60,7 +60,7 @@ class TokenFacts:
         "Return the ids of a text as the tokenizer gives them by default."
         return self.tokenizer(text, verbose=False)["input_ids"]
 
-    def own_ids(
+    def ids_here(
         self,
         messages: list[dict[str, str]], # of a conversation
         **template: Any, # variables of the chat template
@@ -149,7 +149,7 @@ def generation_prompt(
     facts: TokenFacts, # of the tokenizer
 ) -> Optional[list[int]]:
     "Return the ids with an open turn after the conversation."
-    return facts.own_ids(messages, add_generation_prompt=True) if messages else None
+    return facts.ids_here(messages, add_generation_prompt=True) if messages else None
 
 
 def raw(
@@ -262,7 +262,7 @@ def no_default_system(
 ) -> Optional[list[int]]:
     "Return the ids without the system message that the template writes where there is none."
     if not messages or messages[0]["role"] == "system":
-        return None if not messages else facts.own_ids(messages)
+        return None if not messages else facts.ids_here(messages)
     mark = "The-system-text"
     whole = str(render(messages, facts.tokenizer))
     before, _, after = str(render(with_system(messages, mark), facts.tokenizer)).partition(mark)

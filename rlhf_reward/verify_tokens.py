@@ -234,11 +234,11 @@ def apart(
     if not messages:
         end = [facts.end] if facts.ends_with_eos and facts.end is not None else []
         return facts.raw_ids(probe.prompt) + facts.plain_ids(probe.response) + end
-    whole = str(render(messages, facts.tokenizer))
+    rendered = str(render(messages, facts.tokenizer))
     prompt = str(render(messages[:-1], facts.tokenizer, {"add_generation_prompt": True}))
-    if not whole.startswith(prompt):
+    if not rendered.startswith(prompt):
         return None
-    return facts.plain_ids(prompt) + facts.plain_ids(whole.removeprefix(prompt))
+    return facts.plain_ids(prompt) + facts.plain_ids(rendered.removeprefix(prompt))
 
 
 def as_pair(
@@ -264,11 +264,11 @@ def no_default_system(
     if not messages or messages[0]["role"] == "system":
         return None if not messages else facts.ids_here(messages)
     mark = "The-system-text"
-    whole = str(render(messages, facts.tokenizer))
+    rendered = str(render(messages, facts.tokenizer))
     before, _, after = str(render(with_system(messages, mark), facts.tokenizer)).partition(mark)
     turn_end = chat_marks(facts.tokenizer).end
     rest = after.removeprefix(turn_end)
-    if not after or rest == after or not whole.startswith(before) or not whole.endswith(after):
+    if not after or rest == after or not rendered.startswith(before) or not rendered.endswith(after):
         return None
     begin = facts.tokenizer.bos_token or ""
     return facts.plain_ids((begin if begin and before.startswith(begin) else "") + rest)

@@ -136,6 +136,7 @@ class _GivenStates(nn.Module):
 
 
 def _no_head(model, reason):
+    "Return the error of a model without a vocabulary head."
     return ValueError(
         f"lm_coefficient is on, but {reason}; expected a decoder whose checkpoint has a vocabulary head, or 0. This "
         f"one is a {model.config.model_type} from {model.config.name_or_path!r}."

@@ -13,64 +13,6 @@ from .verify_matching import DTYPES, ROUNDING, CauseSearch, Explanation, allowed
 from .verify_matching import root_mean_square, truncations, unchanged, value_of
 from .verify_values import MEAN, fitted_scale, precision_cause
 
-# %% ../nbs/10f_verify_search.ipynb #974aaa5b
-def _fitted(search, share):
-    "Return the cause of a factor and a constant, fitted to the shortest probes, in a list; none if there is none."
-    num_probes = max(4, math.ceil(share * len(search.indices)))
-    indices = search.by_length[:num_probes]
-    rewards = search.rewards_here()
-    here = [rewards[index] for index in indices]
-    there = [search.there[index] for index in indices]
-    cause = fitted_scale(here, there)
-    return [(cause,)] if cause else []
-
-
-def _or_scaled(search, explanations, groups):
-    "Return the explanations; if no cause of the value is in them, also those by a factor and a constant."
-    for explanation in explanations:
-        if explanation.causes and explanation.causes[-1].stage == "value":
-            return explanations
-    scaled = []
-    for group in groups:
-        scaled += _scaled(search, group)
-    return [*explanations, *scaled]
-
-
-def _scaled(search, group):
-    "Return the explanation by token causes and a factor and a constant that fit all probes, if there is one."
-    for indices in (search.by_length[:5], search.indices): # the long probes only if the short ones fit
-        sequences = search.sequences(group, indices)
-        if sequences is None or len(sequences) < 4:
-            return []
-        there = [search.there[index] for index in indices]
-        cause = fitted_scale(search.here.rewards(sequences), there)
-        if cause is None:
-            return []
-        error = search.error(sequences, (cause,), indices, search.tolerance)
-        if error is None:
-            return []
-    if group and sequences == search.variants.ids_here:
-        return []
-    return [Explanation((*group, cause), sequences, cause.apply, error)]
-
-
-def _means(search, values):
-    "Return the explanations by the mean over all tokens."
-    stages = [cause.stage for cause in search.variants.causes]
-    if not search.here.is_decoder or "reading" not in stages:
-        return []
-    means = []
-    for ids in search.variants.ids_here:
-        at_positions = search.here.at_positions(ids)
-        means.append(sum(at_positions) / len(at_positions))
-    explanations = []
-    for causes in values:
-        value = value_of(causes)
-        error = root_mean_square(value(means), search.there, search.tolerance)
-        if error is not None:
-            explanations.append(Explanation((MEAN, *causes), search.variants.ids_here, value, error))
-    return explanations
-
 # %% ../nbs/10f_verify_search.ipynb #1ef92598
 def explain(
     search: CauseSearch, # with the rewards of the other program
@@ -84,10 +26,12 @@ def explain(
 
 
 def _no_cause(search):
+    "Return an explanation without a cause, if the rewards are equal."
     return search.matching([()], [()], search.tolerance)
 
 
 def _one_cause(search):
+    "Return the explanations by one cause of the tokens, the value or the length."
     explanations = search.matching(search.variants.groups(1), [()], search.tolerance)
     explanations += search.matching([()], search.values, search.tolerance)
     explanations = _or_scaled(search, explanations, [()])
@@ -97,10 +41,12 @@ def _one_cause(search):
 
 
 def _dtype_alone(search):
+    "Return the explanations by rounding alone."
     return _rounded(search, [()], [()])
 
 
 def _two_causes(search):
+    "Return the explanations by two causes."
     singles = search.variants.groups(1)
     explanations = search.matching(search.variants.groups(2), [()], search.tolerance)
     explanations += search.matching(singles, search.values, search.tolerance)
@@ -114,6 +60,7 @@ def _two_causes(search):
 
 
 def _dtype_and_cause(search):
+    "Return the explanations by rounding and one cause."
     explanations = _rounded(search, search.variants.groups(1), [()])
     if not explanations:
         explanations = _rounded(search, [()], search.values)
@@ -173,3 +120,61 @@ def _looks_rounded(search, explanation, noise):
     there = [search.there[index] for index in search.shortest]
     differences = [abs(reward - other) for reward, other in zip(rewards, there)]
     return max(differences) > noise / 200
+
+# %% ../nbs/10f_verify_search.ipynb #974aaa5b
+def _fitted(search, share):
+    "Return the cause of a factor and a constant, fitted to the shortest probes, in a list; none if there is none."
+    num_probes = max(4, math.ceil(share * len(search.indices)))
+    indices = search.by_length[:num_probes]
+    rewards = search.rewards_here()
+    here = [rewards[index] for index in indices]
+    there = [search.there[index] for index in indices]
+    cause = fitted_scale(here, there)
+    return [(cause,)] if cause else []
+
+
+def _or_scaled(search, explanations, groups):
+    "Return the explanations; if no cause of the value is in them, also those by a factor and a constant."
+    for explanation in explanations:
+        if explanation.causes and explanation.causes[-1].stage == "value":
+            return explanations
+    scaled = []
+    for group in groups:
+        scaled += _scaled(search, group)
+    return [*explanations, *scaled]
+
+
+def _scaled(search, group):
+    "Return the explanation by token causes and a factor and a constant that fit all probes, if there is one."
+    for indices in (search.by_length[:5], search.indices): # the long probes only if the short ones fit
+        sequences = search.sequences(group, indices)
+        if sequences is None or len(sequences) < 4:
+            return []
+        there = [search.there[index] for index in indices]
+        cause = fitted_scale(search.here.rewards(sequences), there)
+        if cause is None:
+            return []
+        error = search.error(sequences, (cause,), indices, search.tolerance)
+        if error is None:
+            return []
+    if group and sequences == search.variants.ids_here:
+        return []
+    return [Explanation((*group, cause), sequences, cause.apply, error)]
+
+
+def _means(search, values):
+    "Return the explanations by the mean over all tokens."
+    stages = [cause.stage for cause in search.variants.causes]
+    if not search.here.is_decoder or "reading" not in stages:
+        return []
+    means = []
+    for ids in search.variants.ids_here:
+        at_positions = search.here.at_positions(ids)
+        means.append(sum(at_positions) / len(at_positions))
+    explanations = []
+    for causes in values:
+        value = value_of(causes)
+        error = root_mean_square(value(means), search.there, search.tolerance)
+        if error is not None:
+            explanations.append(Explanation((MEAN, *causes), search.variants.ids_here, value, error))
+    return explanations

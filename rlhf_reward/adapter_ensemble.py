@@ -39,8 +39,8 @@ class AdapterEnsemble(nn.Module):
         super().__init__()
         parts = [read_part(str(adapter)) for adapter in adapters]
         if len(parts) < 2 or any(part.adapter is None for part in parts):
-            found = list(map(str, adapters))
-            raise ValueError(f"adapters is {found}; expected two or more adapters of one base model.")
+            names = list(map(str, adapters))
+            raise ValueError(f"adapters is {names}; expected two or more adapters of one base model.")
         check_same(parts)
         if align:
             check_recorded(parts, "Train them with the same evaluation data, or pass align=False.")

@@ -185,8 +185,8 @@ def load_adapter_weights(peft_model, state, folder):
     state = {name: weight for name, weight in state.items() if not _is_left_out(name, peft_model.get_base_model())}
     expected = peft.get_peft_model_state_dict(peft_model, save_embedding_layers=False).keys()
     # PEFT saves the embeddings too where they have an adapter or were resized
-    known = peft.get_peft_model_state_dict(peft_model, save_embedding_layers=True).keys() | expected
-    different = sorted((expected - state.keys()) | (state.keys() - known))
+    known_names = peft.get_peft_model_state_dict(peft_model, save_embedding_layers=True).keys() | expected
+    different = sorted((expected - state.keys()) | (state.keys() - known_names))
     problem = f"differ in {different[0]!r}" if different else None
     if not problem:
         try:

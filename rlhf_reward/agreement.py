@@ -94,9 +94,9 @@ def kendall_by_prompt(
     order = np.argsort(prompts, kind="stable")
     starts = np.flatnonzero(np.diff(prompts[order]) != 0) + 1
     taus = []
-    for own in np.split(order, starts):
-        if np.ptp(values[own]) > 0 and np.ptp(rewards[own]) > 0:
-            taus.append(kendalltau(rewards[own], values[own]).statistic)
+    for group in np.split(order, starts):
+        if np.ptp(values[group]) > 0 and np.ptp(rewards[group]) > 0:
+            taus.append(kendalltau(rewards[group], values[group]).statistic)
     return np.array(taus)
 
 # %% ../nbs/07l_agreement.ipynb #06dc0c22

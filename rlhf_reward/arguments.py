@@ -313,12 +313,12 @@ def _with_signal(dataset, loss, name):
     counts = Counter()
 
     def has_signal(ranks, attributes=None):
-        found = attributes is not None or len(ranks) > 1 and (loss_class.uses_ties or max(ranks) > 1)
-        counts[found] += 1
-        is_next = not found and math.log10(counts[False]).is_integer()
+        is_informative = attributes is not None or len(ranks) > 1 and (loss_class.uses_ties or max(ranks) > 1)
+        counts[is_informative] += 1
+        is_next = not is_informative and math.log10(counts[False]).is_integer()
         if is_next and isinstance(dataset, IterableDataset):
             logger.warning("Dropped %d of %s so far: %s.", counts[False], name, reason)
-        return found
+        return is_informative
 
     if isinstance(dataset, IterableDataset):
         return dataset.filter(has_signal, input_columns=["ranks", "attributes"])

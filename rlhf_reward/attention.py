@@ -41,7 +41,10 @@ def attention_mask(
         raise ValueError(
             f"The model has layers of the type {', '.join(unknown)}; packing is for attention layers only."
         )
-    return {layer_type: _mask(batch, config, dtype, **limits[layer_type]) for layer_type in layer_types}
+    masks = {}
+    for layer_type in layer_types:
+        masks[layer_type] = _mask(batch, config, dtype, **limits[layer_type])
+    return masks
 
 # %% ../nbs/04a_attention.ipynb #a6ec0c29
 BY_SEGMENT = "sdpa_by_segment" # the name of this attention for transformers
@@ -56,12 +59,16 @@ def segment_table(
     ids = torch.stack([batch["comparison_ids"][0], batch["response_ids"][0]]) # (2, seq_len)
     segments, lengths = ids.unique_consecutive(dim=1, return_counts=True) # (2, num_segments), (num_segments,)
     comparisons, responses = segments
-    same_comparison = comparisons[:, None] == comparisons
-    has_prefix = same_comparison & (responses == 0) & (responses[:, None] > 0) # (segment, its prefix)
-    prefixes = torch.where(has_prefix.any(1), has_prefix.int().argmax(1), -1)
+    is_prefix = responses == 0
+    is_rest = responses > 0
+    same_comparison = comparisons[:, None] == comparisons # (num_segments, num_segments), like the next
+    continues = same_comparison & is_rest[:, None] & is_prefix # whether a segment continues another one
+    first = continues.int().argmax(dim=1)
+    prefixes = torch.where(continues.any(dim=1), first, -1)
     windows = torch.full_like(lengths, window or 0)
     chunks = torch.full_like(lengths, chunk or 0)
-    return torch.stack([lengths, prefixes, windows, chunks], dim=1)[None, None]
+    table = torch.stack([lengths, prefixes, windows, chunks], dim=1)
+    return table[None, None]
 
 # %% ../nbs/04a_attention.ipynb #484c9934
 def _sees(query, key, window=None, chunk=None):
@@ -92,23 +99,34 @@ def _visibility(batch, window=None, chunk=None):
 # %% ../nbs/04a_attention.ipynb #3e36685a
 def _mask(batch, config, dtype, window=None, chunk=None):
     "Return the mask for one type of layer, in the form that the config's attention takes."
-    num_rows, seq_len = batch["input_ids"].shape
-    device = batch["input_ids"].device
+    input_ids = batch["input_ids"] # (num_rows, seq_len)
     if "packed_sequences" in batch:
-        return torch.empty(1, 1, chunk or 0, window or 0, dtype=dtype, device=device)
-    if config._attn_implementation == BY_SEGMENT and num_rows == 1:
+        return torch.empty(1, 1, chunk or 0, window or 0, dtype=dtype, device=input_ids.device)
+    if config._attn_implementation == BY_SEGMENT and len(input_ids) == 1:
         return segment_table(batch, window, chunk)
     visible = _visibility(batch, window, chunk)
     if config._attn_implementation == "flex_attention":
-        from torch.nn.attention.flex_attention import create_block_mask
-        if device.type == "cuda": # otherwise the dense mask is made first
-            create_block_mask = torch.compile(create_block_mask, dynamic=True)
-        return create_block_mask(visible, num_rows, None, seq_len, seq_len, device=device)
+        return _block_mask(visible, *input_ids.shape, input_ids.device)
+    return _dense_mask(visible, *input_ids.shape, input_ids.device, dtype)
+
+
+def _block_mask(visible, num_rows, seq_len, device):
+    "Return the mask that FlexAttention takes."
+    from torch.nn.attention.flex_attention import create_block_mask
+    if device.type == "cuda": # otherwise the dense mask is made first
+        create_block_mask = torch.compile(create_block_mask, dynamic=True)
+    return create_block_mask(visible, num_rows, None, seq_len, seq_len, device=device)
+
+
+def _dense_mask(visible, num_rows, seq_len, device, dtype):
+    "Return the mask (num_rows, 1, seq_len, seq_len) that is added to the attention scores."
     rows = torch.arange(num_rows, device=device)[:, None, None]
-    tokens = torch.arange(seq_len, device=device)
-    seen = visible(rows, None, tokens[None, :, None], tokens[None, None, :]) # (num_rows, seq_len, seq_len)
+    queries = torch.arange(seq_len, device=device)[:, None]
+    keys = torch.arange(seq_len, device=device)
+    seen = visible(rows, None, queries, keys) # (num_rows, seq_len, seq_len)
     mask = torch.zeros(seen.shape, dtype=dtype, device=device)
-    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+    mask = mask.masked_fill(~seen, torch.finfo(dtype).min)
+    return mask[:, None]
 
 # %% ../nbs/04a_attention.ipynb #5d4f5f2e
 @torch.compiler.disable
@@ -116,8 +134,8 @@ def _attention_by_segment(module, query, key, value, attention_mask, **kwargs):
     "Compute transformers' SDPA, segment by segment where the mask is a table of them."
     if attention_mask is None or attention_mask.dtype != torch.long:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    table = attention_mask[0, 0].tolist()
-    lengths = [line[0] for line in table]
+    table = attention_mask[0, 0].tolist() # the lines of `segment_table`
+    lengths = [length for length, *_ in table]
     queries = query.split(lengths, dim=2) # each (1, num_heads, length, head_size)
     keys = key.split(lengths, dim=2)
     values = value.split(lengths, dim=2)
@@ -125,13 +143,14 @@ def _attention_by_segment(module, query, key, value, attention_mask, **kwargs):
     for index, (length, prefix, window, chunk) in enumerate(table):
         segment_key = keys[index]
         segment_value = values[index]
-        mask = None # the function is causal without a mask, which is right for a segment that begins its sequence
         if prefix >= 0:
             segment_key = torch.cat([keys[prefix], segment_key], dim=2)
             segment_value = torch.cat([values[prefix], segment_value], dim=2)
+        mask = None # the function is causal without a mask, which is right for a segment that begins its sequence
         if prefix >= 0 or window or chunk:
-            positions = torch.arange(segment_key.shape[2], device=query.device)
-            mask = _sees(positions[-length:, None], positions, window, chunk)[None, None]
+            key_positions = torch.arange(segment_key.shape[2], device=query.device)
+            query_positions = key_positions[-length:, None] # the segment is at the end of its keys
+            mask = _sees(query_positions, key_positions, window, chunk)[None, None]
         output, _ = sdpa_attention_forward(module, queries[index], segment_key, segment_value, mask, **kwargs)
         outputs.append(output) # (1, length, num_heads, head_size)
     return torch.cat(outputs, dim=1), None

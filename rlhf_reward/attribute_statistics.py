@@ -72,9 +72,9 @@ def attribute_statistics(
     for name, weight in weights.items():
         outputs = []
         ratings = []
-        for comparison, own in zip(comparisons, rewards, strict=True):
-            outputs += [reward.attributes[name] for reward in own]
-            ratings += (comparison.attributes or {}).get(name, [None] * len(own))
+        for comparison, comparison_rewards in zip(comparisons, rewards, strict=True):
+            outputs += [reward.attributes[name] for reward in comparison_rewards]
+            ratings += (comparison.attributes or {}).get(name, [None] * len(comparison_rewards))
         table = responses.assign(reward=outputs)
         pairs = pair_table(table)
         by_name[name] = AttributeStatistics(

@@ -63,8 +63,8 @@ def fit_attribute_weights(
     rewards = scorer.rewards(sequences, prompts, processes, attributes=True)
     differences = []
     counts = []
-    for comparison, own in zip(comparisons, rewards):
-        outputs = np.array([list(reward.attributes.values()) for reward in own])
+    for comparison, comparison_rewards in zip(comparisons, rewards):
+        outputs = np.array([list(reward.attributes.values()) for reward in comparison_rewards])
         pairs = ranked_pairs(comparison.ranks)
         for winner, loser in pairs:
             differences.append(outputs[winner] - outputs[loser])

@@ -42,14 +42,14 @@ def checked_weights(
             f"attribute_weights is {weights!r:.80}, but the model has one output, the reward; expected none, or a "
             "model with attributes."
         )
-    known = ", ".join(names)
+    listed = ", ".join(names)
     if not isinstance(weights, dict) or not weights.keys() <= set(names):
-        raise ValueError(f"attribute_weights is {weights!r:.200}; expected weights by name, of {known}.")
+        raise ValueError(f"attribute_weights is {weights!r:.200}; expected weights by name, of {listed}.")
     for name, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
             raise ValueError(f"The weight of {name} is {weight!r:.60}; expected a finite number.")
     if not any(weights.values()):
-        raise ValueError(f"All of attribute_weights are 0; expected one of {known} that counts.")
+        raise ValueError(f"All of attribute_weights are 0; expected one of {listed} that counts.")
     return {name: float(weights.get(name, 0.0)) for name in names}
 
 # %% ../nbs/01m_attributes.ipynb #1045b8bf

@@ -290,9 +290,9 @@ def _read_all(rows, tokenizer, name, verdicts):
 def _form(row, comparison):
     "Return the form of a row as the report names it."
     form = row_form(row)
-    known = row.get(KNOWN_FORM)
-    if known is not None:
-        form = f"{known}, read as {form}"
+    known_form = row.get(KNOWN_FORM)
+    if known_form is not None:
+        form = f"{known_form}, read as {form}"
     elif row.get("prompt") is not None:
         form = f"prompt, {form}"
     if isinstance(comparison.prompt, list) and not is_ids(whole_texts(comparison)[0]):

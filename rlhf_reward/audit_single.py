@@ -44,12 +44,12 @@ def single_statistics(
     "Return how many prompts have several single responses, how their scores are spread, and the labels of all."
     single = table[table["responses"] == 1]
     labels = {"good": int(table["good"].sum()), "bad": int(table["bad"].sum())}
-    found = {"labels": labels if any(labels.values()) else None, "single": None}
+    statistics = {"labels": labels if any(labels.values()) else None, "single": None}
     if len(single):
         sizes = single.groupby("prompt_key").size()
         scores = single["score"].astype(float).dropna()
         quantiles = {"min": 0, "5%": 0.05, "median": 0.5, "95%": 0.95, "max": 1}
-        found["single"] = {
+        statistics["single"] = {
             "responses": len(single),
             "prompts": len(sizes),
             "prompts_of_several": int((sizes > 1).sum()),
@@ -57,8 +57,8 @@ def single_statistics(
         }
         if len(scores):
             shares = quantiles.items()
-            found["single"]["scores"] = {name: float(scores.quantile(share)) for name, share in shares}
-    return found
+            statistics["single"]["scores"] = {name: float(scores.quantile(share)) for name, share in shares}
+    return statistics
 
 
 def contradicts_label(

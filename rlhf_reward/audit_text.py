@@ -18,28 +18,45 @@ def audit_table(
     report: dict[str, Any], # from `audit`
 ) -> str:
     "Return the report as text for people."
-    headline = f"{report['name']}: {report['rows']} rows, {report['comparisons']} comparisons, "
-    headline += f"{report['bad_rows']} bad rows"
-    lines = [headline]
+    lines = [_headline(report)]
     if report["comparisons"]:
-        lines[0] += f", {report['pairs']} pairs of winner and loser"
-        lines += [f"  {count} rows of the form {form}" for form, count in report["forms"].items()]
-        lines += [_verdict_line(value, meaning) for value, meaning in report["verdicts"].items()]
-        lines += [f"  {count} rows with {number} responses" for number, count in sorted(report["responses"].items())]
+        lines += _count_lines(report)
         lines += single_lines(report)
-        for name, of_name in report["attributes"].items():
-            low, mean, high = (_short_number(of_name[key]) for key in ("min", "mean", "max"))
-            lines.append(
-                f"  {name}: {of_name['rated']} responses rated, {of_name['missing']} not; {low} to {high}, mean {mean}"
-            )
+        for name, statistics in report["attributes"].items():
+            lines.append(_attribute_line(name, statistics))
+        lines += ["", _as_text(_source_table(report))]
         lengths = pd.DataFrame(report["lengths"]).T.astype(float)
-        lines += ["", _as_text(_source_table(report)), "", "Length in characters", _as_text(lengths)]
+        lines += ["", "Length in characters", _as_text(lengths)]
     lines.append("")
     lines += [f"PROBLEM  {text}" for text in report["problems"]]
     lines += [f"note     {text}" for text in report["notes"]]
     if not report["problems"] and not report["notes"]:
         lines.append("No problems found.")
     return "\n".join(lines)
+
+
+def _headline(report):
+    "Return the line with the numbers of rows, comparisons and pairs."
+    counts = [
+        f"{report['rows']} rows",
+        f"{report['comparisons']} comparisons",
+        f"{report['bad_rows']} bad rows",
+    ]
+    if report["comparisons"]:
+        counts.append(f"{report['pairs']} pairs of winner and loser")
+    return f"{report['name']}: {', '.join(counts)}"
+
+
+def _count_lines(report):
+    "Return a line for each form of rows, each verdict and each number of responses."
+    lines = []
+    for form, count in report["forms"].items():
+        lines.append(f"  {count} rows of the form {form}")
+    for value, meaning in report["verdicts"].items():
+        lines.append(_verdict_line(value, meaning))
+    for number, count in sorted(report["responses"].items()):
+        lines.append(f"  {count} rows with {number} responses")
+    return lines
 
 
 def _verdict_line(value, meaning):
@@ -49,15 +66,27 @@ def _verdict_line(value, meaning):
     return f"  the verdict {value} is read as {meaning}"
 
 
+def _attribute_line(name, statistics):
+    "Return the number of ratings of an attribute, and their range."
+    low = _short_number(statistics["min"])
+    high = _short_number(statistics["max"])
+    mean = _short_number(statistics["mean"])
+    counts = f"{statistics['rated']} responses rated, {statistics['missing']} not"
+    return f"  {name}: {counts}; {low} to {high}, mean {mean}"
+
+
 def _source_table(report):
     "Return the numbers of each set and each source, if there are several, and of all."
-    parts = dict(report.get("by_dataset", {}))
+    lines = dict(report.get("by_dataset", {}))
     if len(report["by_source"]) > 1:
-        parts.update({source or "(none)": numbers for source, numbers in report["by_source"].items()})
-    names = list(parts)
-    numbers = list(parts.values())
-    table = pd.DataFrame([*numbers, report["overall"]], index=[*names, "all"])
-    return table.rename(columns=lambda name: name.replace("_", " "))
+        for source, numbers in report["by_source"].items():
+            lines[source or "(none)"] = numbers
+    table = pd.DataFrame([*lines.values(), report["overall"]], index=[*lines, "all"])
+    return table.rename(columns=_with_spaces)
+
+
+def _with_spaces(name):
+    return name.replace("_", " ")
 
 
 def _as_text(table):
@@ -66,4 +95,5 @@ def _as_text(table):
 
 
 def _short_number(number):
+    "Return a number with at most three decimals, as text."
     return f"{number:.3f}".rstrip("0").rstrip(".")

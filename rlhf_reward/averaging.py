@@ -67,21 +67,23 @@ def average_checkpoints(
     folder = Path(output).expanduser()
     check_new_folder(folder) # before the work
     parts = _checked(models)
-    if data is None:
+    if data is not None:
+        if not hasattr(data, "__len__"):
+            data = list(data) # it is read several times
+        measured = [_measured(part.name, data, name, on_bad_row, options) for part in parts]
+    else:
         measured = [_recorded(part) for part in parts]
         if align:
             remedy = "Pass rows to measure them on (--data), or align=False (--unaligned) to average heads as they are."
             check_recorded(parts, remedy)
-    else:
-        data = data if hasattr(data, "__len__") else list(data) # it is read several times
-        measured = [_measured(part.name, data, name, on_bad_row, options) for part in parts]
     factors = _scale_factors(parts, measured, align)
     measured = [replace(model, factor=factor) for model, factor in zip(measured, factors)]
     with new_folder(folder) as unfinished:
         _write(parts, measured, unfinished)
         result = AveragedModel(str(folder))
         if data is not None:
-            result = replace(_measured(unfinished, data, name, on_bad_row, options), model=str(folder))
+            result = _measured(unfinished, data, name, on_bad_row, options)
+            result = replace(result, model=str(folder)) # where it will be
             _write_scale(unfinished / "config.json", result, name)
         average = Average(result, measured, None if data is None else name)
         (unfinished / "README.md").write_text(_card(average), encoding="utf-8")
@@ -97,14 +99,22 @@ def average_lines(
     "Return the table of the parts and the average as text."
     lines = [COLUMNS]
     for model in (*average.parts, average.result):
-        share = model.accuracy
-        accuracy = f"{share['value']:.4f} ({share['low']:.4f} to {share['high']:.4f})" if share else "–"
-        lines.append((model.model, _number(model.factor), _number(model.reward_std), accuracy))
+        factor = _show_number(model.factor)
+        std = _show_number(model.reward_std)
+        lines.append((model.model, factor, std, _show_interval(model.accuracy)))
     return lines
 
 
-def _number(value):
+def _show_number(value):
+    "Return a number as text, – for None."
     return "–" if value is None else f"{value:.4g}"
+
+
+def _show_interval(interval):
+    "Return an interval as text, – for None."
+    if interval is None:
+        return "–"
+    return f"{interval['value']:.4f} ({interval['low']:.4f} to {interval['high']:.4f})"
 
 
 def _card(average):
@@ -181,7 +191,8 @@ def _write(parts, measured, folder):
         logger.warning("The average has one head, the mean of all, and no spread of its rewards, which parts have.")
     facts = dict(first.form)
     facts["averaged"] = [{"model": model.model, "head_scaled_by": model.factor} for model in measured]
-    config = {name: value for name, value in first.config.items() if name != "transformers_weights"}
+    config = dict(first.config)
+    config.pop("transformers_weights", None)
     if config: # an adapter of PEFT alone has none
         _write_json(folder / "config.json", {**config, "rlhf_reward": facts})
     open_tokenizer(first.name).save_pretrained(folder)
@@ -190,26 +201,32 @@ def _write(parts, measured, folder):
 
 def _write_weights(parts, factors, folder):
     "Write the weights of whole models, in as many files as the first has."
-    by_file = {}
+    names_by_path = {} # path of a file of the first part → names of its weights
     for name, path in parts[0].files.items():
-        by_file.setdefault(path, []).append(name)
+        names_by_path.setdefault(path, []).append(name)
+    num_files = len(names_by_path)
     distances = np.zeros(2)
-    files = {}
-    for number, names in enumerate(by_file.values(), start=1):
-        file = "model.safetensors" if len(by_file) == 1 else f"model-{number:05d}-of-{len(by_file):05d}.safetensors"
-        tensors, of_file = _averaged_tensors(parts, factors, names)
-        distances += of_file
+    file_of_weight = {}
+    for number, names in enumerate(names_by_path.values(), start=1):
+        file = "model.safetensors"
+        if num_files > 1:
+            file = f"model-{number:05d}-of-{num_files:05d}.safetensors"
+        tensors, distances_of_file = _averaged_tensors(parts, factors, names)
+        distances += distances_of_file
         save_file(tensors, folder / file, {"format": "pt"})
-        files.update(dict.fromkeys(names, file))
-    if len(by_file) > 1:
+        for name in names:
+            file_of_weight[name] = file
+    if num_files > 1:
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        index = {"metadata": {"total_size": size}, "weight_map": files}
+        index = {"metadata": {"total_size": size}, "weight_map": file_of_weight}
         _write_json(folder / "model.safetensors.index.json", index)
     _warn_of_distance(parts, distances)
 
 
 def _write_json(file, content):
-    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    "Write a file of JSON as transformers does."
+    text = json.dumps(content, indent=2, sort_keys=True)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def _write_scale(file, result, name):
@@ -217,8 +234,10 @@ def _write_scale(file, result, name):
     if not file.is_file():
         return
     content = json.loads(file.read_text(encoding="utf-8"))
-    over = {"data": name, "responses": result.responses}
-    content["rlhf_reward"] |= {"reward_mean": result.reward_mean, "reward_std": result.reward_std, "reward_over": over}
+    facts = content["rlhf_reward"]
+    facts["reward_mean"] = result.reward_mean
+    facts["reward_std"] = result.reward_std
+    facts["reward_over"] = {"data": name, "responses": result.responses}
     _write_json(file, content)
 
 
@@ -227,8 +246,8 @@ def _write_offset(parts, factors, folder):
     offsets = [read_offset(part.name, {}) for part in parts]
     without = [part.name for part, offset in zip(parts, offsets) if offset is None]
     if not without:
-        offset = fmean(offset * factor for offset, factor in zip(offsets, factors))
-        _write_json(folder / "loss.json", {"loss": "binary", "offset": offset})
+        scaled = [offset * factor for offset, factor in zip(offsets, factors)]
+        _write_json(folder / "loss.json", {"loss": "binary", "offset": fmean(scaled)})
     elif len(without) < len(parts):
         raise ValueError(
             f"{without[0]!r} has no offset of the loss binary, which others have; expected the same loss for all parts."
@@ -236,22 +255,29 @@ def _write_offset(parts, factors, folder):
 
 # %% ../nbs/01o_averaging.ipynb #22113213
 def _averaged_tensors(parts, factors, names):
-    "Return the mean of each weight, in the dtype of the first part, and how far apart the parts are."
-    opened = {}
+    """
+    Return the mean of each weight, in the dtype of the first part, and how far apart the parts are.
+
+    The latter are two sums over the matrices: the squared distances from the mean, and the squares of the mean.
+    """
+    opened = {} # path → file
     first = parts[0]
-    uses_rslora = bool((first.adapter or {}).get("use_rslora"))
+    is_adapter = first.adapter is not None
     tensors = {}
     distances = np.zeros(2)
     for name in names:
-        values = (_read(part, name, opened) for part in parts)
-        if first.adapter is not None and is_factor(name):
+        values = (_read(part, name, opened) for part in parts) # one in memory at a time
+        if is_adapter and is_factor(name):
+            uses_rslora = bool(first.adapter.get("use_rslora"))
             tensors[name] = averaged_factor(name, list(values), uses_rslora)
             continue
-        scales = factors if name in first.head else [1.0] * len(parts)
-        has_query = name in first.head and first.form.get("pooling") == "attention"
-        tensors[name], squares = _mean(name, values, scales, has_query)
-        if tensors[name].ndim > 1 and tensors[name].is_floating_point():
-            distances += squares, tensors[name].double().pow(2).sum().item()
+        is_head = name in first.head
+        scales = factors if is_head else [1.0] * len(parts)
+        has_query = is_head and first.form.get("pooling") == "attention"
+        mean, squares = _mean(name, values, scales, has_query)
+        if mean.ndim > 1 and mean.is_floating_point():
+            distances += squares, mean.double().pow(2).sum().item()
+        tensors[name] = mean
     check_finite(f"the average of {first.name} and others", tensors.items())
     return tensors, distances
 

@@ -115,7 +115,7 @@ def read_tree(
     if not Path(path).is_dir():
         return read_set(hub, split, path)
     depth = len(Path(parts[0]).parts)
-    tops = sorted(found.parents[depth - 1] for found in Path(path).rglob(parts[0]) if found.is_dir())
+    tops = sorted(directory.parents[depth - 1] for directory in Path(path).rglob(parts[0]) if directory.is_dir())
     if len(tops) != 1:
         raise ValueError(f"the folder {path!r} has {len(tops)} folders {parts[0]!r}; expected one, as {hub} has it.")
     missing = [part for part in parts if not (tops[0] / part).is_dir()]
@@ -125,6 +125,6 @@ def read_tree(
         )
     rows = []
     for file in sorted(tops[0].rglob(pattern)):
-        place = file.parent.relative_to(tops[0]).as_posix()
-        rows += _rows_of_file(tops[0], file, {column: place} if column else {})
+        subfolder = file.parent.relative_to(tops[0]).as_posix()
+        rows += _rows_of_file(tops[0], file, {column: subfolder} if column else {})
     return rows

@@ -7,7 +7,6 @@ __all__ = ['Keyed', 'as_messages', 'read_rewardbench', 'read_rewardbench2', 'rea
            'read_hh_rlhf', 'read_ultrafeedback', 'read_helpsteer2']
 
 # %% ../nbs/07g_benchmark_rows.ipynb #4dd35905
-import itertools
 import re
 from dataclasses import replace
 from typing import Any, Optional
@@ -37,7 +36,8 @@ def read_rewardbench(
     row: dict[str, Any], # prompt, chosen, rejected, subset
 ) -> list[Keyed]: # one pair, without a key
     "Read a row of RewardBench."
-    return [(_pair(row["prompt"], row["chosen"], row["rejected"], row["subset"]), "")]
+    pair = _pair(row["prompt"], row["chosen"], row["rejected"], row["subset"])
+    return [(pair, "")]
 
 
 def read_rewardbench2(
@@ -45,8 +45,9 @@ def read_rewardbench2(
 ) -> list[Keyed]: # one comparison of all responses; key: the id
     "Read a row of RewardBench 2."
     prompt, *responses = as_messages(row["prompt"], *row["chosen"], *row["rejected"])
-    ranks = (1,) * len(row["chosen"]) + (2,) * len(row["rejected"])
-    return [(Comparison(prompt, tuple(responses), ranks, source=row["subset"]), str(row["id"]))]
+    ranks = [1] * len(row["chosen"]) + [2] * len(row["rejected"])
+    comparison = Comparison(prompt, tuple(responses), tuple(ranks), source=row["subset"])
+    return [(comparison, str(row["id"]))]
 
 
 def read_rm_bench(
@@ -72,8 +73,11 @@ def read_llmbar(
 ) -> list[Keyed]: # one pair, without a key
     "Read a row of LLMBar. Raise `ValueError` for another label."
     outputs = [row["output_1"], row["output_2"]]
-    chosen = _better(str(row["label"]).removesuffix(".0"), ("1", "2"))
-    return [(_pair(row["input"], outputs[chosen], outputs[1 - chosen], row.get("subset") or "LLMBar"), "")]
+    label = str(row["label"]).removesuffix(".0") # a number may be a float
+    chosen = _better(label, ("1", "2"))
+    source = row.get("subset") or "LLMBar"
+    pair = _pair(row["input"], outputs[chosen], outputs[1 - chosen], source)
+    return [(pair, "")]
 
 
 def read_judgebench(
@@ -83,7 +87,8 @@ def read_judgebench(
     responses = [row["response_A"], row["response_B"]]
     chosen = _better(row["label"], ("A>B", "B>A"))
     part = _judgebench_part(row["source"])
-    return [(_pair(row["question"], responses[chosen], responses[1 - chosen], part), "AB"[chosen])]
+    pair = _pair(row["question"], responses[chosen], responses[1 - chosen], part)
+    return [(pair, "AB"[chosen])]
 
 
 def _better(label, labels):
@@ -94,6 +99,7 @@ def _better(label, labels):
 
 
 def _judgebench_part(source):
+    "Return the part of JudgeBench that a source belongs to."
     if source.startswith("mmlu"):
         return "knowledge"
     parts = {"livebench-reasoning": "reasoning", "livebench-math": "math", "livecodebench": "coding"}
@@ -104,8 +110,8 @@ def read_hh_rlhf(
     row: dict[str, Any], # chosen and rejected, as whole conversations
 ) -> list[Keyed]: # one pair, without a key
     "Read a row of HH-RLHF."
-    texts = {"chosen": row["chosen"], "rejected": row["rejected"]}
-    return [(to_comparison({**texts, "source": "HH-RLHF"}), "")]
+    comparison = to_comparison({"chosen": row["chosen"], "rejected": row["rejected"], "source": "HH-RLHF"})
+    return [(comparison, "")]
 
 
 def read_ultrafeedback(
@@ -129,11 +135,16 @@ def read_helpsteer2(
             f"{first['prompt']!r:.60} is followed by {next_prompt!r:.60}; "
             "expected two rows of one prompt, one after the other."
         )
-    rows = [first, second] if first["helpfulness"] >= second["helpfulness"] else [second, first]
-    ratings = tuple(float(row["helpfulness"]) for row in rows)
-    ranks = (1, 2 if ratings[0] > ratings[1] else 1)
-    _, *responses = as_messages("", *(row["response"] for row in rows))
-    turns = re.split(r"\s*<extra_id_1>(?:Assistant|User)\n", first["prompt"]) # as its card writes conversations
-    roles = itertools.cycle(("user", "assistant"))
-    prompt = [{"role": role, "content": turn} for role, turn in zip(roles, turns)]
-    return [(Comparison(prompt, tuple(responses), ranks, ratings, source="HelpSteer2"), "")]
+    if first["helpfulness"] >= second["helpfulness"]:
+        better, worse = first, second
+    else:
+        better, worse = second, first
+    ratings = (float(better["helpfulness"]), float(worse["helpfulness"]))
+    ranks = (1, 2) if ratings[0] > ratings[1] else (1, 1)
+    _, *responses = as_messages("", better["response"], worse["response"])
+    prompt = []
+    for turn in re.split(r"\s*<extra_id_1>(?:Assistant|User)\n", first["prompt"]): # as its card writes conversations
+        role = "assistant" if len(prompt) % 2 else "user" # in turn
+        prompt.append({"role": role, "content": turn})
+    comparison = Comparison(prompt, tuple(responses), ranks, ratings, source="HelpSteer2")
+    return [(comparison, "")]

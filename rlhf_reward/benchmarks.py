@@ -155,11 +155,11 @@ def _baseline_scores(benchmark, table):
 # %% ../nbs/07a_benchmarks.ipynb #9ce9811e
 def _check_parts(name, expected, loaded):
     "Raise `ValueError` unless there are all parts of the benchmark, and no other."
-    found = {str(item.comparison.source) for item in loaded}
-    if not expected or found == expected:
+    sources = {str(item.comparison.source) for item in loaded}
+    if not expected or sources == expected:
         return
-    missing = ", ".join(sorted(expected - found)) or "other parts"
-    others = ", ".join(sorted(found - expected))
+    missing = ", ".join(sorted(expected - sources)) or "other parts"
+    others = ", ".join(sorted(sources - expected))
     raise ValueError(
         f"The rows for {name} have no {missing}{f', but {others}' if others else ''}; expected each part of the "
         "benchmark. Without one, its score is that of another benchmark."

@@ -51,27 +51,31 @@ def branch_comparisons(
 
     Where a prefix and its responses are on both sides of a limit, all are written whole: tokens differ between them.
     """
-    wholes, prefixes, rests = [], [], []
+    unshared = [] # sequences that are written with their prefix
+    prefixes = []
+    rests = []
     by_prefix = sorted(range(len(examples)), key=lambda index: len(examples[index]["shared_prefix"]))
     for index in by_prefix: # so that the numbers of the prefixes are those of their rows
         prefix = examples[index]["shared_prefix"]
         sequences = whole_sequences(examples[index])
-        lengths = [len(prefix), *map(len, sequences)]
+        lengths = [len(ids) for ids in (prefix, *sequences)]
         if not prefix or len(sequences) == 1 or is_on_both_sides(lengths, length_limits):
-            wholes += [_Sequence(ids, [(index, response)]) for response, ids in enumerate(sequences)]
+            for response, ids in enumerate(sequences):
+                unshared.append(_Sequence(ids, [(index, response)]))
             continue
-        ends_here = [] # responses without a token of their own
+        ends_here = [] # responses without a token after the prefix
         for response, rest in enumerate(examples[index]["rests"]):
             if rest:
-                rests.append(_Sequence(rest, [(index, response)], len(prefixes), len(prefix)))
+                rests.append(_Sequence(rest, [(index, response)], branch=len(prefixes), first_position=len(prefix)))
             else:
                 ends_here.append((index, response))
-        prefixes.append(_Sequence(prefix, [*ends_here, (index, PREFIX)], PREFIX))
+        prefixes.append(_Sequence(prefix, [*ends_here, (index, PREFIX)], branch=PREFIX))
     writer = _Writer()
-    writer.write(wholes, padding)
+    writer.write(unshared, padding)
     writer.write(prefixes, padding if prefix_padding is None else prefix_padding)
     writer.write(rests, padding)
-    return {**writer.tensors(), **response_tokens(examples, writer.ends(examples)), **make_targets(examples)}
+    responses = response_tokens(examples, writer.ends(examples))
+    return {**writer.tensors(), **responses, **make_targets(examples)}
 
 # %% ../nbs/04b_branching.ipynb #db66d4cd
 def group_by_length(
@@ -79,18 +83,22 @@ def group_by_length(
     padding: float, # largest share of padding
 ) -> list[list[int]]: # the indices of each group, by length
     "Group sequences of similar length, in few groups of little padding."
-    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-    groups = [list(group) for _, group in itertools.groupby(by_length, key=lengths.__getitem__)]
+    by_length = {} # length → indices of the sequences
+    for index, length in enumerate(lengths):
+        by_length.setdefault(length, []).append(index)
+    groups = [by_length[length] for length in sorted(by_length)]
     left = padding * sum(lengths) # tokens of padding
     while len(groups) > 1:
-        costs = []
+        costs = [] # tokens of padding if a group is joined with the next
         for group, longer in itertools.pairwise(groups):
-            costs.append(len(group) * (lengths[longer[-1]] - lengths[group[-1]]))
+            extra = lengths[longer[-1]] - lengths[group[-1]] # of each sequence
+            costs.append(len(group) * extra)
         cheapest = costs.index(min(costs))
         if costs[cheapest] > left:
             break
         left -= costs[cheapest]
-        groups[cheapest:cheapest + 2] = [groups[cheapest] + groups[cheapest + 1]]
+        longer = groups.pop(cheapest + 1)
+        groups[cheapest] = groups[cheapest] + longer
     return groups
 
 # %% ../nbs/04b_branching.ipynb #1d4477a4
@@ -118,7 +126,8 @@ class BranchCache(DynamicCache):
         if not caches[0].attention and not caches[0].convolution:
             raise ValueError("The backbone fills no cache; expected one that continues from it.")
         for layer in caches[0].attention:
-            keys, values = zip(*(cache.attention[layer] for cache in caches))
+            keys = [cache.attention[layer][0] for cache in caches] # each (num_prefixes, num_heads, length, head_size)
+            values = [cache.attention[layer][1] for cache in caches]
             joined.layers[layer].update(_left_padded(keys), _left_padded(values))
         for layer, number in caches[0].convolution:
             states = [cache.convolution[layer, number] for cache in caches]
@@ -138,7 +147,8 @@ class BranchCache(DynamicCache):
         branched.prefixes = prefixes
         return branched
 
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs): # called by attention
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        "Return the keys and values that attention sees, those of the prefixes first; the cache stays as it is."
         layer = copy.copy(self.layers[layer_idx])
         if self.prefixes is None:
             self.attention[layer_idx] = key_states, value_states
@@ -154,6 +164,7 @@ class BranchCache(DynamicCache):
         return self._repeated(super().get_recurrent_state(layer_idx, state_idx))
 
     def update_conv_state(self, conv_states, layer_idx, state_idx=0, conv_kernel_size=None, **kwargs):
+        "Return the inputs of a convolution after those of the prefix, or keep the last ones of a prefix."
         before = self.get_conv_state(layer_idx, state_idx)
         if before is not None:
             return torch.cat([before, conv_states], dim=-1)
@@ -163,11 +174,13 @@ class BranchCache(DynamicCache):
         return states
 
     def update_recurrent_state(self, recurrent_states, layer_idx, state_idx=0, **kwargs):
+        "Keep the state after a prefix, and return it."
         if self.prefixes is None:
             self.recurrence[layer_idx, state_idx] = recurrent_states
         return recurrent_states
 
     def _repeated(self, states):
+        "Return the states of prefixes, (num_prefixes, ...), for each of their rests, (num_rests, ...)."
         if states is None or self.prefixes is None:
             return states
         return states.index_select(0, self.prefixes)
@@ -182,33 +195,32 @@ def branched_states(
     **kwargs: Any, # for each call of the backbone
 ) -> torch.Tensor: # (1, num_tokens, hidden_size)
     "Return the last hidden states of a batch from `branch_comparisons`. Raises `ValueError` where no cache is used."
-    cache_name = next((name for name in ("past_key_values", "cache_params") if name in input_names), None)
-    if cache_name is None:
-        raise ValueError("The backbone takes no past_key_values; expected one that continues from a cache.")
-    caches, masks, states = [], [], []
+    cache_name = _cache_argument(input_names)
+    inputs = {name: values for name, values in inputs.items() if name in input_names}
+    caches = [] # of each call of prefixes, like the masks, (num_prefixes, length) each
+    masks = []
+    states = [] # of each call
     joined = None
     start = 0
     with _cache_under_checkpointing(backbone):
-        for _, rows in itertools.groupby(branches.tolist(), key=itemgetter(0)):
-            _, widths, numbers = zip(*rows)
-            end = start + sum(widths)
-            call = {}
-            for name, values in inputs.items():
-                if name in input_names:
-                    call[name] = values[0, start:end].reshape(len(widths), -1)
+        for width, numbers in _calls(branches.tolist()):
+            end = start + len(numbers) * width
+            arguments = {name: values[0, start:end].reshape(-1, width) for name, values in inputs.items()}
             start = end
             if numbers[0] == PREFIX:
-                masks.append(call["attention_mask"])
+                masks.append(arguments["attention_mask"])
                 caches.append(BranchCache(backbone.config))
-                call[cache_name] = caches[-1]
+                arguments[cache_name] = caches[-1]
             elif numbers[0] != WHOLE:
                 if joined is None: # these are the first rests
                     joined = BranchCache.join(caches)
-                    prefix_mask = _left_padded(masks, dim=1)
-                prefixes = torch.tensor(numbers, device=branches.device)
-                call["attention_mask"] = torch.cat([prefix_mask[prefixes], call["attention_mask"]], dim=1)
-                call[cache_name] = joined.branch(prefixes)
-            states.append(backbone(**call, **kwargs).last_hidden_state.flatten(0, 1))
+                    prefix_mask = _left_padded(masks, dim=1) # (num_prefixes, longest)
+                prefixes = torch.tensor(numbers, device=branches.device) # (num_rests,)
+                rest_mask = arguments["attention_mask"] # (num_rests, width)
+                arguments["attention_mask"] = torch.cat([prefix_mask[prefixes], rest_mask], dim=1)
+                arguments[cache_name] = joined.branch(prefixes)
+            output = backbone(**arguments, **kwargs)
+            states.append(output.last_hidden_state.flatten(0, 1)) # (num_sequences * width, hidden_size)
     return torch.cat(states)[None]
 
 # %% ../nbs/04b_branching.ipynb #38be6d58
@@ -230,15 +242,17 @@ class _Writer:
 
     def write(self, sequences, padding):
         "Write sequences of one kind, in calls with at most this share of padding."
-        for group in group_by_length([len(sequence.ids) for sequence in sequences], padding):
-            width = len(sequences[group[-1]].ids)
+        lengths = [len(sequence.ids) for sequence in sequences]
+        for group in group_by_length(lengths, padding):
+            width = lengths[group[-1]]
             if sequences[group[0]].branch >= 0:
                 width = max(width, 2) # a single token after a cache is computed by kernels without gradients
             for index in group:
-                self._write_one(sequences[index], width)
+                self._write_sequence(sequences[index], width)
             self.num_calls += 1
 
-    def _write_one(self, sequence, width):
+    def _write_sequence(self, sequence, width):
+        "Write a sequence with its padding, and note where it ends."
         ids, ends, branch, first = sequence
         last = first + len(ids) - 1
         num_padding = width - len(ids)
@@ -253,13 +267,14 @@ class _Writer:
 
     def tensors(self):
         "Return the batch without its targets."
-        input_ids, attention_mask, position_ids = torch.tensor(self.tokens).T[:, None]
+        input_ids, attention_mask, position_ids = torch.tensor(self.tokens).T # (num_tokens,) each
+        ends = [(0, self.end_of[key]) for key in sorted(self.end_of) if key[1] != PREFIX]
         return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
+            "input_ids": input_ids[None],
+            "attention_mask": attention_mask[None],
+            "position_ids": position_ids[None],
             "branches": torch.tensor(self.branches),
-            "end_positions": torch.tensor([(0, self.end_of[key]) for key in sorted(self.end_of) if key[1] != PREFIX]),
+            "end_positions": torch.tensor(ends),
         }
 
     def ends(self, examples):
@@ -268,17 +283,36 @@ class _Writer:
         for index, example in enumerate(examples):
             for response, rest in enumerate(example["rests"]):
                 end = self.end_of[index, response]
-                ends.append((0, self.end_of.get((index, PREFIX), end - len(rest)), end))
+                prefix_end = self.end_of.get((index, PREFIX), end - len(rest))
+                ends.append((0, prefix_end, end))
         return ends
 
 # %% ../nbs/04b_branching.ipynb #9424e80f
+def _cache_argument(input_names):
+    "Return the name of the argument by which a backbone takes a cache. Raise `ValueError` if it takes none."
+    for name in ("past_key_values", "cache_params"):
+        if name in input_names:
+            return name
+    raise ValueError("The backbone takes no past_key_values; expected one that continues from a cache.")
+
+
+def _calls(branches):
+    "Yield, for each call of the backbone, the length of its rows and the numbers of their prefixes."
+    for _, rows in itertools.groupby(branches, key=itemgetter(0)):
+        rows = list(rows) # of (call, length, number of the prefix)
+        width = rows[0][1] # all rows of a call have the same
+        yield width, [number for _, _, number in rows]
+
+
 def _left_padded(tensors, dim=-2):
     "Join tensors, with 0 before those that are shorter in the dimension."
     longest = max(tensor.shape[dim] for tensor in tensors)
+    num_after = tensors[0].ndim - 1 - dim % tensors[0].ndim # dimensions after the padded one
+    no_padding = [0, 0] * num_after
     padded = []
     for tensor in tensors:
-        after = [0, 0] * (tensor.ndim - 1 - dim % tensor.ndim) # dimensions after the padded one
-        padded.append(F.pad(tensor, (*after, longest - tensor.shape[dim], 0)))
+        num_padding = longest - tensor.shape[dim]
+        padded.append(F.pad(tensor, (*no_padding, num_padding, 0))) # before and after, from the last dimension on
     return torch.cat(padded)
 
 

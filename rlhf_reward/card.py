@@ -43,13 +43,13 @@ def model_card(
         _introduction(model, base, dataset, args.loss),
         *form_notes(model),
         *_verdicts(held_out),
-        _usage(repo or args.hub_model_id or model_name, any(one.is_chat for one in held_out)),
+        _usage(repo or args.hub_model_id or model_name, any(held_out_set.is_chat for held_out_set in held_out)),
     ]
     metrics = _last_metrics(log_history)
     if metrics or held_out:
         parts.append("## Evaluation")
-    for one in held_out:
-        parts += _baselines(one)
+    for held_out_set in held_out:
+        parts += _baselines(held_out_set)
     if metrics:
         parts.append(markdown_table(("metric", "value"), metrics))
     if "reward_over" in scale:
@@ -159,23 +159,24 @@ def _adapter(model):
 def _verdicts(held_out):
     "Return the verdict on each set, with its name where there are several."
     parts = []
-    for one in held_out:
-        for dataset, sentence in one.lines:
-            name = dataset or (one.name if len(held_out) > 1 else "")
+    for held_out_set in held_out:
+        for dataset, sentence in held_out_set.lines:
+            name = dataset or (held_out_set.name if len(held_out) > 1 else "")
             parts.append(f"{code_span(name)}: {sentence}" if name else f"**{sentence}**")
     return parts
 
 
-def _baselines(one):
+def _baselines(held_out_set):
     "Return the held-out accuracy and its baselines, with their intervals."
-    if not one.figures["pairs"]:
+    if not held_out_set.figures["pairs"]:
         return []
     lines = []
-    for label, share in (("this model", one.figures["accuracy_interval"]), *one.baselines.items()):
+    for label, share in (("this model", held_out_set.figures["accuracy_interval"]), *held_out_set.baselines.items()):
         value, low, high = (f"{100 * share[name]:.1f}" for name in ("value", "low", "high"))
         lines.append((label, value, f"{low} to {high}"))
-    counts = f"{one.figures['pairs']} pairs to {one.figures['prompts']} prompts"
-    return [f"On {code_span(one.name)}, {counts}:", markdown_table(("", "accuracy, %", "95 % interval"), lines)]
+    counts = f"{held_out_set.figures['pairs']} pairs to {held_out_set.figures['prompts']} prompts"
+    table = markdown_table(("", "accuracy, %", "95 % interval"), lines)
+    return [f"On {code_span(held_out_set.name)}, {counts}:", table]
 
 
 def _usage(name, is_chat):

@@ -46,9 +46,9 @@ def eval_results(
 ) -> list[EvalResult]: # for the `model-index`; empty without pairs
     "Return the held-out accuracies."
     accuracies = []
-    for one in held_out:
-        if one.figures["pairs"]:
-            accuracies.append((one.name, one.figures["accuracy_interval"]["value"]))
+    for held_out_set in held_out:
+        if held_out_set.figures["pairs"]:
+            accuracies.append((held_out_set.name, held_out_set.figures["accuracy_interval"]["value"]))
     if not held_out and accuracy is not None:
         accuracies.append(("the evaluation set", accuracy))
     results = []

@@ -213,16 +213,16 @@ def weight_map(model_name, kwargs, config=None):
         return {}
     variant = kwargs.get("variant")
     variant = f".{variant}" if variant else ""
-    whole = f"model{variant}.safetensors"
+    single_file = f"model{variant}.safetensors"
     index = f"model.safetensors.index{variant}.json"
     named = getattr(config, "transformers_weights", None) # is read in place of them
     if named:
         check_index(model_name, [named.removesuffix(".index.json")])
-        whole, index = (None, named) if named.endswith(".index.json") else (named, None)
+        single_file, index = (None, named) if named.endswith(".index.json") else (named, None)
     index_path = index and find_file(model_name, index, kwargs)
     files = _read_index(model_name, index_path) if index_path else {}
-    whole_path = whole and find_file(model_name, whole, kwargs) # which is read even if there is an index
-    return dict.fromkeys(weight_shapes(whole_path), whole) if whole_path else files
+    single_path = single_file and find_file(model_name, single_file, kwargs) # which is read even if there is an index
+    return dict.fromkeys(weight_shapes(single_path), single_file) if single_path else files
 
 
 def _read_index(model_name, path):

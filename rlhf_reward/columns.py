@@ -44,13 +44,13 @@ def column_verdicts(
         feature = getattr(feature, "feature", feature) # of a list
         read = read_labels if column in LABEL_COLUMNS else read_verdicts
         if column.endswith(_OPTIONAL):
-            found = optional_labels(values)
+            by_value = optional_labels(values)
         elif isinstance(feature, ClassLabel):
-            found = _label_verdicts(f"{column} of {name}", feature, values, read)
+            by_value = _label_verdicts(f"{column} of {name}", feature, values, read)
         else:
             may_be = {"may_be_probability": True} if column == "preference" else {}
-            found = read(values, f"{column} of {name}", **may_be)
-        for value, meaning in found.items():
+            by_value = read(values, f"{column} of {name}", **may_be)
+        for value, meaning in by_value.items():
             if meanings.setdefault(value, meaning) != meaning:
                 columns = " or ".join((*VERDICT_COLUMNS, *LABEL_COLUMNS))
                 raise UnclearVerdict(unclear_column(f"{columns} of {name}", [value]))
@@ -146,18 +146,18 @@ def _label_column(row):
 def _label_verdicts(column, label, values, read):
     "Return what the numbers of a `ClassLabel` mean. Raise `UnclearVerdict` if a name in use is no verdict."
     meanings = read(label.names, column)
-    found = {}
+    verdicts = {}
     unclear = []
     for number, name in enumerate(label.names):
         if spelled(name) in meanings:
-            found[str(number)] = meanings[spelled(name)]
+            verdicts[str(number)] = meanings[spelled(name)]
         elif number in values:
             unclear.append(name)
     if _NO_LABEL in values:
         unclear.append(str(_NO_LABEL))
     if unclear:
         raise UnclearVerdict(unclear_column(column, unclear))
-    return found
+    return verdicts
 
 # %% ../nbs/03h_columns.ipynb #4196bfc5
 def with_verdicts(

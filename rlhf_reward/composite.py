@@ -102,10 +102,10 @@ def _text_prefix(text, names):
     with torch.device("meta"):
         model = AutoModel.from_config(text)
     embeddings = model.get_input_embeddings()
-    own = list(model.state_dict())
+    weight_names = list(model.state_dict())
     ending = next(name for name, module in model.named_modules() if module is embeddings) + ".weight"
     prefixes = [name.removesuffix(ending) for name in names if ("." + name).endswith("." + ending)]
-    return max(prefixes, key=lambda prefix: sum(prefix + name in names for name in own), default="")
+    return max(prefixes, key=lambda prefix: sum(prefix + name in names for name in weight_names), default="")
 
 
 def _other_parts(prefix, names):

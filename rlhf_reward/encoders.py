@@ -89,8 +89,8 @@ class EncoderClassifier(AttributesMixin, nn.Module):
     ) -> TensorType["batch_size", 1, float]: # float32 rewards
         check_values(input_ids, attention_mask, None, self.num_embeddings, wait=True)
         types = {"token_type_ids": token_type_ids} if self._takes_types else {}
-        outputs = self.classifier(input_ids=input_ids, attention_mask=attention_mask, **types).logits.float()
-        return outputs if attributes else self.attribute_sum(outputs)
+        logits = self.classifier(input_ids=input_ids, attention_mask=attention_mask, **types).logits.float()
+        return logits if attributes else self.attribute_sum(logits)
 
     def sequences(
         self,
@@ -110,10 +110,10 @@ class EncoderClassifier(AttributesMixin, nn.Module):
         if self.text_pairs and not tokenizer.chat_template:
             prompt, responses = _without_roles(prompt, responses)
         has_segments = self.text_pairs and isinstance(prompt, str) and prompt
-        if has_segments and not comparison.whole:
-            segments = _two_segments(prompt, responses, tokenizer, max_length, on_overlong, self.max_positions)
-            return *segments, tuple(unread_variables(comparison.template))
-        return _one_segment(comparison, tokenizer, max_length, on_overlong, self.max_positions)
+        if not has_segments or comparison.whole:
+            return _one_segment(comparison, tokenizer, max_length, on_overlong, self.max_positions)
+        sequences, are_cut = _two_segments(prompt, responses, tokenizer, max_length, on_overlong, self.max_positions)
+        return sequences, are_cut, tuple(unread_variables(comparison.template))
 
     def collate(
         self,
@@ -122,7 +122,7 @@ class EncoderClassifier(AttributesMixin, nn.Module):
         "Return one row for each sequence, padded on the right."
         rows = []
         for example in examples:
-            rows += [torch.tensor(rest) for rest in example["rests"]]
+            rows += [torch.tensor(rest) for rest in example["rests"]] # each (length, 2)
         return {
             "input_ids": _pad([row[:, 0] for row in rows], self.config.pad_token_id or 0),
             "attention_mask": _pad([torch.ones_like(row[:, 0]) for row in rows], 0),
@@ -197,7 +197,8 @@ def _load_adapter(folder, kwargs):
 def _is_encoder_adapter(folder, kwargs):
     "Return whether the base model of an adapter is an encoder."
     base, options = adapter_base(folder, kwargs)
-    return _is_encoder(load_config(base, options)[1])
+    _, config = load_config(base, options)
+    return _is_encoder(config)
 
 
 def _is_encoder(config):
@@ -210,14 +211,16 @@ def _is_encoder(config):
 def _check_rewards(model, model_name):
     "Raise `ValueError` unless a classifier with code of its own gives each text one reward, whatever it is padded to."
     device = input_device(model)
-    ids = torch.arange(3, 12, device=device) % model.num_embeddings
-    whole = torch.ones_like(ids)
-    short = torch.arange(9, device=device) < 4
-    padded = torch.where(short, ids, model.config.pad_token_id or 0)
-    types = torch.zeros(2, 9, dtype=torch.long, device=device)
+    long = torch.arange(3, 12, device=device) % model.num_embeddings # ids of a text of 9 tokens
+    short = long[:4]
+    num_padding = len(long) - len(short)
+    padded = nn.functional.pad(short, (0, num_padding), value=model.config.pad_token_id or 0)
+    input_ids = torch.stack([padded, long]) # (2, 9)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[0, len(short):] = 0
     with torch.no_grad():
-        together = model(torch.stack([padded, ids]), torch.stack([short.long(), whole]), types)
-        alone = model(ids[None, :4], whole[None, :4], types[:1, :4])
+        together = model(input_ids, attention_mask, torch.zeros_like(input_ids))
+        alone = model(short[None], torch.ones_like(short[None]), torch.zeros_like(short[None]))
     if together.shape != (2, 1):
         problem = f"returns logits of shape {tuple(together.shape)} for 2 texts"
     elif not torch.allclose(together[0], alone[0], atol=1e-2, rtol=1e-2):
@@ -232,10 +235,9 @@ def _check_rewards(model, model_name):
 
 def _warn_if_padding_ends_texts(model_name, config):
     "Log where transformers takes another token for the last one than is taken here."
-    pad = config.pad_token_id
     eos = config.eos_token_id
     ends = eos if isinstance(eos, list) else [eos]
-    if pad is not None and pad in ends:
+    if config.pad_token_id is not None and config.pad_token_id in ends:
         logger.warning(
             "%s pads with the token that ends texts. Here the reward is that of the last token, as in vLLM; "
             "transformers takes the last token that is not padding. The two differ for a text that ends with this "
@@ -250,56 +252,61 @@ def _one_segment(comparison, tokenizer, max_length, on_overlong, max_positions):
     sequences = encode(texts, tokenizer, ends_with_eos=False)
     kept = fit_length(comparison, sequences, tokenizer, max_length, on_overlong, False, max_positions)
     if kept is None:
-        length = max(map(len, sequences))
+        length = max(len(ids) for ids in sequences)
         problem = f"has {length} tokens, of which the prompt has too few to cut; expected at most {max_length}."
         remedy = length_remedy(max_length, max_positions, can_cut=False)
         raise TooLong(problem, length, max_length, remedy, longest(sequences))
     typed = []
     for ids in kept:
         typed.append([(token, 0) for token in ids])
-    return typed, kept is not sequences, omitted
+    is_cut = kept is not sequences
+    return typed, is_cut, omitted
 
 
 def _two_segments(prompt, responses, tokenizer, max_length, on_overlong, max_positions):
     "Return the prompt and each response as two segments, cut to their length, and whether they were cut."
     pairs = tokenizer([prompt] * len(responses), list(responses), verbose=False)
-    length = max(map(len, pairs["input_ids"]))
+    sequences = pairs["input_ids"]
+    length = max(len(ids) for ids in sequences)
     excess = length - max_length
+    num_prompt_tokens = pairs.sequence_ids(0).count(0) # the same in all
     if excess > 0 and on_overlong == "error":
         problem = f"has {length} tokens; expected at most {max_length}."
-        remedy = length_remedy(max_length, max_positions, can_cut=excess <= pairs.sequence_ids(0).count(0))
-        raise TooLong(problem, length, max_length, remedy, longest(pairs["input_ids"]))
+        remedy = length_remedy(max_length, max_positions, can_cut=excess <= num_prompt_tokens)
+        raise TooLong(problem, length, max_length, remedy, longest(sequences))
+    if excess > num_prompt_tokens:
+        problem = f"has {length} tokens, of which the prompt has {num_prompt_tokens}; expected at most {max_length}."
+        remedy = length_remedy(max_length, max_positions, can_cut=False)
+        raise TooLong(problem, length, max_length, remedy, longest(sequences))
     token_types = pairs.get("token_type_ids") # not every tokenizer has them
-    sequences = []
-    for index, ids in enumerate(pairs["input_ids"]):
-        segments = pairs.sequence_ids(index)
-        prompt_positions = [position for position, segment in enumerate(segments) if segment == 0]
-        if excess > len(prompt_positions):
-            problem = (
-                f"has {length} tokens, of which the prompt has {len(prompt_positions)}; expected at most {max_length}."
-            )
-            remedy = length_remedy(max_length, max_positions, can_cut=False)
-            raise TooLong(problem, length, max_length, remedy, longest(pairs["input_ids"]))
-        removed = set(prompt_positions[:max(excess, 0)])
-        tokens = list(zip(ids, token_types[index] if token_types else [0] * len(ids)))
-        sequences.append([token for position, token in enumerate(tokens) if position not in removed])
-    return sequences, excess > 0
+    typed = []
+    for index, ids in enumerate(sequences):
+        types = token_types[index] if token_types else [0] * len(ids)
+        tokens = list(zip(ids, types))
+        if excess > 0:
+            first = pairs.sequence_ids(index).index(0) # of the prompt
+            del tokens[first:first + excess]
+        typed.append(tokens)
+    return typed, excess > 0
 
 
 def _without_roles(prompt, responses):
     "Return prompt and responses as strings if they are one message of a user and an answer to each, else as they are."
-    for response in responses:
-        are_messages = isinstance(prompt, list) and isinstance(response, list)
-        conversation = [*prompt, *response] if are_messages else []
-        if [_role_of_text(message) for message in conversation] != ["user", "assistant"]:
-            return prompt, responses
+    if not _is_text_of("user", prompt):
+        return prompt, responses
+    if not all(_is_text_of("assistant", response) for response in responses):
+        return prompt, responses
     return prompt[0]["content"], [response[0]["content"] for response in responses]
 
 
-def _role_of_text(message):
-    "Return the role of a message that has only a content, else False."
-    return isinstance(message, dict) and message.keys() == {"role", "content"} and message["role"]
+def _is_text_of(role, messages):
+    "Return whether this is a list of one message of this role, which has nothing but its content."
+    if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0], dict):
+        return False
+    [message] = messages
+    return message.keys() == {"role", "content"} and message["role"] == role
 
 
 def _pad(tensors, value):
+    "Return sequences as the rows of one tensor, padded on the right."
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)

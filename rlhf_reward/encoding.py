@@ -70,12 +70,12 @@ def end_token(
 def _with_conversations(texts, tokenizer):
     "Return the texts; a string that the chat template rendered is a `Conversation`."
     marks = chat_marks(tokenizer)
-    found = []
+    rendered = []
     for text in texts:
         if isinstance(text, str) and not isinstance(text, Conversation):
             text = as_conversation(text, tokenizer, marks) or text
-        found.append(text)
-    return found
+        rendered.append(text)
+    return rendered
 
 
 def _encode_rendered(texts, tokenizer):

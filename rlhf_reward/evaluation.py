@@ -69,7 +69,7 @@ def evaluate(
     prompts = [str(comparison.prompt) for comparison in comparisons]
     options = scorer.reward_options
     scored = _rewards_or_error(scorer, usable.sequences, prompts, processes, usable.in_sets, name, **options)
-    rewards = [list(map(reward_alone, own)) for own in scored]
+    rewards = [list(map(reward_alone, comparison_rewards)) for comparison_rewards in scored]
     without_prompts = _sequences_without_prompt(scorer, comparisons)
     responses = with_spread(scored, response_table(
         comparisons,
@@ -305,24 +305,24 @@ def _sequences_without_prompt(scorer, comparisons):
 
 def _blind_rewards(scorer, without_prompts, processes, usable, name):
     "Return the rewards without the prompt; NaN where it cannot be removed."
-    sequences = [own for own in without_prompts if own]
-    rows = [row for row, own in zip(usable.in_sets, without_prompts) if own]
+    sequences = [alone for alone in without_prompts if alone]
+    rows = [row for row, alone in zip(usable.in_sets, without_prompts) if alone]
     computed = iter(_rewards_or_error(scorer, sequences, [""] * len(sequences), processes, rows, name))
     rewards = []
-    for comparison, own in zip(usable.comparisons, without_prompts):
-        rewards.append(next(computed) if own else [math.nan] * len(comparison.responses))
+    for comparison, alone in zip(usable.comparisons, without_prompts):
+        rewards.append(next(computed) if alone else [math.nan] * len(comparison.responses))
     return rewards
 
 
 def _response_lengths(without_prompts, sequences):
     "Return the number of tokens of each response, without the prompt if it can be removed, else after the shared ones."
     lengths = []
-    for alone, whole in zip(without_prompts, sequences):
+    for alone, complete in zip(without_prompts, sequences):
         if alone:
             lengths.append([len(sequence) for sequence in alone])
         else:
-            shared = shared_length(whole)
-            lengths.append([len(sequence) - shared for sequence in whole])
+            shared = shared_length(complete)
+            lengths.append([len(sequence) - shared for sequence in complete])
     return lengths
 
 
@@ -334,18 +334,18 @@ def _statistics_by(column, responses, seed, offset, show_progress):
     by_source = {}
     hide_bar = {} if show_progress else {"disable": True} # otherwise TQDM_DISABLE counts
     for source in tqdm(sorted(set(names)), desc="Sources", delay=3, **hide_bar):
-        own = responses[names == source].reset_index(drop=True)
-        has_pairs = own.groupby("comparison")["rank"].nunique().max() > 1
-        if has_pairs or own[["rating", "label"]].notna().any(axis=None):
-            by_source[source] = statistics(own, seed, offset)
+        of_source = responses[names == source].reset_index(drop=True)
+        has_pairs = of_source.groupby("comparison")["rank"].nunique().max() > 1
+        if has_pairs or of_source[["rating", "label"]].notna().any(axis=None):
+            by_source[source] = statistics(of_source, seed, offset)
         else: # no pair, rating or label
-            by_source[source] = {"comparisons": int(own["comparison"].nunique()), "pairs": 0}
+            by_source[source] = {"comparisons": int(of_source["comparison"].nunique()), "pairs": 0}
     return by_source
 
 # %% ../nbs/07_evaluation.ipynb #0ab599a7
 def _common_rows(evaluations):
     "Return the rows that all have; of groups of single responses, those of which none has left out a response."
-    sized = [set(zip(own.rows, own.responses.groupby("comparison").size())) for own in evaluations]
+    sized = [set(zip(evaluation.rows, evaluation.responses.groupby("comparison").size())) for evaluation in evaluations]
     return {row for row, _ in set.intersection(*sized)}
 
 
@@ -374,8 +374,8 @@ def _agreement(margins):
     "Return the share of pairs that each two models order alike."
     signs = {name: np.sign(values) for name, values in margins.items()}
     agreement = {}
-    for first, own in signs.items():
-        agreement[first] = {second: float((own == signs[second]).mean()) for second in signs}
+    for first, first_signs in signs.items():
+        agreement[first] = {second: float((first_signs == signs[second]).mean()) for second in signs}
     return agreement
 
 

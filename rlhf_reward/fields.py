@@ -120,9 +120,9 @@ def _check_string(text):
         ) from None
 
 
-def _from_and_value(found):
+def _from_and_value(given):
     "Return what to do about a message in the form of ShareGPT; empty for anything else."
-    if not isinstance(found, dict) or not {"from", "value"} <= found.keys():
+    if not isinstance(given, dict) or not {"from", "value"} <= given.keys():
         return ""
     return (
         " It has from and value, as ShareGPT writes messages: write a list of messages, value as content, and from as "

@@ -160,10 +160,10 @@ class StateScorer(Scorer):
         sequences: list[list[list[int]]], # K for each comparison, whose rewards were computed
     ) -> np.ndarray: # (num_responses, num_features), with mean square 1
         "Return the state of each sequence."
-        found = []
-        for own in sequences:
-            found += [self.state_of[tuple(sequence)] for sequence in own]
-        states = np.stack(found).astype(np.float32)
+        vectors = []
+        for comparison_sequences in sequences:
+            vectors += [self.state_of[tuple(sequence)] for sequence in comparison_sequences]
+        states = np.stack(vectors).astype(np.float32)
         return states / np.maximum(states.std(axis=0), 1e-6)
 
     def _forward(self, batch):

@@ -60,20 +60,21 @@ class Flips:
         Of more than two responses the `weight` is multiplied by the mean of that. `row` is the number in the data,
         `flip_probability` the probability that the label is wrong, the largest of several. Ties have none.
         """
-        wrong = self.pairs.groupby("comparison")["wrong"].agg(["max", "mean"])
-        order = dict.fromkeys(self.pairs["comparison"]) # by their most doubtful pair
-        order.update(dict.fromkeys(range(len(self.comparisons))))
+        by_comparison = self.pairs.groupby("comparison")["wrong"]
+        largest = by_comparison.max().to_dict() # probability, by comparison
+        means = by_comparison.mean().to_dict()
+        without_pairs = [index for index in range(len(self.comparisons)) if index not in largest]
         rows = []
-        for index in order:
+        for index in [*self.pairs["comparison"].unique(), *without_pairs]: # by their most doubtful pair
             row = comparison_row(self.comparisons[index])
-            if index in wrong.index:
-                largest, mean = map(float, wrong.loc[index])
+            if index in largest:
                 if "chosen" in row or "chosen_ids" in row:
-                    row["confidence"] = round(1 - largest, 6)
+                    row["confidence"] = round(1 - largest[index], 6)
                 else:
-                    row["weight"] = round(row.get("weight", 1.0) * (1 - mean), 6)
-                row["flip_probability"] = round(largest, 6)
-            rows.append({**row, "row": self.rows[index]})
+                    row["weight"] = round(row.get("weight", 1.0) * (1 - means[index]), 6)
+                row["flip_probability"] = round(largest[index], 6)
+            row["row"] = self.rows[index]
+            rows.append(row)
         return rows
 
     def write(
@@ -100,18 +101,15 @@ def find_flips(
     pairs = _label_table(comparisons, rows)
     if not len(pairs):
         raise ValueError("There is no pair of which one response is better; expected labels to judge.")
-    winner, loser, weight, prompt = (pairs.pop(name).to_numpy() for name in ("first", "second", "weight", "prompt"))
+    margins = _margins(pairs, features, rewards, folds)
     if rewards is None:
-        sure = 2 * pairs["sureness"].to_numpy() - 1 # a soft label of one half shows nothing
-        margins = cross_fitted_margins(features[winner] - features[loser], prompt, weight * sure, folds)
         judged_by = f"{folds} folds of prompts, by {judged_by}"
-    else:
-        margins = np.asarray(rewards, dtype=float)
-        margins = margins[winner] - margins[loser]
-    is_sure = pairs["sureness"].to_numpy() == 1
-    rates = flip_rates(margins[is_sure])
-    wrong = rates.wrong(margins, pairs["sureness"].to_numpy())
-    table = pairs.assign(margin=margins, wrong=wrong)
+    prompt = pairs["prompt"].to_numpy()
+    sureness = pairs["sureness"].to_numpy()
+    rates = flip_rates(margins[sureness == 1])
+    wrong = rates.wrong(margins, sureness)
+    table = pairs.drop(columns=["first", "second", "weight", "prompt"])
+    table = table.assign(margin=margins, wrong=wrong)
     accuracy = interval(correctness(margins), prompt)
     report = FlipReport(
         pairs=len(table),
@@ -125,34 +123,33 @@ def find_flips(
         left_out=len(left_out),
         first_left_out=left_out[0] if left_out else "",
     )
-    return Flips(comparisons, rows, table.sort_values(["wrong", "margin"], ascending=[False, True]), report)
+    table = table.sort_values(["wrong", "margin"], ascending=[False, True])
+    return Flips(comparisons, rows, table, report)
 
 # %% ../nbs/07l_flips.ipynb #cb033005
 def comparison_row(
     comparison: Comparison, # of any form
 ) -> dict[str, Any]: # ready for JSON
     "Return a row of which `rows.to_comparison` makes the comparison again, the chosen one first of two."
-    whole = whole_texts(comparison)
-    share = comparison.preference
-    order = sorted(range(len(whole)), key=lambda index: comparison.ranks[index])
-    is_pair = len(whole) == 2 and (comparison.ranks[0] != comparison.ranks[1] or share is not None)
-    texts = whole if comparison.whole or is_ids(whole[0]) else list(comparison.responses)
-    row = {} if texts is whole else {"prompt": comparison.prompt}
-    ratings = comparison.ratings
+    texts = whole_texts(comparison)
+    are_ids = is_ids(texts[0])
+    row = {}
+    if not comparison.whole and not are_ids:
+        row["prompt"] = comparison.prompt
+        texts = list(comparison.responses)
+    ranks = comparison.ranks
+    is_pair = len(ranks) == 2 and (ranks[0] != ranks[1] or comparison.preference is not None)
+    order = list(range(len(ranks)))
     if is_pair:
-        suffix = "_ids" if is_ids(whole[0]) else ""
-        row |= {f"chosen{suffix}": texts[order[0]], f"rejected{suffix}": texts[order[1]]}
-        if ratings is not None:
-            row |= {"score_chosen": ratings[order[0]], "score_rejected": ratings[order[1]]}
-        if share is not None:
-            row["confidence"] = max(share, 1 - share)
+        order.sort(key=lambda index: ranks[index])
+        row |= _pair_columns(comparison, texts, *order, "_ids" if are_ids else "")
     else:
-        row |= {"responses": texts, "ranks": list(comparison.ranks)}
-        if ratings is not None:
-            row["scores"] = list(ratings)
+        row |= {"responses": texts, "ranks": list(ranks)}
+        if comparison.ratings is not None:
+            row["scores"] = list(comparison.ratings)
     by_attribute = {}
     for name, numbers in (comparison.attributes or {}).items():
-        by_attribute[name] = [numbers[index] for index in order] if is_pair else list(numbers)
+        by_attribute[name] = [numbers[index] for index in order]
     template = dict(comparison.template)
     optional = {
         "margin": comparison.margin,
@@ -162,7 +159,22 @@ def comparison_row(
         "tools": template.pop("tools", None),
         "chat_template_kwargs": template or None,
     }
-    return row | {name: value for name, value in optional.items() if value is not None}
+    for name, value in optional.items():
+        if value is not None:
+            row[name] = value
+    return row
+
+
+def _pair_columns(comparison, texts, chosen, rejected, suffix):
+    "Return the texts of a pair, given the indices of its responses, with their scores and the confidence."
+    columns = {f"chosen{suffix}": texts[chosen], f"rejected{suffix}": texts[rejected]}
+    ratings = comparison.ratings
+    if ratings is not None:
+        columns |= {"score_chosen": ratings[chosen], "score_rejected": ratings[rejected]}
+    preference = comparison.preference
+    if preference is not None:
+        columns["confidence"] = max(preference, 1 - preference)
+    return columns
 
 # %% ../nbs/07l_flips.ipynb #463459d6
 def flips_table(
@@ -187,7 +199,8 @@ def flips_table(
         lines += ["", "     row  wrong   margin  winner by the label | loser"]
     for pair in flips.pairs.head(count).itertuples():
         responses = flips.comparisons[pair.comparison].responses
-        winner, loser = (_short(responses[index]) for index in (pair.winner, pair.loser))
+        winner = _short(responses[pair.winner])
+        loser = _short(responses[pair.loser])
         lines.append(f"{pair.row:>8}  {pair.wrong:5.3f}  {pair.margin:7.2f}  {winner} | {loser}")
     return "\n".join(lines)
 
@@ -221,9 +234,10 @@ class Rates(NamedTuple):
 
     def summary(self) -> FlipRate:
         "Return the mean of the rates and their 95 % interval."
-        total = self.weights.cumsum()
-        low, high = (float(self.rates[np.searchsorted(total, share)]) for share in (0.025, 0.975))
-        return FlipRate(rate=float(self.rates @ self.weights), low=low, high=high)
+        mean = float(self.rates @ self.weights)
+        cumulative = self.weights.cumsum()
+        low, high = np.searchsorted(cumulative, [0.025, 0.975])
+        return FlipRate(rate=mean, low=float(self.rates[low]), high=float(self.rates[high]))
 
     def wrong(
         self,
@@ -232,7 +246,7 @@ class Rates(NamedTuple):
     ) -> np.ndarray: # (num_pairs,)
         "Return the probability that each winner is the worse response, the mean over all rates."
         wrong = np.zeros(len(margins))
-        for rate, scale, weight in zip(*self):
+        for rate, scale, weight in zip(self.rates, self.scales, self.weights):
             wrong += weight * wrong_probability(margins, rate, scale, sureness)
         return wrong
 
@@ -253,15 +267,18 @@ def flip_rates(
     costs = []
     scales = []
     for rate in rates:
-
-        def cost(log_scale, rate=rate):
-            return -np.log(rate + (1 - 2 * rate) * expit(np.exp(log_scale) * margins) + 1e-12).sum()
-
-        found = minimize_scalar(cost, bounds=bounds, method="bounded")
-        costs.append(found.fun)
-        scales.append(np.exp(found.x))
+        minimum = minimize_scalar(_negative_log_likelihood, bounds=bounds, args=(rate, margins), method="bounded")
+        costs.append(minimum.fun)
+        scales.append(np.exp(minimum.x))
     weights = np.exp(min(costs) - np.array(costs)) * prior
     return Rates(rates, np.array(scales), weights / weights.sum())
+
+
+def _negative_log_likelihood(log_scale, rate, margins):
+    "Return that of the labels, given the logarithm of the scale and the rate of wrong labels."
+    better = expit(np.exp(log_scale) * margins) # probability that the labeled winner is better
+    likelihoods = rate + (1 - 2 * rate) * better
+    return -np.log(likelihoods + 1e-12).sum()
 
 # %% ../nbs/07l_flips.ipynb #9ede63f1
 def limits(
@@ -293,27 +310,31 @@ def cross_fitted_margins(
             f"There are {num_prompts} prompts and {folds} folds; expected 2 folds or more, and a prompt for each."
         )
     parts = list(GroupKFold(folds).split(prompts, groups=prompts))
-    best = None
-    least = np.inf
+    best_margins = None
+    least_loss = np.inf
     for strength in STRENGTHS:
         margins = np.zeros(len(prompts))
         for others, held_out in parts:
-            margins[held_out] = differences[held_out] @ _direction(differences[others], weights[others], strength)
+            direction = _direction(differences[others], weights[others], strength) # (num_features,)
+            margins[held_out] = differences[held_out] @ direction
         loss = np.average(np.logaddexp(0, -margins), weights=weights)
-        if best is not None and loss > least:
+        if loss > least_loss:
             break # stronger fits only lose more
-        best, least = margins, loss
-    return best
+        best_margins = margins
+        least_loss = loss
+    return best_margins
 
 
 def _direction(differences, weights, strength):
     "Return the weights of the features by which winners are above losers."
     signs = np.where(np.arange(len(weights)) % 2, 1.0, -1.0) # the classifier needs both classes; without a bias any do
-    oriented = differences.multiply(signs[:, None]).tocsr() if hasattr(differences, "tocsr") else (
-        differences * signs[:, None]
-    )
+    if hasattr(differences, "tocsr"): # sparse
+        oriented = differences.multiply(signs[:, None]).tocsr()
+    else:
+        oriented = differences * signs[:, None]
     model = LogisticRegression(C=strength, fit_intercept=False, max_iter=300, tol=1e-3)
-    return model.fit(oriented, signs, sample_weight=weights).coef_[0]
+    model.fit(oriented, signs, sample_weight=weights)
+    return model.coef_[0]
 
 # %% ../nbs/07l_flips.ipynb #ac6fd089
 def _label_table(comparisons, rows):
@@ -321,15 +342,37 @@ def _label_table(comparisons, rows):
     lines = []
     start = 0
     for index, comparison in enumerate(comparisons):
-        own = ranked_pairs(comparison.ranks)
-        share = comparison.preference
-        if share is not None:
-            own = [(0, 1) if share >= 0.5 else (1, 0)]
-        sureness = 1.0 if share is None else max(share, 1 - share)
-        prompt = text_key(comparison.prompt) if not comparison.whole else -1 - index
-        for winner, loser in own:
-            weight = 1 / len(own)
-            lines.append((index, rows[index], winner, loser, sureness, start + winner, start + loser, weight, prompt))
+        pairs = ranked_pairs(comparison.ranks)
+        sureness = 1.0
+        preference = comparison.preference
+        if preference is not None:
+            pairs = [(0, 1) if preference >= 0.5 else (1, 0)]
+            sureness = max(preference, 1 - preference)
+        for winner, loser in pairs:
+            line = {
+                "comparison": index,
+                "row": rows[index],
+                "winner": winner,
+                "loser": loser,
+                "sureness": sureness,
+                "first": start + winner,
+                "second": start + loser,
+                "weight": 1 / len(pairs),
+                "prompt": -1 - index if comparison.whole else text_key(comparison.prompt),
+            }
+            lines.append(line)
         start += len(comparison.responses)
-    names = ["comparison", "row", "winner", "loser", "sureness", "first", "second", "weight", "prompt"]
-    return pd.DataFrame(lines, columns=names)
+    return pd.DataFrame(lines)
+
+
+def _margins(pairs, features, rewards, folds):
+    "Return the margin of each pair of a label table: by the rewards, or by models of the features in other folds."
+    winner = pairs["first"].to_numpy() # (num_pairs,), as the next: indices of responses of all comparisons
+    loser = pairs["second"].to_numpy()
+    if rewards is not None:
+        rewards = np.asarray(rewards, dtype=float)
+        return rewards[winner] - rewards[loser]
+    differences = features[winner] - features[loser] # (num_pairs, num_features)
+    sure = 2 * pairs["sureness"].to_numpy() - 1 # a soft label of one half shows nothing
+    weights = pairs["weight"].to_numpy() * sure
+    return cross_fitted_margins(differences, pairs["prompt"].to_numpy(), weights, folds)

@@ -38,11 +38,11 @@ def recognize_form(
     if not rows or any(map(_has_own_form, rows)):
         return None
     fitting = []
-    for known, form in KNOWN_FORMS.items():
+    for known_name, form in KNOWN_FORMS.items():
         if all(row.keys() >= set(form.columns) for row in rows):
-            fitting.append(known)
+            fitting.append(known_name)
     if len(fitting) > 1:
-        readings = "; ".join(f"--form {known}: by {KNOWN_FORMS[known].preferred}" for known in fitting)
+        readings = "; ".join(f"--form {known_name}: by {KNOWN_FORMS[known_name].preferred}" for known_name in fitting)
         raise ValueError(
             f"the columns of {name} leave open which response is preferred; expected a choice, {readings} (in Python "
             f"form={fitting[0]!r}, …)."
@@ -95,23 +95,23 @@ def read_known_form(
         if row.get(UNREADABLE):
             return [_complete({UNREADABLE: row[UNREADABLE]}, {}, form)]
         check_media(row)
-        known = KNOWN_FORMS[form]
-        unread = sorted(set(unread_columns(row)) - {*known.columns, *known.optional})
+        known_form = KNOWN_FORMS[form]
+        unread = sorted(set(unread_columns(row)) - {*known_form.columns, *known_form.optional})
         if unread:
             raise ValueError(
                 f"its column {unread[0]!r} is filled, which this form does not read; expected its text in the prompt, "
                 "or no such column"
             )
-        return [_complete(found, row, form) for found in known.read(row)]
+        return [_complete(values, row, form) for values in known_form.read(row)]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         problem = f"no {error}" if isinstance(error, KeyError) else str(error).removesuffix(".")
         return [_complete({UNREADABLE: f"it is not a row of the form {form}: {problem}"}, {}, form)]
 
 
-def _complete(found, row, form):
+def _complete(values, row, form):
     "Return a row with all columns that are read, also those that are kept of the original."
     kept = {column: row.get(column) for column in _KEPT}
-    for column, value in found.items():
+    for column, value in values.items():
         kept[column] = kept.get(column) if value is None else value
     return {column: form if column == KNOWN_FORM else kept.get(column) for column in READ}
 
@@ -153,18 +153,18 @@ def _with_assembled(rows, form):
 def _generate_assembled(rows, form, version=None, as_json=False):
     "Yield rows of this library. `version` is only part of the key of the cache."
     for row in assembled(rows, form):
-        for found in read_known_form(row, form):
-            yield {name: json.dumps(value) for name, value in found.items()} if as_json else found
+        for values in read_known_form(row, form):
+            yield {name: json.dumps(value) for name, value in values.items()} if as_json else values
 
 
 def _read_batch(batch, form, version):
     "Return columns of rows of this library. `version` is only part of the key of the cache."
-    found = []
+    known_rows = []
     for values in zip(*batch.values()):
-        found += read_known_form(dict(zip(batch, values)), form)
+        known_rows += read_known_form(dict(zip(batch, values)), form)
     columns = {}
     for column in READ:
-        columns[column] = [row[column] for row in found]
+        columns[column] = [row[column] for row in known_rows]
     return columns
 
 
@@ -175,13 +175,13 @@ def responses_of_form(
     "Return a row of a known set as something to score. Raise `ValueError` for one that is not one comparison."
     if form in (None, AS_IS):
         return to_responses(row)
-    found = read_known_form(row, form)
-    if len(found) != 1 or KNOWN_FORMS[form].assemble is not None:
+    rows = read_known_form(row, form)
+    if len(rows) != 1 or KNOWN_FORMS[form].assemble is not None:
         raise ValueError(
             f"it is not one comparison in the form {form}; expected one a row, since each row is written with its "
             "rewards: write the comparisons of load_rows into a file, and score that."
         )
-    return to_responses(found[0])
+    return to_responses(rows[0])
 
 
 def report_form(

@@ -103,10 +103,10 @@ def group_sequences(
         if len(group) == 1:
             yield group[0], comparisons[group[0]], sequences[group[0]]
             continue
-        own = [sequences[index][0] for index in group]
-        for part in without_repeats(own):
+        in_group = [sequences[index][0] for index in group]
+        for part in without_repeats(in_group):
             merged = merge_comparisons([comparisons[group[index]] for index in part])
-            yield group[part[0]], merged, [own[index] for index in part]
+            yield group[part[0]], merged, [in_group[index] for index in part]
 
 
 def _joined(parts):
@@ -224,5 +224,5 @@ def _merged(examples, margin_from_scores) -> Iterable[TokenizedComparison]:
         return
     sequences = [whole_sequences(example)[0] for example in examples]
     for part in without_repeats(sequences):
-        own = [examples[index] for index in part]
-        yield own[0] if len(own) == 1 else merge_tokenized(own, margin_from_scores)
+        members = [examples[index] for index in part]
+        yield members[0] if len(members) == 1 else merge_tokenized(members, margin_from_scores)

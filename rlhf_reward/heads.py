@@ -90,11 +90,11 @@ def load_head(model_name, kwargs, config, num_rows=1, pooling="last"):
     files = head_files(model_name, kwargs, config)
     shapes = _shapes_in(model_name, kwargs, files)
     if shapes != {"score.weight": shape}:
-        found = f"is {shapes}" if shapes else "does not exist"
+        problem = f"is {shapes}" if shapes else "does not exist"
         other = head_to_convert(model_name, kwargs, config)
         remedy = "" if other is None else convert_remedy(model_name, other) + " "
         raise ValueError(
-            f"The reward head of {str(model_name)!r} {found}; expected one bias-free {{'score.weight': {shape}}}. "
+            f"The reward head of {str(model_name)!r} {problem}; expected one bias-free {{'score.weight': {shape}}}. "
             f"{remedy}To start a new reward model on this backbone, use RewardModel(model_name)."
         )
     saved_name, file = files["score.weight"]

@@ -52,15 +52,15 @@ def rows_with_prompts(
     rows = plain_rows(rows)
     is_mixture = "row_as_json" in rows.column_names
     read = partial(to_comparison, verdicts=column_verdicts(rows)) # what they mean is seen in all rows
-    found = []
+    with_prompts = []
     for number, row in enumerate(rows, start=1):
         try:
             comparison = read_row(row, number, read=read)
         except ValueError:
             continue
         if text_key(comparison.prompt) in keys:
-            found.append(row if is_mixture else comparison)
-    return found
+            with_prompts.append(row if is_mixture else comparison)
+    return with_prompts
 
 # %% ../nbs/05l_held_out.ipynb #0ea55ebb
 class HeldOutMixin:
@@ -95,7 +95,7 @@ class HeldOutMixin:
         self.held_out = tuple(held_out)
         if len(held_out) == 1:
             return held_out[0].text()
-        return "\n".join(f"{one.name}: {one.text()}" for one in held_out)
+        return "\n".join(f"{held_out_set.name}: {held_out_set.text()}" for held_out_set in held_out)
 
 # %% ../nbs/05l_held_out.ipynb #132d5ecf
 def _is_tokenized(rows):

@@ -94,14 +94,14 @@ def _is_good(value, meanings):
     if meaning in ("good", "bad"):
         return meaning == "good"
     if _is_number(word): # of a row that was not looked at before
-        numbers = [known for known in meanings if _is_number(known)]
+        numbers = [label for label in meanings if _is_number(label)]
         extended = read_labels([*numbers, word])
-        if all(extended[known] == meanings[known] for known in numbers):
+        if all(extended[number] == meanings[number] for number in numbers):
             return extended[word] == "good"
         raise UnclearVerdict(unclear_labels("label", [*numbers, word]))
-    known = ", ".join(MEANING_OF_LABEL)
+    words = ", ".join(MEANING_OF_LABEL)
     raise ValueError(
-        f"the label is {value!r:.60}; expected one of {known}, or what it means: --verdicts='{word:.60}=good'."
+        f"the label is {value!r:.60}; expected one of {words}, or what it means: --verdicts='{word:.60}=good'."
     )
 
 # %% ../nbs/03o_labels.ipynb #b7051a5c

@@ -32,46 +32,77 @@ def predictions(
     batch: dict[str, torch.Tensor], # from `pack_comparisons` or `pad_comparisons`
 ) -> Predictions:
     "Return which states of a batch predict the tokens of the responses with the best rank."
-    ranks = batch["ranks"]
-    best = ranks.masked_fill(ranks < 1, ranks.max() + 1).min(dim=1, keepdim=True).values
-    is_best = (ranks == best) & (ranks > 0) # (num_comparisons, K)
-    return (_packed if "comparison_ids" in batch else _padded)(batch, is_best)
+    ranks = batch["ranks"] # (num_comparisons, K), 0 where there is no response
+    is_response = ranks > 0
+    best = ranks.masked_fill(~is_response, ranks.max() + 1).amin(dim=1, keepdim=True)
+    is_best = is_response & (ranks == best)
+    if "comparison_ids" in batch:
+        return _packed(batch, is_best)
+    return _padded(batch, is_best)
 
 
 def _packed(batch, is_best):
     "Return the `Predictions` of a packed batch."
-    ids = batch["comparison_ids"] # (num_rows, seq_len), like the next
-    responses = batch["response_ids"]
-    num_rows, seq_len = ids.shape
-    position = torch.arange(seq_len, device=ids.device).expand_as(ids)
-    # by row and number in it: the number of the comparison in the batch, and where its prefix ends
-    number, _ = (batch["ranks"] > 0).nonzero(as_tuple=True) # (num_responses,), without those that fill up a step
-    rows, ends = batch["end_positions"][:len(number)].unbind(dim=1)
-    comparison = ids.new_zeros(num_rows, seq_len + 1)
-    comparison[rows, ids[rows, ends]] = number
-    prefix_end = ids.new_full((num_rows, seq_len + 1), -1)
-    of_prefix = torch.where((responses == 0) & (ids > 0), position, -1)
-    prefix_end.scatter_reduce_(1, ids, of_prefix, "amax")
+    ids = batch["comparison_ids"] # (num_rows, seq_len), like all below: 0 is padding, else the number in the row
+    responses = batch["response_ids"] # 0 in a prefix, else the number of the response
+    position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    comparison = _number_in_batch(batch).gather(1, ids)
 
-    number = comparison.gather(1, ids) # of each token
-    is_wanted = (responses > 0) & is_best[number, (responses - 1).clamp(min=0)]
-    is_wanted &= batch["position_ids"] >= batch["prefix_lengths"][number] # a prefix may be written for each response
-    continues = (ids == ids.roll(1, dims=1)) & (responses == responses.roll(1, dims=1)) & (position > 0)
-    previous = torch.where(continues, position - 1, prefix_end.gather(1, ids))
-    rows, positions = (is_wanted & (previous >= 0)).nonzero(as_tuple=True)
-    tokens = batch["input_ids"][rows, positions]
-    return Predictions(rows, previous[rows, positions], tokens, number[rows, positions])
+    is_target = (responses > 0) & is_best[comparison, (responses - 1).clamp(min=0)]
+    is_target &= batch["position_ids"] >= batch["prefix_lengths"][comparison] # a prefix may be in each response
+
+    same_comparison = ids == ids.roll(1, dims=1) # as the token before
+    same_response = responses == responses.roll(1, dims=1)
+    continues = same_comparison & same_response & (position > 0)
+    prefix_end = _prefix_ends(ids, responses, position).gather(1, ids)
+    previous = torch.where(continues, position - 1, prefix_end) # where the state is; -1 if there is none
+    is_target &= previous >= 0
+
+    rows, positions = is_target.nonzero(as_tuple=True) # (num_tokens,)
+    return Predictions(
+        rows=rows,
+        positions=previous[rows, positions],
+        tokens=batch["input_ids"][rows, positions],
+        comparisons=comparison[rows, positions],
+    )
+
+
+def _number_in_batch(batch):
+    "Return (num_rows, seq_len + 1): for each comparison of a row, by its number there, the number in the batch."
+    ids = batch["comparison_ids"] # (num_rows, seq_len)
+    num_rows, seq_len = ids.shape
+    numbers, _ = (batch["ranks"] > 0).nonzero(as_tuple=True) # (num_responses,), without those that fill up a step
+    rows, ends = batch["end_positions"][:len(numbers)].unbind(dim=1)
+    number_in_batch = ids.new_zeros(num_rows, seq_len + 1)
+    number_in_batch[rows, ids[rows, ends]] = numbers
+    return number_in_batch
+
+
+def _prefix_ends(ids, responses, position):
+    "Return (num_rows, seq_len + 1): for each comparison of a row, where its prefix ends, -1 without a prefix."
+    num_rows, seq_len = ids.shape
+    is_prefix = (responses == 0) & (ids > 0)
+    ends = ids.new_full((num_rows, seq_len + 1), -1)
+    ends.scatter_reduce_(1, ids, torch.where(is_prefix, position, -1), "amax")
+    return ends
 
 
 def _padded(batch, is_best):
     "Return the `Predictions` of a padded batch."
-    number, response = (batch["ranks"] > 0).nonzero(as_tuple=True) # (num_responses,), without those that fill up a step
-    ids = batch["input_ids"][:len(number)] # (num_responses, seq_len)
+    # (num_responses,), without those that fill up a step
+    comparison, response = (batch["ranks"] > 0).nonzero(as_tuple=True)
+    ids = batch["input_ids"][:len(comparison)] # (num_responses, seq_len)
+    is_token = batch["attention_mask"][:len(comparison)] > 0 # the same
+    first = batch["prefix_lengths"][comparison].clamp(min=1) # (num_responses,), the first token has no state before it
     position = torch.arange(ids.shape[1], device=ids.device)
-    is_wanted = (batch["attention_mask"][:len(number)] > 0) & is_best[number, response][:, None]
-    is_wanted &= position >= batch["prefix_lengths"][number][:, None].clamp(min=1)
-    rows, positions = is_wanted.nonzero(as_tuple=True)
-    return Predictions(rows, positions - 1, ids[rows, positions], number[rows])
+    is_target = is_token & (position >= first[:, None]) & is_best[comparison, response][:, None]
+    rows, positions = is_target.nonzero(as_tuple=True) # (num_tokens,)
+    return Predictions(
+        rows=rows,
+        positions=positions - 1,
+        tokens=ids[rows, positions],
+        comparisons=comparison[rows],
+    )
 
 # %% ../nbs/05o_language_loss.ipynb #4a8d9be7
 class _Outputs(BaseModelOutputWithPast):
@@ -105,6 +136,7 @@ class _GivenStates(nn.Module):
 
 
 def _no_head(model, reason):
+    "Return the error of a model without a vocabulary head."
     return ValueError(
         f"lm_coefficient is on, but {reason}; expected a decoder whose checkpoint has a vocabulary head, or 0. This "
         f"one is a {model.config.model_type} from {model.config.name_or_path!r}."
@@ -130,37 +162,39 @@ def vocabulary_head(
 ) -> nn.Module: # the language model around given states
     "Return what computes logits of states. Raises `ValueError` if the checkpoint of the model has no vocabulary head."
     config = model.config
-    with torch.device("meta"), unsharded():
-        language_model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    language_model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with torch.device("meta"), unsharded(): # without weights
+        language_model = language_model_class(config)
     head = language_model.get_output_embeddings()
-    name = next(name for name, module in language_model.named_modules() if module is head)
+    head_name = next(name for name, module in language_model.named_modules() if module is head)
     inputs = language_model.get_input_embeddings()
     for path, child in list(language_model.named_children()):
-        if any(module is inputs for module in child.modules()):
+        has_inputs = any(module is inputs for module in child.modules())
+        if has_inputs: # its backbone
             language_model.set_submodule(path, _GivenStates(model.backbone))
-    embeddings = model.get_input_embeddings()
+    embedding_weight = model.get_input_embeddings().weight
     if config.tie_word_embeddings:
-        head.weight = embeddings.weight
-    device, dtype = embeddings.weight.device, embeddings.weight.dtype
-    for part, weight in list(head.named_parameters()):
+        head.weight = embedding_weight
+    for name, weight in list(head.named_parameters()):
         if weight.is_meta:
-            loaded = _saved_weight(model, name, part).to(device, dtype)
-            if len(loaded) < model.num_embeddings:
-                raise _no_head(model, f"its vocabulary head has {len(loaded)} tokens of {model.num_embeddings}")
-            setattr(head, part, nn.Parameter(loaded, requires_grad=False))
+            saved = _saved_weight(model, head_name, name)
+            if len(saved) < model.num_embeddings:
+                raise _no_head(model, f"its vocabulary head has {len(saved)} tokens of {model.num_embeddings}")
+            saved = saved.to(embedding_weight.device, embedding_weight.dtype)
+            setattr(head, name, nn.Parameter(saved, requires_grad=False))
     return language_model
 
 
-def _saved_weight(model, name, part):
+def _saved_weight(model, head_name, name):
     "Return a weight of the vocabulary head in the base checkpoint."
     source = model.config.name_or_path
-    files = weight_map(source, model.base_source, model.config) if source else {}
-    names = (f"{name}.{part}", f"embed_out.{part}") # the second is that of files of GPT-NeoX
-    saved_name = next((saved for saved in files if saved.endswith(names)), None)
-    if saved_name is None:
-        raise _no_head(model, f"its checkpoint has no {name}.{part}")
-    with open_weights(find_weights(source, files[saved_name], model.base_source)) as weights:
-        return weights.get_tensor(saved_name)
+    file_of = weight_map(source, model.base_source, model.config) if source else {}
+    endings = (f"{head_name}.{name}", f"embed_out.{name}") # the second is that of files of GPT-NeoX
+    for saved_name, file in file_of.items():
+        if saved_name.endswith(endings):
+            with open_weights(find_weights(source, file, model.base_source)) as weights:
+                return weights.get_tensor(saved_name)
+    raise _no_head(model, f"its checkpoint has no {head_name}.{name}")
 
 # %% ../nbs/05o_language_loss.ipynb #ee178982
 class LanguageLoss:
@@ -177,6 +211,7 @@ class LanguageLoss:
         self.hook = model.backbone.register_forward_hook(self._keep)
 
     def _keep(self, module, arguments, output):
+        "Keep the states of a pass, as a hook of the backbone."
         self.states = output.last_hidden_state
 
     def close(self) -> None:
@@ -189,19 +224,21 @@ class LanguageLoss:
         batch: dict[str, torch.Tensor], # of the last pass, packed or padded
     ) -> torch.Tensor: # (num_comparisons,), 0 without a token to predict
         "Return the mean loss of the tokens of the best responses of each comparison."
-        found = predictions(batch)
-        states = self.states[found.rows, found.positions] # (num_tokens, hidden_size)
+        rows, positions, tokens, comparisons = predictions(batch)
+        states = self.states[rows, positions] # (num_tokens, hidden_size)
         self.states = None
         losses = []
-        for part, tokens in zip(states.split(self.TOKENS), found.tokens.split(self.TOKENS)):
-            losses.append(checkpoint(self._losses, part, tokens, use_reentrant=False))
-        sums = states.new_zeros(len(batch["ranks"]), dtype=torch.float32)
+        for part, part_tokens in zip(states.split(self.TOKENS), tokens.split(self.TOKENS)):
+            losses.append(checkpoint(self._losses, part, part_tokens, use_reentrant=False)) # logits are not kept
+        sums = states.new_zeros(len(batch["ranks"]), dtype=torch.float32) # (num_comparisons,)
         if not losses:
             return sums
-        sums = sums.index_add(0, found.comparisons, torch.cat(losses))
-        return sums / found.comparisons.bincount(minlength=len(sums)).clamp(min=1)
+        sums = sums.index_add(0, comparisons, torch.cat(losses))
+        num_tokens = comparisons.bincount(minlength=len(sums)) # of each comparison
+        return sums / num_tokens.clamp(min=1)
 
     def _losses(self, states, tokens):
+        "Return the loss of each token, from the state before it."
         self.given.states = states[None]
         logits = self.head(input_ids=tokens[None], use_cache=False).logits[0]
         return F.cross_entropy(logits.float(), tokens, reduction="none")

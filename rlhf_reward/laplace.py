@@ -61,11 +61,11 @@ def fit_laplace(
     differences = []
     counts = []
     for comparison, rewards in zip(comparisons, scored):
-        own = np.stack([reward.deviations for reward in rewards])
-        states.append(own)
+        deviations = np.stack([reward.deviations for reward in rewards])
+        states.append(deviations)
         pairs = ranked_pairs(comparison.ranks)
         for winner, loser in pairs:
-            differences.append(own[winner] - own[loser])
+            differences.append(deviations[winner] - deviations[loser])
             counts.append(comparison.weight / len(pairs))
     if not differences:
         raise ValueError(f"{name} has no pair of which one response is preferred; expected comparisons with an order.")
@@ -117,9 +117,9 @@ def save_laplace(
     model_name: Optional[Union[str, Path]] = None, # the checkpoint's folder, which is copied if it was made here
 ) -> None:
     "Write a checkpoint with its posterior. Raise `FileExistsError` for the folder of anything else."
-    is_own = check_folder(folder, model_name)
+    is_same = check_folder(folder, model_name)
     is_of_library = bool(model_name) and "rlhf_reward" in _config(Path(model_name).expanduser())
-    with changed_checkpoint(scorer, folder, model_name if is_own or is_of_library else None) as written:
+    with changed_checkpoint(scorer, folder, model_name if is_same or is_of_library else None) as written:
         write_laplace(scorer.model, written)
 
 
@@ -166,12 +166,12 @@ def head_posterior(
 
     center = np.log(len(weights) / size)
     low, high = center - 20, center + 20
-    found = minimize_scalar(lambda log_precision: -evidence(log_precision), bounds=(low, high), method="bounded").x
-    precision = float(np.exp(found))
+    best = minimize_scalar(lambda log_precision: -evidence(log_precision), bounds=(low, high), method="bounded").x
+    precision = float(np.exp(best))
     return HeadPosterior(
         factor=vectors.T / np.sqrt(eigenvalues + precision)[:, None],
         prior_precision=precision,
-        log_evidence=float(evidence(found)),
+        log_evidence=float(evidence(best)),
         effective_parameters=float((eigenvalues / (eigenvalues + precision)).sum()),
-        at_bound=bool(min(found - low, high - found) < 0.01),
+        at_bound=bool(min(best - low, high - best) < 0.01),
     )

@@ -156,7 +156,7 @@ def _scored(scorer, rows, name, on_bad_row):
         if errors and (on_bad_row == "error" or len(errors) == len(rows)):
             raise ValueError(f"{errors[0]} Or skip such rows with on_bad_row='skip'.")
         scored = [result for result in results if not isinstance(result, ValueError)]
-        sequences = [own for _, own in scored]
+        sequences = [comparison_sequences for _, comparison_sequences in scored]
         rewards = scorer.rewards(sequences, [str(comparison.prompt) for comparison, _ in scored])
     finally:
         scorer.reader.marks = marked_before
@@ -168,8 +168,8 @@ def _scored(scorer, rows, name, on_bad_row):
 def _hash_of(sequences):
     "Return the SHA-256 of the token ids of all responses with their prompts."
     digest = hashlib.sha256()
-    for own in sequences:
-        for sequence in own:
+    for comparison_sequences in sequences:
+        for sequence in comparison_sequences:
             digest.update(json.dumps([token for token, _ in sequence]).encode())
     return digest.hexdigest()
 

@@ -57,17 +57,14 @@ def load_rows(
     """
     columns = columns or {}
     checked_form(form)
-    found = find_data_files(name, split, data_dir, config=config, revision=revision)
+    source = find_data_files(name, split, data_dir, config=config, revision=revision)
     try:
-        if found.kind in ("json", "csv"):
-            form = form or recognize_form(_generate(found.files, columns, "skip", form=AS_IS), name)
-            rows = _read(found.files, columns, on_bad_row, streaming, form)
+        if source.kind in ("json", "csv"):
+            form = form or recognize_form(_generate(source.files, columns, "skip", form=AS_IS), name)
+            rows = _read(source.files, columns, on_bad_row, streaming, form)
             names = list(next(iter(rows), {}))
         else:
-            options = {"split": found.split, "streaming": streaming}
-            of_the_hub = {"name": config, "revision": revision, "data_dir": None if found.files else data_dir}
-            options |= {option: value for option, value in of_the_hub.items() if value is not None}
-            rows = load_dataset(found.kind or name, data_files=found.files or None, **options)
+            rows = _load_dataset(name, source, streaming, config, revision, data_dir)
             names = rows.column_names or list(next(iter(rows), {})) # a stream knows its columns when it is read
             is_csv = rows.info.builder_name == "csv" # has no types
             rows = _with_columns(rows, names, columns)
@@ -84,6 +81,21 @@ def load_rows(
         report_form(name, form)
     return with_verdicts(rows, verdicts) if verdicts else rows
 
+
+def _load_dataset(name, source, streaming, config, revision, data_dir):
+    "Return the rows of Parquet or Arrow files, or of a data set on the hub, as they are."
+    options = {"name": config, "revision": revision}
+    if not source.files:
+        options["data_dir"] = data_dir
+    options = {option: value for option, value in options.items() if value is not None}
+    return load_dataset(
+        source.kind or name,
+        data_files=source.files or None,
+        split=source.split,
+        streaming=streaming,
+        **options,
+    )
+
 # %% ../nbs/03b_loading.ipynb #0cf9106a
 def as_table(
     rows: Sequence[dict[str, Any]], # of any form, each with its own columns
@@ -99,7 +111,8 @@ def as_table(
     if not rows:
         raise ValueError(f"{name} is an empty list; expected rows.")
     features = _features_of(_string_columns(rows))
-    return Dataset.from_list([_as_cells(row, features) for row in rows], features)
+    cells = [_as_cells(row, features) for row in rows]
+    return Dataset.from_list(cells, features)
 
 # %% ../nbs/03b_loading.ipynb #fb51a514
 def hold_out(
@@ -108,17 +121,19 @@ def hold_out(
     seed: int = 0, # of the choice
 ) -> tuple[Dataset, Dataset]: # for training, for evaluation
     "Split by prompt, so that no prompt is in both parts. Raise `ValueError` if a part would be empty."
-    keys = _prompt_keys(rows)
-    different = np.unique(keys)
-    num_held = max(1, round(fraction * len(different)))
-    if num_held >= len(different):
+    keys = _prompt_keys(rows) # (num_rows,)
+    prompts = np.unique(keys)
+    num_held = max(1, round(fraction * len(prompts)))
+    if num_held >= len(prompts):
         raise ValueError(
-            f"The rows have {len(different)} different prompt(s), of which {num_held} would be held out; "
+            f"The rows have {len(prompts)} different prompt(s), of which {num_held} would be held out; "
             "expected some left to train on. Give an evaluation set."
         )
-    chosen = np.random.default_rng(seed).choice(different, num_held, replace=False)
-    is_held = np.isin(keys, chosen)
-    return rows.select(np.flatnonzero(~is_held)), rows.select(np.flatnonzero(is_held))
+    held_out = np.random.default_rng(seed).choice(prompts, num_held, replace=False)
+    is_held = np.isin(keys, held_out)
+    train_rows = rows.select(np.flatnonzero(~is_held))
+    eval_rows = rows.select(np.flatnonzero(is_held))
+    return train_rows, eval_rows
 
 
 def _prompt_keys(rows):
@@ -127,8 +142,11 @@ def _prompt_keys(rows):
     if "prompt_key" in rows.column_names:
         return np.fromiter(rows["prompt_key"], np.int64, len(rows))
     read = partial(to_comparison, verdicts=column_verdicts(rows))
-    keys = (text_key(read_row(row, number, read=read).prompt) for number, row in enumerate(rows, start=1))
-    return np.fromiter(keys, np.int64, len(rows))
+    keys = np.empty(len(rows), np.int64)
+    for index, row in enumerate(rows):
+        comparison = read_row(row, index + 1, read=read)
+        keys[index] = text_key(comparison.prompt)
+    return keys
 
 # %% ../nbs/03b_loading.ipynb #0f4542ec
 def _with_columns(rows, names, columns):
@@ -137,7 +155,8 @@ def _with_columns(rows, names, columns):
     if missing:
         raise ValueError(f"it has no column {missing[0]!r}; it has {names}.")
     replaced = [ours for ours in columns if ours in names and ours not in columns.values()]
-    return rows.remove_columns(replaced).rename_columns({theirs: ours for ours, theirs in columns.items()})
+    ours_of = {theirs: ours for ours, theirs in columns.items()}
+    return rows.remove_columns(replaced).rename_columns(ours_of)
 
 # %% ../nbs/03b_loading.ipynb #3a2e26cf
 def _read(files, columns, on_bad_row, streaming, form=None):
@@ -193,16 +212,26 @@ def _string_columns(rows):
 
 
 def _features_of(are_strings):
-    return Features({name: Value("string") if is_string else Json() for name, is_string in are_strings.items()})
+    "Return the type of each column, given whether it has strings alone."
+    features = {}
+    for name, is_string in are_strings.items():
+        features[name] = Value("string") if is_string else Json()
+    return Features(features)
 
 
 def _generate(files, columns, on_bad_row, features=None, form=None, **cache_key):
     "Yield the rows of the files in the form of this library; with `features` all with the same columns."
-    records = _records(files, columns, on_bad_row, form)
-    for record in assembled(records, form) if form in KNOWN_FORMS else records:
-        rows = read_known_form(record, form) if form in KNOWN_FORMS else [record]
-        for row in rows:
-            yield row if features is None else _as_cells(row, features)
+    rows = _records(files, columns, on_bad_row, form)
+    if form in KNOWN_FORMS:
+        rows = _rows_of_form(rows, form)
+    for row in rows:
+        yield row if features is None else _as_cells(row, features)
+
+
+def _rows_of_form(records, form):
+    "Yield the rows of this library that the records of a known form give."
+    for record in assembled(records, form):
+        yield from read_known_form(record, form)
 
 
 def _records(files, columns, on_bad_row, form):

@@ -31,19 +31,19 @@ def log_line(
 ) -> str:
     "Return the line for a log of training, for one of evaluation, or for the end of a run; of any other, all fields."
     logs = {name: value for name, value in logs.items() if name not in ("epoch", "total_flos")}
-    place = f"step {step}/{max_steps}" if max_steps else f"step {step}"
+    position = f"step {step}/{max_steps}" if max_steps else f"step {step}"
     if "train_runtime" in logs:
-        return f"{place}  end of training after {logs['train_runtime']:.0f} s  mean loss {logs['train_loss']:.4g}"
+        return f"{position}  end of training after {logs['train_runtime']:.0f} s  mean loss {logs['train_loss']:.4g}"
     names = FIELDS if "loss" in logs else logs
     prefix = ""
     for fields in OF_EVALUATION:
         prefix = next((name.removesuffix(fields[1]) for name in logs if name.endswith(f"_{fields[1]}")), "")
         if prefix: # of an evaluation, `eval_` or `eval_` and the name of a set
             names = [prefix + name for name in fields]
-            place = f"{place}  {prefix.rstrip('_')}"
+            position = f"{position}  {prefix.rstrip('_')}"
             break
     shown = [f"{name.removeprefix(prefix)} {_short(logs[name])}" for name in names if name in logs]
-    return "  ".join([place, *shown])
+    return "  ".join([position, *shown])
 
 
 def _short(value):
@@ -62,11 +62,11 @@ def model_line(
     if args.bf16 or args.fp16:
         dtype += ", computed in bfloat16" if args.bf16 else ", computed in float16"
     devices = set(map(str, getattr(model, "hf_device_map", {}).values())) or {str(args.device)}
-    place = devices.pop() if len(devices) == 1 else f"{len(devices)} devices"
+    device = devices.pop() if len(devices) == 1 else f"{len(devices)} devices"
     parts = (
         f"model  {model.name_or_path} ({model.config.model_type})",
         f"{_large(total)} parameters, {share} trained",
-        f"{dtype} on {place}",
+        f"{dtype} on {device}",
     )
     return "  ".join(parts)
 

@@ -121,9 +121,9 @@ def metrics_by_set(
     short = short_names(sorted(set(names.tolist()) - {""}))
     metrics = {}
     for dataset, name in short.items() if len(short) > 1 else ():
-        is_own = names == dataset
-        parts = tuple(values[is_own] for values in prediction.predictions)
-        for metric, value in compute(EvalPrediction(parts, prediction.label_ids[is_own])).items():
+        is_in_set = names == dataset
+        parts = tuple(values[is_in_set] for values in prediction.predictions)
+        for metric, value in compute(EvalPrediction(parts, prediction.label_ids[is_in_set])).items():
             metrics[f"{name}_{metric}"] = value
     return metrics
 

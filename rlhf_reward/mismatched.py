@@ -105,5 +105,5 @@ def _replaced(dataset, examples):
         return dataset
     kept = [index for index in range(len(dataset)) if index not in examples]
     new = Dataset.from_list(list(examples.values()), features=dataset.features)
-    place = {index: number for number, index in enumerate([*kept, *examples])}
-    return concatenate_datasets([dataset.select(kept), new]).select([place[index] for index in range(len(dataset))])
+    position = {index: number for number, index in enumerate([*kept, *examples])}
+    return concatenate_datasets([dataset.select(kept), new]).select([position[index] for index in range(len(dataset))])

@@ -82,11 +82,11 @@ def from_json(
     return json.loads(text, object_hook=_as_value if _KEY in text else None)
 
 
-def _as_value(found):
+def _as_value(value):
     "Return the value that an object is, or the object."
-    if found.keys() != {_KEY}:
-        return found
-    name, text = found[_KEY]
+    if value.keys() != {_KEY}:
+        return value
+    name, text = value[_KEY]
     return _BY_NAME[name].read(text)
 
 # %% ../nbs/03o_mixed_rows.ipynb #124c370e

@@ -41,8 +41,8 @@ def mix_rows(
     are_streams = {isinstance(rows, IterableDataset) for rows in sets.values()}
     kinds = {type(rows).__name__ for rows in sets.values()}
     if len(are_streams) != 1 or not kinds <= {"Dataset", "IterableDataset"}:
-        found = ", ".join(sorted(kinds)) or "nothing"
-        raise ValueError(f"found {found} to mix; expected sets by name, all a Dataset or all an IterableDataset.")
+        given = ", ".join(sorted(kinds)) or "nothing"
+        raise ValueError(f"found {given} to mix; expected sets by name, all a Dataset or all an IterableDataset.")
     if are_streams == {True}:
         return _mixed_streams(sets, shares)
     return _mixed_tables(sets, shares, seed)
@@ -84,14 +84,15 @@ def drawn_rows(
     if shares is None:
         return dict(sizes)
     exact = checked_shares(shares, sizes)
-    total = min(math.floor(size / exact[name]) for name, size in sizes.items())
+    smallest = min(sizes, key=lambda name: sizes[name] / exact[name]) # the set that is used up first
+    total = math.floor(sizes[smallest] / exact[smallest])
     counts = {name: math.floor(total * share) for name, share in exact.items()}
+    num_left = total - sum(counts.values()) # rows that rounding down has left, for the largest remainders
     by_remainder = sorted(counts, key=lambda name: counts[name] - total * exact[name])
-    for name in by_remainder[:total - sum(counts.values())]: # what rounding down has left, to the largest remainders
+    for name in by_remainder[:num_left]:
         counts[name] += 1
     missing = [name for name, count in counts.items() if not count]
     if missing:
-        smallest = min(sizes, key=lambda name: sizes[name] / exact[name])
         raise ValueError(
             f"the mixture has {total} row(s), since {smallest} has only {sizes[smallest]}, and none of them would be "
             f"of {missing[0]} with its share of {shares[missing[0]]}; expected a larger share, or a larger set."
@@ -105,7 +106,9 @@ def short_names(
     "Return the last part of each name, or all whole names if two of them would be the same."
     names = list(names)
     short = {name: Path(name).name or name for name in names}
-    return short if len(set(short.values())) == len(names) else {name: name for name in names}
+    if len(set(short.values())) < len(names):
+        return {name: name for name in names}
+    return short
 
 # %% ../nbs/03p_mixtures.ipynb #06f92b60
 def audited_sets(
@@ -120,30 +123,33 @@ def audited_sets(
     problems = []
     notes = []
     for dataset, part in rows.items():
-        meanings, found = audited_columns(part, dataset)
-        parts.append(mixed_table(part, dataset, meanings))
-        verdicts.update({f"{value} of {dataset}": meaning for value, meaning in meanings.items()})
-        problems += [f"{dataset}: {problem}" for problem in found]
+        set_verdicts, set_problems = audited_columns(part, dataset)
+        parts.append(mixed_table(part, dataset, set_verdicts))
+        for value, meaning in set_verdicts.items():
+            verdicts[f"{value} of {dataset}"] = meaning
+        problems += [f"{dataset}: {problem}" for problem in set_problems]
         notes += [f"{dataset}: {note}" for note in nulls_of_tables(part)]
     return concatenate_datasets(parts), verdicts, problems, notes
 
 # %% ../nbs/03p_mixtures.ipynb #d5c92fa9
 def _mixed_tables(sets, shares, seed):
-    "Return tables as one, each row at its place between those of the others."
+    "Return tables as one, the rows of each spread evenly over it."
     sizes = {name: len(rows) for name, rows in sets.items()}
     counts = drawn_rows(sizes, shares)
     parts = []
-    places = []
+    positions = [] # of the rows of each part in the mixture, from 0 to 1
     for index, (name, rows) in enumerate(sets.items()):
         verdicts = read_columns(rows, name)
         drawn = None
         if counts[name] < sizes[name]:
-            draw = np.random.default_rng((seed, index))
-            drawn = np.sort(draw.choice(sizes[name], counts[name], replace=False))
+            generator = np.random.default_rng((seed, index))
+            drawn = generator.choice(sizes[name], counts[name], replace=False)
+            drawn.sort()
         parts.append(mixed_table(rows, name, verdicts, drawn))
-        places.append((np.arange(counts[name]) + 0.5) / counts[name])
+        positions.append((np.arange(counts[name]) + 0.5) / counts[name])
     _report_draw(counts, sizes)
-    return concatenate_datasets(parts).select(np.argsort(np.concatenate(places), kind="stable"))
+    order = np.argsort(np.concatenate(positions), kind="stable")
+    return concatenate_datasets(parts).select(order)
 
 
 def _report_draw(counts, sizes):
@@ -180,21 +186,22 @@ def mixed_table(
 
 def _mixed_batch(batch, indices, name, verdicts, drawn, version):
     "Return columns of rows of a mixture. `version` is only part of the key of the cache."
-    mixed = []
-    for index, values in zip(indices, zip(*batch.values())):
-        number = index + 1 if drawn is None else int(drawn[index]) + 1
-        mixed.append(mixed_row(dict(zip(batch, values)), number, name, verdicts))
-    columns = {}
-    for column in MIXED:
-        columns[column] = [row[column] for row in mixed]
+    columns = {column: [] for column in MIXED}
+    for position, index in enumerate(indices):
+        row = {column: values[position] for column, values in batch.items()}
+        number = index + 1 if drawn is None else int(drawn[index]) + 1 # in the set
+        mixed = mixed_row(row, number, name, verdicts)
+        for column in MIXED:
+            columns[column].append(mixed[column])
     return columns
 
 # %% ../nbs/03p_mixtures.ipynb #80e78761
 def _mixed_streams(sets, shares):
     "Return streams as one."
     verdicts = {name: read_columns(rows, name) for name, rows in sets.items()}
-    weights = {name: 1 for name in sets}
-    if shares is not None:
+    if shares is None:
+        weights = {name: 1 for name in sets}
+    else:
         weights = {name: float(share) for name, share in checked_shares(shares, sets).items()}
     arguments = {"sets": sets, "verdicts": verdicts, "weights": weights, "has_shares": shares is not None}
     return IterableDataset.from_generator(_rows_in_turn, MIXED, gen_kwargs=arguments)
@@ -202,15 +209,15 @@ def _mixed_streams(sets, shares):
 
 def _rows_in_turn(sets, verdicts, weights, has_shares):
     "Yield rows of streams, the next one of the set that is furthest below its weight."
-    left = {name: iter(plain_rows(rows)) for name, rows in sets.items()}
-    taken = dict.fromkeys(sets, 0)
-    while left:
-        name = min(left, key=lambda name: (taken[name] + 0.5) / weights[name])
-        row = next(left[name], None)
+    iterators = {name: iter(plain_rows(rows)) for name, rows in sets.items()}
+    num_taken = {name: 0 for name in sets}
+    while iterators:
+        name = min(iterators, key=lambda name: (num_taken[name] + 0.5) / weights[name])
+        row = next(iterators[name], None)
         if row is not None:
-            taken[name] += 1
-            yield mixed_row(row, taken[name], name, verdicts[name])
+            num_taken[name] += 1
+            yield mixed_row(row, num_taken[name], name, verdicts[name])
         elif has_shares:
             return
         else:
-            del left[name]
+            del iterators[name]

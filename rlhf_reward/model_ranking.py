@@ -108,10 +108,10 @@ def ranking_lines(
     "Return the lines of the table of a ranking."
     lines = []
     for line in ranking["models"]:
-        places = sorted({line["best_place"], line["worst_place"]})
+        ranks = sorted({line["best_place"], line["worst_place"]})
         difference = line["to_first"]
         lines.append([
-            "–".join(map(str, places)),
+            "–".join(map(str, ranks)),
             line["model"],
             f"{line['value']:.4f}",
             "" if difference is None else "{value:.4f} ({low:.4f} to {high:.4f})".format(**difference),

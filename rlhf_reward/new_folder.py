@@ -65,11 +65,11 @@ def check_folder(
     model_name: Optional[Union[str, Path]] = None, # folder or name of the checkpoint that it is made from
 ) -> bool: # whether it is the checkpoint's own
     "Raise `FileExistsError` for the folder of anything else, as `check_new_folder` does."
-    is_own = bool(model_name) and Path(folder).exists() and Path(model_name).expanduser().exists()
-    is_own = is_own and Path(folder).samefile(Path(model_name).expanduser())
-    if not is_own:
+    is_same = bool(model_name) and Path(folder).exists() and Path(model_name).expanduser().exists()
+    is_same = is_same and Path(folder).samefile(Path(model_name).expanduser())
+    if not is_same:
         check_new_folder(folder)
-    return is_own
+    return is_same
 
 
 @contextmanager

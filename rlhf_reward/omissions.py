@@ -81,20 +81,20 @@ def render_checked(
 
     Raises `ValueError` as that does, and `BadResponse` for one of which nothing is left or which is refused.
     """
-    whole = whole_texts(comparison)
-    if not all(text and isinstance(text[0], dict) for text in whole): # no template is applied
+    conversations = whole_texts(comparison)
+    if not all(text and isinstance(text[0], dict) for text in conversations): # no template is applied
         return Rendered(render_comparison(comparison, tokenizer), tuple(unread_variables(comparison.template)))
-    texts = _render_each(whole, tokenizer, comparison.template)
+    texts = _render_each(conversations, tokenizer, comparison.template)
     kinds = []
-    for index, (messages, text) in enumerate(zip(whole, texts)):
-        found = omissions(messages, text, tokenizer, comparison.template, len(comparison.prompt))
-        if found.is_lost:
+    for index, (messages, text) in enumerate(zip(conversations, texts)):
+        omission = omissions(messages, text, tokenizer, comparison.template, len(comparison.prompt))
+        if omission.is_lost:
             raise BadResponse(
-                f"the chat template leaves out {', '.join(found.kinds)}, and with that all of response {index + 1}; "
+                f"the chat template leaves out {', '.join(omission.kinds)}, and with that all of response {index + 1}; "
                 "expected a response that the template prints, or a template that prints it.",
                 index,
             )
-        kinds += found.kinds
+        kinds += omission.kinds
     return Rendered(texts, tuple(dict.fromkeys(kinds)))
 
 
@@ -238,10 +238,10 @@ def _is_found(messages, rendered):
         has_more = any(name not in LINKS and name != "content" for name in message)
         if has_more or len(content) < SURE_LENGTH:
             return False
-        found = rendered.find(content, position)
-        if found < 0:
+        start = rendered.find(content, position)
+        if start < 0:
             return False
-        position = found + len(content)
+        position = start + len(content)
     return True
 
 
@@ -264,8 +264,8 @@ def _missing_parts(marks, printed):
 
 def _joined(kinds):
     "Return each kind once: of a kind that is missing here and there whole, its parts do not count."
-    whole = {kind for kind in kinds if not kind.startswith("part of ")}
-    return [kind for kind in dict.fromkeys(kinds) if kind.removeprefix("part of ") not in whole or kind in whole]
+    complete = {kind for kind in kinds if not kind.startswith("part of ")}
+    return [kind for kind in dict.fromkeys(kinds) if kind.removeprefix("part of ") not in complete or kind in complete]
 
 
 def _without_spaces(text):

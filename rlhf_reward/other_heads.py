@@ -48,8 +48,10 @@ def find_head(model_name, kwargs, config=None):
             bias = name.removesuffix("weight") + "bias"
             heads.append(OtherHead(file, name, bias if bias in files else None))
     if len(heads) > 1:
-        found = ", ".join(head.weight for head in heads)
-        raise ValueError(f"{str(model_name)!r} has {len(heads)} heads of one row ({found}); expected one reward head.")
+        weights = ", ".join(head.weight for head in heads)
+        raise ValueError(
+            f"{str(model_name)!r} has {len(heads)} heads of one row ({weights}); expected one reward head."
+        )
     return heads[0] if heads else None
 
 

@@ -91,14 +91,14 @@ def evaluated_curve(
     has_spread = "spread" in responses
     table = responses.assign(gold=gold, spread=responses["spread"] if has_spread else 0.0)
     rows = []
-    for _, *own in each_comparison(table, "reward", "gold", "spread"):
-        if np.isfinite(own[1]).all():
-            rows.append(own)
+    for _, *values in each_comparison(table, "reward", "gold", "spread"):
+        if np.isfinite(values[1]).all():
+            rows.append(values)
     sizes = [len(rewards) for rewards, *_ in rows]
     count = max(sizes, key=lambda size: (size * sizes.count(size), size), default=0)
     if count < 2:
         return []
-    kept = [own for own in rows if len(own[0]) == count]
+    kept = [values for values in rows if len(values[0]) == count]
     proxy, gold, spreads = map(np.array, zip(*kept))
     return overoptimization(proxy, gold, spreads if has_spread else None, pessimism, seed)
 

@@ -58,15 +58,13 @@ def score_ppe_preference(
     columns = pairs["key"].str.split()
     domains = {}
     for column, name in PPE_DOMAINS.items():
-        own = right[[column in true for true in columns]]
-        if len(own):
-            domains[name] = float(own.mean())
-    return {"score": float(right.mean()), **_with_lower_bound(domains)}
-
-
-def _with_lower_bound(domains):
-    "Return the shares of domains and the lowest of them, which says of how many."
-    return {f"lower bound of {len(domains)} domains": min(domains.values()), **domains} if domains else {}
+        is_in_domain = [column in true_columns for true_columns in columns]
+        if any(is_in_domain):
+            domains[name] = float(right[is_in_domain].mean())
+    scores = {"score": float(right.mean())}
+    if domains:
+        scores[f"lower bound of {len(domains)} domains"] = min(domains.values())
+    return {**scores, **domains}
 
 # %% ../nbs/07n_ppe.ipynb #d53f8194
 PPE_CORRECTNESS = ["MMLU-Pro", "MATH", "GPQA", "MBPP-Plus", "IFEval"] # benchmarks
@@ -77,20 +75,32 @@ def read_ppe_correctness(
     row: dict[str, Any], # prompt, response_1 to response_32, scores, sampled_conflict_pairs, benchmark
 ) -> list[Keyed]: # one comparison of all responses, the right ones first in rank; key: the pairs as JSON
     "Read a row of PPE's correctness sets. Raise `ValueError` for scores or pairs that do not fit the responses."
-    numbers = sorted(int(column[9:]) for column in row if re.fullmatch(r"response_\d+", column))
+    columns = [column for column in row if re.fullmatch(r"response_\d+", column)]
+    numbers = sorted(int(column.removeprefix("response_")) for column in columns)
     scores = [float(score) for score in row["scores"]]
     if numbers != list(range(1, len(scores) + 1)) or len(scores) < 2:
         raise ValueError(f"it has {len(numbers)} responses and {len(scores)} scores; expected as many of both.")
-    pairs = [sorted(map(int, pair), key=lambda index: -scores[index]) for pair in row["sampled_conflict_pairs"]]
-    for right, wrong in pairs:
-        if scores[right] <= scores[wrong]:
-            raise ValueError(f"its pair {right}, {wrong} has equal scores; expected a right and a wrong response.")
+    pairs = _right_and_wrong(row["sampled_conflict_pairs"], scores)
     benchmark = _BY_PART_NAME.get(part_name(row["benchmark"]))
     if benchmark is None:
         raise ValueError(f"its benchmark is {row['benchmark']!r}; expected one of {', '.join(PPE_CORRECTNESS)}.")
-    prompt, *responses = as_messages(row["prompt"], *(row[f"response_{number}"] for number in numbers))
+    texts = [row[f"response_{number}"] for number in numbers]
+    prompt, *responses = as_messages(row["prompt"], *texts)
     ranks = tuple(1 if score else 2 for score in scores)
-    return [(Comparison(prompt, tuple(responses), ranks, tuple(scores), source=benchmark), json.dumps(pairs))]
+    comparison = Comparison(prompt, tuple(responses), ranks, tuple(scores), source=benchmark)
+    return [(comparison, json.dumps(pairs))]
+
+
+def _right_and_wrong(pairs, scores):
+    "Return pairs of indices, the right response first. Raise `ValueError` for responses with equal scores."
+    ordered = []
+    for pair in pairs:
+        first, second = map(int, pair)
+        right, wrong = (first, second) if scores[first] >= scores[second] else (second, first)
+        if scores[right] <= scores[wrong]:
+            raise ValueError(f"its pair {right}, {wrong} has equal scores; expected a right and a wrong response.")
+        ordered.append([right, wrong])
+    return ordered
 
 # %% ../nbs/07n_ppe.ipynb #7cbbcae2
 def check_ppe_correctness(
@@ -107,30 +117,33 @@ def score_ppe_correctness(
     table: pd.DataFrame, # one line for each response; key: pairs of a right and a wrong response as JSON
 ) -> dict[str, Any]: # `score`, the mean and the lowest of each figure, and the figures of each benchmark
     "Score the mean over benchmarks of the share of right pairs; a tie is wrong."
-    benchmarks = {str(name): _figures_of_benchmark(own) for name, own in table.groupby("source")}
-    accuracies = {name: figures["accuracy"] for name, figures in benchmarks.items()}
-    figures = pd.DataFrame(benchmarks)
+    benchmarks = {}
+    for name, table_of_benchmark in table.groupby("source"):
+        benchmarks[str(name)] = _figures_of_benchmark(table_of_benchmark)
+    accuracies = [figures["accuracy"] for figures in benchmarks.values()]
+    means = pd.DataFrame(benchmarks).mean(axis=1)
     return {
-        "score": float(np.mean(list(accuracies.values()))),
-        f"lower bound of {len(accuracies)} domains": min(accuracies.values()),
-        "mean": figures.mean(axis=1).to_dict(),
+        "score": float(np.mean(accuracies)),
+        f"lower bound of {len(accuracies)} domains": min(accuracies),
+        "mean": means.to_dict(),
         **benchmarks,
     }
 
 
 def _figures_of_benchmark(table):
     "Return accuracy, best of K, end, loss and AUC of one benchmark."
-    right_pairs = []
-    picked = []
-    best = []
+    right_pairs = [] # whether each pair is right
+    picked = [] # by rewards; for each comparison one curve over K
+    best = [] # by correctness, the same
     for _, rewards, ranks, keys in each_comparison(table, "reward", "rank", "key"):
         correct = (ranks == 1).astype(float)
-        right_pairs += [rewards[right] > rewards[wrong] for right, wrong in json.loads(keys[0])]
+        for right, wrong in json.loads(keys[0]):
+            right_pairs.append(rewards[right] > rewards[wrong])
         picked.append(_best_of_k(rewards, correct))
         best.append(_best_of_k(correct, correct))
     curve = _mean_curve(picked)
-    # of numbers that are 0 or 1, the squared difference is the difference
-    loss = (_mean_curve(best) - curve).mean()
+    best_curve = _mean_curve(best)
+    loss = (best_curve - curve).mean() # of numbers that are 0 or 1, the squared difference is the difference
     return {
         "accuracy": float(np.mean(right_pairs)) if right_pairs else float("nan"),
         "best of K": float(curve.max()),
@@ -142,28 +155,33 @@ def _figures_of_benchmark(table):
 
 def _best_of_k(rewards, correct):
     "Return, for each K, the expected correctness of the highest reward of K responses; equal rewards share."
-    _, ties, counts = np.unique(-rewards, return_inverse=True, return_counts=True) # the highest first
-    means = np.bincount(ties, correct) / counts
-    return _weights_of_places(len(rewards)) @ np.repeat(means, counts)
+    # groups of equal rewards, the highest first
+    _, group_of, sizes = np.unique(-rewards, return_inverse=True, return_counts=True)
+    means = np.bincount(group_of, correct) / sizes # correctness of each group
+    by_rank = np.repeat(means, sizes) # (num_responses,), the best first
+    return _rank_probabilities(len(rewards)) @ by_rank
 
 
 @cache
-def _weights_of_places(count):
+def _rank_probabilities(count):
     "Return, for each K, the probability that the i-th best of all is the best of K."
-    after = count - 1 - np.arange(count)
-    sizes = np.arange(1, count + 1)[:, None]
-    return comb(after, sizes - 1) / comb(count, sizes)
+    num_worse = count - 1 - np.arange(count) # (count,), for each i
+    sizes = np.arange(1, count + 1)[:, None] # (count, 1), each K
+    return comb(num_worse, sizes - 1) / comb(count, sizes)
 
 
 def _mean_curve(curves):
     "Return the mean of curves, up to the K that all of them have."
-    shortest = min(map(len, curves))
+    shortest = min(len(curve) for curve in curves)
     return np.mean([curve[:shortest] for curve in curves], axis=0)
 
 
 def _auc(rewards, is_right):
     "Return the probability that a right response has a higher reward than a wrong one, ties half."
-    right, wrong = is_right.sum(), (~is_right).sum()
-    if not right or not wrong:
+    num_right = is_right.sum()
+    num_wrong = (~is_right).sum()
+    if not num_right or not num_wrong:
         return float("nan")
-    return float((rankdata(rewards)[is_right].sum() - right * (right + 1) / 2) / (right * wrong))
+    ranks = rankdata(rewards) # 1 is the lowest reward
+    least = num_right * (num_right + 1) / 2 # sum of the ranks if every right response is below every wrong one
+    return float((ranks[is_right].sum() - least) / (num_right * num_wrong))

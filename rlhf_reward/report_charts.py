@@ -61,14 +61,14 @@ def source_whiskers(
     names = sorted(set().union(*parts.values()))
     charts = []
     for source in names if len(names) > 1 else ():
-        own = {model: part[source] for model, part in parts.items() if part.get(source, {}).get("pairs")}
-        if not own:
+        figures = {model: part[source] for model, part in parts.items() if part.get(source, {}).get("pairs")}
+        if not figures:
             continue
         whiskers = []
         for color, model in enumerate(reports):
-            if model in own:
-                whiskers.append(Whisker(model, "model", color, own[model]["accuracy_interval"]))
-        first = next(iter(own.values()))
+            if model in figures:
+                whiskers.append(Whisker(model, "model", color, figures[model]["accuracy_interval"]))
+        first = next(iter(figures.values()))
         whiskers.append(Whisker("longer wins", "baseline", 0, first["baselines"]["longer wins"]))
         charts.append(SourceChart(source, str(first["pairs"]), whiskers))
     return charts

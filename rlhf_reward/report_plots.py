@@ -113,10 +113,10 @@ def _ends_by_bin(pairs):
     confident = confident_pairs(pairs["margin"].to_numpy(), pairs["sureness"].to_numpy())
     low = []
     high = []
-    for _, own in confident.groupby("bin"):
-        found = interval(own["accuracy"].to_numpy(), pairs["prompt"].to_numpy()[own.index])
-        low.append(found["low"])
-        high.append(found["high"])
+    for _, bin_pairs in confident.groupby("bin"):
+        ends = interval(bin_pairs["accuracy"].to_numpy(), pairs["prompt"].to_numpy()[bin_pairs.index])
+        low.append(ends["low"])
+        high.append(ends["high"])
     return low, high
 
 
@@ -144,8 +144,8 @@ def _draw_rewards(axes, evaluation):
     high = reward.max()
     edges = np.linspace(low, high if high > low else low + 1, 31)
     for column, label, color in (("winner", "chosen", BLUE), ("loser", "rejected", VERMILION)):
-        own = reward[evaluation.pairs[column]]
-        axes.hist(own, bins=edges, alpha=0.5, color=color, label=label)
+        values = reward[evaluation.pairs[column]]
+        axes.hist(values, bins=edges, alpha=0.5, color=color, label=label)
     axes.set(xlabel="reward", ylabel="pairs")
     axes.legend(frameon=False)
 

@@ -67,11 +67,11 @@ def optimization_section(
     evaluation: Evaluation, # of one model
 ) -> Optional[Section]: # None without gold rewards
     "Return the over-optimization curve as a table."
-    found = evaluation.report.get("overoptimization")
-    if not found:
+    optimization = evaluation.report.get("overoptimization")
+    if not optimization:
         return None
-    note = OPTIMIZATION_NOTE.format(gold=found["gold"], pessimism=found["pessimism"])
-    return Section("Over-optimization", OPTIMIZATION_COLUMNS, optimization_lines(found["curve"]), note)
+    note = OPTIMIZATION_NOTE.format(gold=optimization["gold"], pessimism=optimization["pessimism"])
+    return Section("Over-optimization", OPTIMIZATION_COLUMNS, optimization_lines(optimization["curve"]), note)
 
 
 SECTIONS = (attribute_section, best_of_n_section, spread_section, spread_group_section, optimization_section)

@@ -323,17 +323,17 @@ def _source_lines(reports, baselines, has_pairs):
         return []
     lines = []
     for source in sources:
-        own = [of_report.get(source, {}) for of_report in parts]
+        by_model = [of_report.get(source, {}) for of_report in parts]
         if not has_pairs:
-            lines.append([source, str(own[0].get("responses", 0)), *map(_show_agreement, own)])
+            lines.append([source, str(by_model[0].get("responses", 0)), *map(_show_agreement, by_model)])
             continue
-        pairs = [str(figures.get("pairs", 0)) for figures in own]
+        pairs = [str(figures.get("pairs", 0)) for figures in by_model]
         lines.append([
             source,
             pairs[0] if len(set(pairs)) == 1 else " / ".join(pairs),
-            *(show_share(figures.get("accuracy_interval")) for figures in own),
-            *(_show_baseline(figures, "prompt-blind") for figures in own),
-            *(_show_baseline(own[0], name) for name in baselines),
+            *(show_share(figures.get("accuracy_interval")) for figures in by_model),
+            *(_show_baseline(figures, "prompt-blind") for figures in by_model),
+            *(_show_baseline(by_model[0], name) for name in baselines),
         ])
     return lines
 

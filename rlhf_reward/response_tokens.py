@@ -66,7 +66,7 @@ def response_starts(
     num_cut = len(sequences[0]) - len(kept[0])
     starts = []
     for prompt, ids in zip(prompts, sequences):
-        start = max(shared_length([own, ids]) for own in ids_of[prompt])
+        start = max(shared_length([prompt_ids, ids]) for prompt_ids in ids_of[prompt])
         starts.append(max(min(start, len(ids) - 1) - num_cut, 0))
     return starts
 

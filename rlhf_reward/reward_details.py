@@ -27,8 +27,8 @@ def with_spread(
 ) -> pd.DataFrame: # with the column `spread`, of a model that has one
     "Return the table of responses with the spread of their rewards."
     spreads = []
-    for own in scored:
-        spreads += [reward.spread for reward in own if isinstance(reward, UncertainReward)]
+    for comparison_rewards in scored:
+        spreads += [reward.spread for reward in comparison_rewards if isinstance(reward, UncertainReward)]
     return responses.assign(spread=spreads) if spreads else responses
 
 

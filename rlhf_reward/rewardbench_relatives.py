@@ -74,10 +74,10 @@ def check_m_rewardbench(
 ) -> None:
     "Raise `ValueError` unless each language has all subsets."
     expected = set().union(*M_REWARDBENCH.values())
-    found = {}
+    subsets_of = {}
     for item in loaded:
-        found.setdefault(item.comparison.source, set()).add(item.key.partition("/")[0])
-    for language, subsets in found.items():
+        subsets_of.setdefault(item.comparison.source, set()).add(item.key.partition("/")[0])
+    for language, subsets in subsets_of.items():
         if subsets != expected:
             odd = ", ".join(sorted(subsets ^ expected))
             raise ValueError(f"The rows for m-rewardbench differ in {language} by {odd}; expected its 23 subsets.")
@@ -118,9 +118,9 @@ def check_prior_sets(
     loaded: list[LoadedComparison], # all that were read
 ) -> None:
     "Raise `ValueError` unless the four sets of the mean are there, and none that is no prior set."
-    found = {item.comparison.source for item in loaded}
-    missing = ", ".join(sorted(set(PRIOR_SETS) - found))
-    others = ", ".join(sorted(found - {*PRIOR_SETS, *OTHER_PRIOR_SETS}))
+    sources = {item.comparison.source for item in loaded}
+    missing = ", ".join(sorted(set(PRIOR_SETS) - sources))
+    others = ", ".join(sorted(sources - {*PRIOR_SETS, *OTHER_PRIOR_SETS}))
     if missing or others:
         problem = f"no {missing}" if missing else others
         raise ValueError(

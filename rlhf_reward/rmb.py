@@ -48,8 +48,8 @@ def check_rmb(
     loaded: list[LoadedComparison], # all that were read
 ) -> None:
     "Raise `ValueError` unless there are pairs and best of n for both goals."
-    found = {_part(item.comparison.source) for item in loaded}
-    missing = [name for part, name in RMB.items() if part not in found]
+    present = {_part(item.comparison.source) for item in loaded}
+    missing = [name for part, name in RMB.items() if part not in present]
     if missing:
         raise ValueError(
             f"The rows for rmb have no {'; no '.join(missing)}; expected all four. Without one, its score is that of "

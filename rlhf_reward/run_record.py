@@ -226,18 +226,18 @@ def differences(
     now: dict[str, Any], # those of the run that resumes
 ) -> list[Difference]:
     "Compare what both have recorded."
-    found = []
+    changes = []
     for name in now:
         if name not in begun or begun[name] == now[name]:
             continue
         is_several = isinstance(begun[name], dict) and isinstance(now[name], dict)
         if not is_several or name in SETTINGS:
-            found.append(Difference(name, begun[name], now[name]))
+            changes.append(Difference(name, begun[name], now[name]))
             continue
         for key in sorted(begun[name].keys() | now[name].keys()):
             if begun[name].get(key) != now[name].get(key):
-                found.append(Difference(f"{name}.{key}", begun[name].get(key), now[name].get(key)))
-    return found
+                changes.append(Difference(f"{name}.{key}", begun[name].get(key), now[name].get(key)))
+    return changes
 
 
 def refused_differences(

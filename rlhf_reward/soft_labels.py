@@ -27,7 +27,7 @@ def read_label(
     verdicts: Optional[dict[Any, str]] = None, # as in `rows.to_comparison`
 ) -> Label: # a probability of 0 or 1 is no soft label, but a winner
     "Return the label of a row. Raise `ValueError` for one that contradicts itself, or several probabilities."
-    found = {}
+    labels = {}
     column = form.split(", ")[-1]
     if column in ("winner", "preference"):
         verdicts = checked_verdicts(verdicts)
@@ -35,18 +35,18 @@ def read_label(
         if share is None:
             ranks = verdict_ranks(row[column], column, verdicts)
         else:
-            found["preference"] = share
+            labels["preference"] = share
     if _has(row, "probability_a") and "response_a" in row:
-        found["probability_a"] = probability("probability_a", row["probability_a"])
+        labels["probability_a"] = probability("probability_a", row["probability_a"])
     if _has(row, "votes_a") and "response_a" in row:
-        found["votes_a and votes_b"] = _share_of_votes(row)
+        labels["votes_a and votes_b"] = _share_of_votes(row)
     if _has(row, "confidence"):
-        found["confidence"] = _from_confidence(probability("confidence", row["confidence"]), ranks)
-    if len(found) > 1:
-        raise ValueError(f"it has {', '.join(found)}; expected one of them.")
-    if not found:
+        labels["confidence"] = _from_confidence(probability("confidence", row["confidence"]), ranks)
+    if len(labels) > 1:
+        raise ValueError(f"it has {', '.join(labels)}; expected one of them.")
+    if not labels:
         return Label(ranks, None, False)
-    (name, share), = found.items()
+    (name, share), = labels.items()
     by_share = (1, 2) if share > 0.5 else (2, 1) if share < 0.5 else (1, 1)
     is_other = ranks is not None and by_share != tuple(ranks)
     if is_other and name != "confidence":
@@ -103,10 +103,10 @@ def soft_columns_note(
         "confidence": "the probability that the winner is the better response",
         "votes_a": "with votes_b, how many people prefer each response",
     }
-    found = set()
+    present = set()
     for row in rows:
-        found |= {name for name in meanings if _has(row, name)}
-    notes = [f"{name} is read as {meaning}" for name, meaning in meanings.items() if name in found]
+        present |= {name for name in meanings if _has(row, name)}
+    notes = [f"{name} is read as {meaning}" for name, meaning in meanings.items() if name in present]
     return f"Labels are soft: {'; '.join(notes)}. Rename the column if it means another." if notes else ""
 
 # %% ../nbs/03o_soft_labels.ipynb #fcb68056

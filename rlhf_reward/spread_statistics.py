@@ -90,12 +90,12 @@ def _auroc(values, is_positive):
 def _groups(spreads, errors):
     "Return the fifths of the pairs by spread, those with the same spread in the order of the data."
     groups = []
-    for own in np.array_split(np.argsort(spreads, kind="stable"), 5):
-        if len(own):
+    for group in np.array_split(np.argsort(spreads, kind="stable"), 5):
+        if len(group):
             groups.append(SpreadGroup(
-                spread=float(spreads[own].mean()),
-                error=float(errors[own].mean()),
-                pairs=len(own),
+                spread=float(spreads[group].mean()),
+                error=float(errors[group].mean()),
+                pairs=len(group),
             ))
     return groups
 
@@ -115,8 +115,8 @@ def pair_spreads(
 ) -> np.ndarray: # (num_pairs,)
     "Return the standard deviation of the margin of each pair."
     deviations = []
-    for own in rewards:
-        deviations += [reward.deviations for reward in own]
+    for comparison_rewards in rewards:
+        deviations += [reward.deviations for reward in comparison_rewards]
     deviations = np.array(deviations)
     differences = deviations[pairs["winner"]] - deviations[pairs["loser"]]
     return np.linalg.norm(differences.astype(float), axis=1)

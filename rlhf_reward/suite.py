@@ -34,33 +34,37 @@ def suite_table(
     evaluations: dict[str, dict[str, Evaluation]], # by name of the data, then of the model
 ) -> Optional[SuiteTable]: # ready for JSON; None with fewer than two benchmarks
     "Return the scores of all benchmarks that were evaluated. The interval of the mean takes them as independent."
-    lines = {}
-    errors = {}
-    for data, models in evaluations.items():
-        reports = {model: evaluation.report.get("benchmark") for model, evaluation in models.items()}
+    scores = {} # benchmark → model → score
+    errors = {} # benchmark → model → standard error of the score
+    for data, evaluation_of in evaluations.items():
+        reports = {model: evaluation.report.get("benchmark") for model, evaluation in evaluation_of.items()}
         if all(reports.values()):
-            lines[data] = {model: _suite_score(report) for model, report in reports.items()}
+            scores[data] = {model: _suite_score(report) for model, report in reports.items()}
             errors[data] = {model: _standard_error(report) for model, report in reports.items()}
-    if len(lines) < 2:
+    if len(scores) < 2:
         return None
     means = {}
-    for model in next(iter(lines.values())):
-        scores = [line[model]["value"] for line in lines.values()]
-        means[model] = _mean_score(scores, [own[model] for own in errors.values()])
-    return SuiteTable(benchmarks=lines, mean=means)
+    for model in next(iter(scores.values())):
+        model_scores = [score_of[model]["value"] for score_of in scores.values()]
+        model_errors = [error_of[model] for error_of in errors.values()]
+        means[model] = _mean_score(model_scores, model_errors)
+    return SuiteTable(benchmarks=scores, mean=means)
 
 
 def _suite_score(report: dict[str, Any]):
-    interval = report.get("score_interval")
-    if interval is None:
-        return SuiteScore(value=report["score"], interval=None)
-    shown = Interval(value=report["score"], low=interval["low"], high=interval["high"])
-    return SuiteScore(value=report["score"], interval=shown)
+    "Return the score of a benchmark's report."
+    score = report["score"]
+    saved = report.get("score_interval")
+    if saved is None:
+        return SuiteScore(value=score, interval=None)
+    interval = Interval(value=score, low=saved["low"], high=saved["high"])
+    return SuiteScore(value=score, interval=interval)
 
 
 def _standard_error(report):
+    "Return the standard error of the score of a benchmark's report; None if it is unknown."
     interval = report.get("score_interval")
-    return interval and interval["error"]
+    return None if interval is None else interval["error"]
 
 
 def _mean_score(scores, errors):
@@ -68,25 +72,35 @@ def _mean_score(scores, errors):
     value = sum(scores) / len(scores)
     if any(error is None for error in errors):
         return SuiteScore(value=value, interval=None)
-    distance = 1.96 * math.sqrt(sum(error**2 for error in errors)) / len(errors)
-    return SuiteScore(value=value, interval=Interval(value=value, low=value - distance, high=value + distance))
+    variance = sum(error**2 for error in errors) # of the sum of the scores
+    distance = 1.96 * math.sqrt(variance) / len(errors)
+    interval = Interval(value=value, low=value - distance, high=value + distance)
+    return SuiteScore(value=value, interval=interval)
 
 
 def suite_lines(
     table: SuiteTable, # from `suite_table`
 ) -> list[list[str]]: # a header, a line for each benchmark, and one for the mean
     "Return the table as text."
-    rows = {**table["benchmarks"], f"mean of {len(table['benchmarks'])}": table["mean"]}
-    lines = [["", *table["mean"]]]
+    benchmarks = table["benchmarks"]
+    rows = {**benchmarks, f"mean of {len(benchmarks)}": table["mean"]}
+    models = list(table["mean"])
+    lines = [["", *models]]
     for name, scores in rows.items():
-        lines.append([name, *map(_show_score, scores.values())])
+        shown = [_show_score(score) for score in scores.values()]
+        lines.append([name, *shown])
     return lines
 
 
 def _show_score(score):
-    interval = score["interval"]
+    "Return a score and its interval in percent, as text."
     value = f"{100 * score['value']:.1f}"
-    return f"{value} ({100 * interval['low']:.1f} to {100 * interval['high']:.1f})" if interval else value
+    interval = score["interval"]
+    if interval is None:
+        return value
+    low = f"{100 * interval['low']:.1f}"
+    high = f"{100 * interval['high']:.1f}"
+    return f"{value} ({low} to {high})"
 
 # %% ../nbs/07u_suite.ipynb #ebb3ee57
 def local_copy(
@@ -94,17 +108,18 @@ def local_copy(
     name: str, # one of `benchmarks.BENCHMARKS`
 ) -> str: # its path
     "Return the local copy of a benchmark. Raise `FileNotFoundError` if there is none, `ValueError` if several."
-    in_hub = BENCHMARKS[name].hub.rpartition("/")[2]
-    names = {_plain(name), _plain(in_hub)}
-    found = sorted(str(path) for path in Path(folder).iterdir() if _plain(path.name) in names)
-    if len(found) > 1:
-        raise ValueError(f"{folder!r} has {' and '.join(found)} for {name}; expected one of them.")
-    if not found:
-        known = name if "*" in in_hub else f"{name} or {in_hub}" # PPE has a data set for each part
-        raise FileNotFoundError(f"{folder!r} has no {name}; expected a file or folder {known}.")
-    return found[0]
+    hub_name = BENCHMARKS[name].hub.rpartition("/")[2]
+    names = (_plain(name), _plain(hub_name))
+    copies = sorted(str(path) for path in Path(folder).iterdir() if _plain(path.name) in names)
+    if len(copies) > 1:
+        raise ValueError(f"{folder!r} has {' and '.join(copies)} for {name}; expected one of them.")
+    if not copies:
+        expected = name if "*" in hub_name else f"{name} or {hub_name}" # PPE has a data set for each part
+        raise FileNotFoundError(f"{folder!r} has no {name}; expected a file or folder {expected}.")
+    return copies[0]
 
 
 def _plain(name):
     "Return a name without its suffixes, in lower case, of letters and digits alone."
-    return re.sub(r"[^a-z0-9]", "", name.partition(".")[0].lower())
+    stem = name.partition(".")[0]
+    return re.sub(r"[^a-z0-9]", "", stem.lower())

@@ -16,6 +16,10 @@ import pandas as pd
 from .comparison import Comparison, normalized, ranked_pairs
 
 # %% ../nbs/07d_tables.ipynb #bbb89200
+_COLUMNS = ("comparison", "response", "rank", "rating", "reward", "blind_reward", "tokens", "prompt", "label",
+            "preference", "source")
+
+
 def response_table(
     comparisons: list[Comparison], # with K responses each
     rewards: list[list[float]], # K for each comparison
@@ -29,26 +33,33 @@ def response_table(
     Its columns: comparison, response, rank, rating, reward, blind_reward, tokens, prompt, label, preference,
     source.
     """
-    lines = []
-    sources = []
+    columns = {name: [] for name in _COLUMNS}
     prompt_numbers = {}
-    columns = zip(comparisons, rewards, blind_rewards, tokens, strict=True)
-    for index, (comparison, own_rewards, own_blind, lengths) in enumerate(columns):
+    results = zip(comparisons, rewards, blind_rewards, tokens, strict=True)
+    for index, (comparison, its_rewards, its_blind_rewards, lengths) in enumerate(results):
+        num_responses = len(comparison.ranks)
+        if not len(its_rewards) == len(its_blind_rewards) == len(lengths) == num_responses:
+            raise ValueError(
+                f"Comparison {index} has {num_responses} responses, {len(its_rewards)} rewards, "
+                f"{len(its_blind_rewards)} blind rewards and {len(lengths)} lengths; expected one of each per response."
+            )
         # where a prompt is only guessed, it is not shared with other comparisons
         prompt_key = index if comparison.whole else normalized(comparison.prompt)
         prompt = prompt_numbers.setdefault(prompt_key, len(prompt_numbers))
-        ratings = comparison.ratings or [math.nan] * len(own_rewards)
-        labels = comparison.labels or [None] * len(own_rewards)
-        values = zip(comparison.ranks, ratings, own_rewards, own_blind, lengths, labels, strict=True)
-        for response, (rank, rating, reward, blind_reward, length, label) in enumerate(values):
-            is_good = math.nan if label is None else float(label)
-            values_of_response = (rank, rating, reward, blind_reward, length, prompt, is_good)
-            lines.append((index, response, *values_of_response, comparison.preference))
-            sources.append(comparison.source)
-    names = ["comparison", "response", "rank", "rating", "reward", "blind_reward", "tokens", "prompt"]
-    columns = [*names, "label", "preference"]
-    table = pd.DataFrame(lines, columns=columns).astype({"preference": float}) # NaN where people are sure
-    return table.assign(source=pd.Series(sources, dtype=object)) # as objects, so that None stays None
+        labels = comparison.labels or [None] * num_responses
+        columns["comparison"] += [index] * num_responses
+        columns["response"] += range(num_responses)
+        columns["rank"] += comparison.ranks
+        columns["rating"] += comparison.ratings or [math.nan] * num_responses
+        columns["reward"] += its_rewards
+        columns["blind_reward"] += its_blind_rewards
+        columns["tokens"] += lengths
+        columns["prompt"] += [prompt] * num_responses
+        columns["label"] += [math.nan if label is None else float(label) for label in labels]
+        columns["preference"] += [comparison.preference] * num_responses
+        columns["source"] += [comparison.source] * num_responses
+    columns["source"] = pd.Series(columns["source"], dtype=object) # as objects, so that None stays None
+    return pd.DataFrame(columns).astype({"preference": float}) # NaN where people are sure
 
 # %% ../nbs/07d_tables.ipynb #76d07637
 def each_comparison(
@@ -56,12 +67,15 @@ def each_comparison(
     *columns: str, # names
 ) -> Iterator[tuple]: # of the first line and one array for each column
     "Yield, for each comparison, its first line and its values in the columns."
-    keys = responses["comparison"].to_numpy()
+    numbers = responses["comparison"].to_numpy()
+    if not len(numbers):
+        return
     values = [responses[column].to_numpy() for column in columns]
-    ends = np.flatnonzero(np.diff(keys)) + 1
-    bounds = [0, *ends, len(keys)] if len(keys) else []
+    starts = np.flatnonzero(np.diff(numbers)) + 1 # of all comparisons but the first
+    bounds = [0, *starts, len(numbers)]
     for start, end in itertools.pairwise(bounds):
-        yield int(start), *(column[start:end] for column in values)
+        parts = [column[start:end] for column in values]
+        yield int(start), *parts
 
 # %% ../nbs/07d_tables.ipynb #87091f1a
 def pair_table(
@@ -73,30 +87,33 @@ def pair_table(
     Its columns: comparison, prompt, source, winner, loser (lines of `responses`), margin, blind_margin, longer_by, and
     sureness, the probability that the winner is better by people, 1 but for soft labels.
     """
-    lines = []
+    winners = [] # lines of `responses`
+    losers = []
     for first, ranks in each_comparison(responses, "rank"):
         for winner, loser in ranked_pairs(ranks):
-            lines.append((first + winner, first + loser))
-    winner, loser = np.array(lines, dtype=int).reshape(-1, 2).T
-    won = {name: column.to_numpy()[winner] for name, column in responses.items()}
-    lost = {name: column.to_numpy()[loser] for name, column in responses.items()}
+            winners.append(first + winner)
+            losers.append(first + loser)
+    winners = np.array(winners, dtype=int) # so that there can be none
+    losers = np.array(losers, dtype=int)
+    won = {name: column.to_numpy()[winners] for name, column in responses.items()}
+    lost = {name: column.to_numpy()[losers] for name, column in responses.items()}
+    no_preferences = np.full(len(winners), math.nan)
     return pd.DataFrame({
         "comparison": won["comparison"],
         "prompt": won["prompt"],
         "source": won["source"],
-        "winner": winner,
-        "loser": loser,
+        "winner": winners,
+        "loser": losers,
         "margin": won["reward"] - lost["reward"],
         "blind_margin": won["blind_reward"] - lost["blind_reward"],
         "longer_by": won["tokens"] - lost["tokens"],
-        "sureness": _sureness(won),
+        "sureness": _sureness(won.get("preference", no_preferences)), # a table from elsewhere may lack the column
     })
 
 
-def _sureness(won):
+def _sureness(preferences):
     "Return the probability that the winner of each pair is better, by its soft label, or 1."
-    share = won.get("preference", np.full(len(won["rank"]), math.nan)) # a table of one's own may lack it
-    return np.where(np.isnan(share), 1.0, np.maximum(share, 1 - share))
+    return np.where(np.isnan(preferences), 1.0, np.maximum(preferences, 1 - preferences))
 
 # %% ../nbs/07d_tables.ipynb #7ef0a4b8
 def correctness(

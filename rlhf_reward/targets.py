@@ -105,8 +105,8 @@ def _attributes(examples, most_responses):
     ratings = torch.full((len(tables), most_responses, max(map(len, tables))), math.nan)
     for index, table in enumerate(tables):
         for attribute, numbers in enumerate(table):
-            known = [_or_nan(number) for number in numbers]
-            ratings[index, :len(known), attribute] = torch.tensor(known)
+            values = [_or_nan(number) for number in numbers]
+            ratings[index, :len(values), attribute] = torch.tensor(values)
     return ratings
 
 

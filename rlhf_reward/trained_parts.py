@@ -62,14 +62,14 @@ def separate_head(
     for name, parameter in model.named_parameters():
         if "backbone" not in name.split("."):
             head.add(id(parameter))
-    found = False
+    is_trained = False
     for group in list(optimizer.param_groups):
-        own = [parameter for parameter in group["params"] if id(parameter) in head]
-        if own:
-            found = True
+        head_parameters = [parameter for parameter in group["params"] if id(parameter) in head]
+        if head_parameters:
+            is_trained = True
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
-            optimizer.add_param_group({**group, "params": own, "lr": learning_rate})
-    if not found:
+            optimizer.add_param_group({**group, "params": head_parameters, "lr": learning_rate})
+    if not is_trained:
         raise ValueError(
             f"head_learning_rate is {learning_rate}, but {type(optimizer).__name__} does not have the head in a group "
             "of parameters; expected an optimizer with groups, such as adamw_torch, or None."

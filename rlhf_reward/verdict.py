@@ -43,12 +43,13 @@ def verdict(
     "Return whether the model is better than length and than no prompt, by how much, and its accuracy."
     if not figures["pairs"]:
         return "No verdict: no comparison has a better and a worse response."
-    found = figures["advantages"]
+    advantages = figures["advantages"]
     accuracy = _points(figures["accuracy_interval"])
-    length = f'"{found["length_rule"]}"' if found["length_rule"] else "chance, as no responses differ in length"
-    parts = [f"accuracy {accuracy.replace(' ', ' % ', 1)}", _against(found["over_length"], length)]
-    if found["over_no_prompt"]:
-        parts.append(_against(found["over_no_prompt"], "the model without the prompt"))
+    rule = advantages["length_rule"]
+    length = f'"{rule}"' if rule else "chance, as no responses differ in length"
+    parts = [f"accuracy {accuracy.replace(' ', ' % ', 1)}", _against(advantages["over_length"], length)]
+    if advantages["over_no_prompt"]:
+        parts.append(_against(advantages["over_no_prompt"], "the model without the prompt"))
         detail = f"{parts[0]}, {parts[1]}, and {parts[2]}"
     else:
         detail = f"{parts[0]}, {parts[1]}; no prompt can be removed"
@@ -61,8 +62,8 @@ def standing(
     "Return the verdict in a word."
     if not figures["pairs"] or figures["prompts"] < MIN_PROMPTS:
         return "unknown"
-    found = figures["advantages"]
-    standings = [_standing(part) for part in (found["over_length"], found["over_no_prompt"]) if part]
+    advantages = figures["advantages"]
+    standings = [_standing(part) for part in (advantages["over_length"], advantages["over_no_prompt"]) if part]
     return next(word for word in ("worse", "not better", "better") if word in standings)
 
 
@@ -122,12 +123,12 @@ def _headline(figures):
     if figures["prompts"] < MIN_PROMPTS:
         prompts = "prompt is" if figures["prompts"] == 1 else "prompts are"
         return f"No verdict, {figures['prompts']} {prompts} too few (expected {MIN_PROMPTS} or more)"
-    found = figures["advantages"]
-    length = _standing(found["over_length"])
-    of_length = _named(length, "length" if found["length_rule"] else "chance")
-    if found["over_no_prompt"] is None:
+    advantages = figures["advantages"]
+    length = _standing(advantages["over_length"])
+    of_length = _named(length, "length" if advantages["length_rule"] else "chance")
+    if advantages["over_no_prompt"] is None:
         return of_length.capitalize()
-    prompt = _standing(found["over_no_prompt"])
+    prompt = _standing(advantages["over_no_prompt"])
     if length == prompt:
         return f"{of_length} {'or' if length == 'not better' else 'and'} than no prompt".capitalize()
     link = ", but" if "better" in (length, prompt) else " and"

@@ -170,12 +170,12 @@ def verdict_ranks(
     if meaning in RANKS:
         return RANKS[meaning]
     if as_number(word) is None and word not in ("true", "false"):
-        known = ", ".join(MEANING_OF_WORD)
+        words = ", ".join(MEANING_OF_WORD)
         raise ValueError(
-            f"the {column} is {value!r:.60}; expected one of {known}, or what it means: --verdicts='{word:.60}=a'."
+            f"the {column} is {value!r:.60}; expected one of {words}, or what it means: --verdicts='{word:.60}=a'."
         )
-    numbers = [known for known in verdicts if as_number(known) is not None]
+    numbers = [verdict for verdict in verdicts if as_number(verdict) is not None]
     extended = read_verdicts([*numbers, word], column)
-    if any(extended[known] != verdicts[known] for known in numbers):
+    if any(extended[number] != verdicts[number] for number in numbers):
         raise UnclearVerdict(unclear_column(column, [*numbers, word]))
     return RANKS[extended[word]]

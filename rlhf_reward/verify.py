@@ -15,9 +15,10 @@ import torch
 from .scoring import Scorer
 from .verify_ids import IdRewards, TokenVariants
 from .verify_known import name_tokens
+from .verify_matching import CauseSearch, allowed_difference, is_close
 from .verify_padding import padding_cause
 from .verify_probes import OtherRewards, Probe, make_probes, probe_ids
-from .verify_search import CauseSearch, allowed_difference, explain, is_close
+from .verify_search import explain
 from .verify_tokens import TokenFacts
 from .verify_values import NOT_FINITE, OTHER_WEIGHTS, RANDOM, UNKNOWN, remedy_for
 
@@ -42,7 +43,7 @@ class Verifier:
         self.tolerance = allowed_difference(tolerance, self.here.dtype)
         self.facts = TokenFacts(scorer.tokenizer, getattr(scorer.model, "ends_with_eos", False))
         self.ids = probe_ids(scorer, self.probes)
-        self.variants = {}
+        self.variants = {} # by the indices of the probes and the template of the other program
 
     def compare(
         self,
@@ -52,15 +53,19 @@ class Verifier:
         num_refused = other.rewards.count(None)
         if num_refused == len(other.rewards):
             raise ValueError(f"{other.name} gives no reward for any probe; expected one for at least some of them.")
-        given = other
-        other = given.finite()
-        kept = [index for index, reward in enumerate(other.rewards) if reward is not None]
-        results = self._results(other)
-        groups, explanation = self._explain(other, kept, results) if kept else ([[]], None)
-        if other.rewards != given.rewards:
+        finite = other.finite()
+        kept = [index for index, reward in enumerate(finite.rewards) if reward is not None]
+        results = self._results(finite)
+        groups = [[]] # of causes; each group explains the rewards
+        explanation = None
+        if kept:
+            groups, explanation = self._explain(finite, kept, results)
+        if finite.rewards != other.rewards:
             groups = [[*group, NOT_FINITE] for group in groups]
         is_equal = not any(groups)
-        diagnoses = [] if is_equal else [_diagnosis(group, other.kind) for group in groups[:MAX_DIAGNOSES]]
+        diagnoses = []
+        if not is_equal:
+            diagnoses = [_diagnosis(group, other.kind) for group in groups[:MAX_DIAGNOSES]]
         notes = _notes(other, self.here.dtype, num_refused, len(groups))
         if explanation is None:
             notes += _equal_probes(results, self.tolerance)
@@ -69,28 +74,30 @@ class Verifier:
     def _explain(self, other, kept, results):
         "Return the groups of causes and the explanation of the probes alone; write rewards that padding changes."
         there = [other.rewards[index] for index in kept]
-        search = CauseSearch(self.here, self._variants(kept, other), there, self.tolerance, _scale(self.scorer))
+        variants = self._variants(kept, other.template)
+        search = CauseSearch(self.here, variants, there, self.tolerance, _scale(self.scorer))
         groups, explanation = _causes(search, other, kept)
-        padding = padding_cause(search, explanation, other.together) if other.together else None
+        if not other.together:
+            return groups, explanation
+        padding = padding_cause(search, explanation, other.together)
         if padding:
             for index, reward in zip(kept, other.together):
                 results[index].together = reward
             groups = [[*group, padding] for group in groups]
         return groups, explanation
 
-    def _variants(self, kept, other):
+    def _variants(self, kept, other_template):
         "Return the variants of the probes that are compared."
-        key = (*kept, other.template)
+        key = (*kept, other_template)
         if key not in self.variants:
-            self.variants[key] = TokenVariants(
-                [self.probes[index] for index in kept],
-                [self.ids[index] for index in kept],
-                self.facts,
-                templates=_templates(self.scorer.tokenizer.chat_template, self.template, other.template),
-            )
+            probes = [self.probes[index] for index in kept]
+            ids_here = [self.ids[index] for index in kept]
+            templates = _templates(self.scorer.tokenizer.chat_template, self.template, other_template)
+            self.variants[key] = TokenVariants(probes, ids_here, self.facts, templates=templates)
         return self.variants[key]
 
     def _results(self, other):
+        "Return the rewards of each probe, without those in one request."
         results = []
         for index, reward in enumerate(self.here.rewards(self.ids)):
             result = ProbeResult(
@@ -177,30 +184,39 @@ def _table(probes):
     has_together = any(probe.together is not None for probe in probes)
     width = max(len(probe.name) for probe in probes)
     header = f"{'probe':{width}}  tokens        here       there  difference"
-    lines = [header + ("  in one request" if has_together else "")]
+    if has_together:
+        header += "  in one request"
+    lines = [header]
     for probe in probes:
         line = f"{probe.name:{width}}  {probe.tokens:6}  {probe.here:10.4f}"
         if probe.there is None:
-            lines.append(f"{line}  none: {probe.problem[:100]}")
-            continue
-        line += f"  {probe.there:10.4f}  {probe.difference:+10.4f}"
-        lines.append(line + (f"  {probe.together:14.4f}" if probe.together is not None else ""))
+            line += f"  none: {probe.problem[:100]}"
+        else:
+            line += f"  {probe.there:10.4f}  {probe.difference:+10.4f}"
+            if probe.together is not None:
+                line += f"  {probe.together:14.4f}"
+        lines.append(line)
     return lines
 
 # %% ../nbs/10_verify.ipynb #08dd5e43
 MAX_DIAGNOSES = 4 # that are reported
 
 
-def _templates(own, saved, other):
+def _templates(here, saved, other):
     "Return the chat templates that the other program may use, by name."
-    found = {"that of the checkpoint": saved, "that of the other tokenizer": other}
-    return {name: template for name, template in found.items() if template and template != own}
+    templates = {}
+    if saved and saved != here:
+        templates["that of the checkpoint"] = saved
+    if other and other != here:
+        templates["that of the other tokenizer"] = other
+    return templates
 
 
 def _scale(scorer):
     "Return mean and standard deviation of the checkpoint; None if it has none."
     facts = getattr(scorer.model.config, "rlhf_reward", None) or {}
-    mean, std = facts.get("reward_mean"), facts.get("reward_std")
+    mean = facts.get("reward_mean")
+    std = facts.get("reward_std")
     return (mean, std) if mean is not None and std else None
 
 
@@ -208,31 +224,36 @@ def _causes(search, other, kept):
     "Return the groups of causes that explain the probes alone equally, and the first explanation of the search."
     if other.again is not None and not is_close(other.again, search.there[0], search.tolerance):
         return [[RANDOM]], None
-    if other.ids is None or search.here.reads_response: # whose marks other tools do not have
-        found = explain(search)
-        return [list(explanation.causes) for explanation in found] or [[UNKNOWN]], found[0] if found else None
-    known = [list(search.here.typed(other.ids[index])) for index in kept]
-    tokens = list(name_tokens(search.variants, known))
-    variants = search.variants.reading(known)
-    found = explain(CauseSearch(search.here, variants, search.there, search.tolerance, search.scale))
-    if not found:
-        return [[*tokens, OTHER_WEIGHTS]], None
-    return [tokens + list(explanation.causes) for explanation in found], found[0]
+    token_causes = []
+    no_explanation = UNKNOWN
+    if other.ids is not None and not search.here.reads_response: # a tool's ids have no marks of the response
+        ids_there = [list(search.here.typed(other.ids[index])) for index in kept]
+        token_causes = list(name_tokens(search.variants, ids_there))
+        no_explanation = OTHER_WEIGHTS
+        variants = search.variants.reading(ids_there)
+        search = CauseSearch(search.here, variants, search.there, search.tolerance, search.scale)
+    explanations = explain(search)
+    if not explanations:
+        return [[*token_causes, no_explanation]], None
+    groups = [[*token_causes, *explanation.causes] for explanation in explanations]
+    return groups, explanations[0]
 
 
 def _diagnosis(causes, kind):
+    "Return the causes as the report has them, with their remedies in this kind of program."
     names = [cause.name for cause in causes]
-    return Diagnosis(names, [c.sentence for c in causes], [remedy_for(cause, kind) for cause in causes])
+    sentences = [cause.sentence for cause in causes]
+    remedies = [remedy_for(cause, kind) for cause in causes]
+    return Diagnosis(names, sentences, remedies)
 
 
 def _equal_probes(results, tolerance):
     "Return a note on the probes that are equal, if the rewards have no other explanation."
-    equal = [result.name for result in results if result.there is not None and _is_equal(result, tolerance)]
+    equal = []
+    for result in results:
+        if result.there is not None and is_close(result.here, result.there, tolerance):
+            equal.append(result.name)
     return [f"Equal are: {', '.join(equal)}."] if equal else []
-
-
-def _is_equal(result, tolerance):
-    return is_close(result.here, result.there, tolerance)
 
 
 def _notes(other, dtype, num_refused, num_groups):

@@ -7,7 +7,7 @@ __all__ = ['name_tokens']
 
 # %% ../nbs/10g_verify_known.ipynb #9591b272
 from .verify_values import truncation_cause
-from .verify_ids import TokenVariants, cuts, truncated
+from .verify_ids import TokenVariants, cuts, kept_token, truncated
 from .verify_tokens import Cause
 
 # %% ../nbs/10g_verify_known.ipynb #dbe70ddf
@@ -16,43 +16,58 @@ def name_tokens(
     known: list[list[int]], # their ids in the other program
 ) -> tuple[Cause, ...]: # none if the ids are equal
     "Return the fewest causes that make these ids."
-    known = [list(ids) for ids in known]
-    indices = range(len(known))
+    ids_there = [list(ids) for ids in known]
     for count in (0, 1, 2):
         for group in variants.groups(count):
-            if all(variants.ids(group, index) == known[index] for index in indices):
+            if _matches(variants, group, ids_there):
                 return group
     for count in (0, 1):
         for group in variants.groups(count):
-            whole = [variants.ids(group, index) for index in indices]
-            cause = _known_truncation(whole, known, variants.facts)
-            if cause:
-                return (*group, cause)
-    index = next(index for index in indices if known[index] != variants.own[index])
-    return (_unnamed(variants.own[index], known[index], variants),)
+            truncation = _find_truncation(variants, group, ids_there)
+            if truncation is not None:
+                return (*group, truncation)
+    index = 0 # of the first probe whose ids differ
+    while variants.ids_here[index] == ids_there[index]:
+        index += 1
+    return (_unnamed(variants.ids_here[index], ids_there[index], variants.facts),)
 
 
-def _known_truncation(sequences, known, facts):
-    "Return the truncation that makes the known ids of whole ones; None if there is none."
-    limit = max(map(len, known))
+def _matches(variants, group, ids_there):
+    "Return whether causes give the ids of all probes."
+    for index, ids in enumerate(ids_there):
+        if variants.ids(group, index) != ids:
+            return False
+    return True
+
+
+def _find_truncation(variants, group, ids_there):
+    "Return the truncation that, after other causes, gives the ids of all probes; None if there is none."
+    sequences = [variants.ids(group, index) for index in range(len(ids_there))]
     if None in sequences:
         return None
+    facts = variants.facts
+    limit = max(len(ids) for ids in ids_there)
     for side, keeps in cuts(sequences[-1], facts):
-        if [truncated(ids, limit, side, keeps) for ids in sequences] == known:
-            tokens = facts.tokenizer.convert_ids_to_tokens(sequences[-1])
-            return truncation_cause([limit], side, tokens[-1 if side == "right" else 0] if keeps else "")
+        if [truncated(ids, limit, side, keeps) for ids in sequences] == ids_there:
+            return truncation_cause([limit], side, kept_token(sequences[-1], side, keeps, facts))
     return None
 
 
-def _unnamed(own, known, variants):
-    "Return the cause of ids that no known cause makes."
-    position = 0
-    while own[position:position + 1] == known[position:position + 1]:
+def _unnamed(here, there, facts):
+    "Return the cause of ids that no cause of the catalog gives."
+    position = 0 # of the first difference
+    while here[position:position + 1] == there[position:position + 1]:
         position += 1
-    shown = []
-    for ids in (own, known):
-        part = ids[max(position - 2, 0):position + 3]
-        part = [item[0] if isinstance(item, tuple) else item for item in part]
-        shown.append(repr(variants.facts.tokenizer.decode(part)))
-    sentence = f"The token ids differ from position {position} on: {shown[0]} here, {shown[1]} there."
+    shown_here = _decode_around(here, position, facts.tokenizer)
+    shown_there = _decode_around(there, position, facts.tokenizer)
+    sentence = f"The token ids differ from position {position} on: {shown_here} here, {shown_there} there."
     return Cause("template", "other tokens", sentence, "Compare tokenizer and chat template of the two.")
+
+
+def _decode_around(ids, position, tokenizer):
+    "Return the text of the tokens around a position, with quotation marks."
+    tokens = []
+    for token in ids[max(position - 2, 0):position + 3]:
+        is_pair = isinstance(token, tuple) # of id and token type
+        tokens.append(token[0] if is_pair else token)
+    return repr(tokenizer.decode(tokens))

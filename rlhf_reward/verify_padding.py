@@ -9,7 +9,7 @@ __all__ = ['padding_cause']
 from typing import Optional
 
 from .verify_values import PADDING, PADDING_REMEDY
-from .verify_search import ROUNDING, CauseSearch, Explanation, is_close
+from .verify_matching import ROUNDING, CauseSearch, Explanation, is_close
 from .verify_tokens import Cause
 
 # %% ../nbs/10h_verify_padding.ipynb #67d5e9bf
@@ -19,45 +19,46 @@ def padding_cause(
     together: list[float], # rewards in one request with all probes
 ) -> Optional[Cause]: # None if they are those of the probes alone
     "Return how the texts of a request are padded in the other program."
-    differences = [abs(reward - alone) for reward, alone in zip(together, search.there)]
-    allowed = [search.tolerance * max(1, abs(alone)) for alone in search.there]
-    if all(difference <= limit for difference, limit in zip(differences, allowed)):
+    pairs = list(zip(search.there, together))
+    if all(is_close(alone, reward, search.tolerance) for alone, reward in pairs):
         return None
     name = None
     if explanation and search.here.is_decoder:
         name = _padding_name(search, explanation, together)
     if name is None:
         noise = max(search.noise("bfloat16"), search.noise("float16"))
-        is_rounding = all(difference <= ROUNDING * noise for difference in differences)
+        is_rounding = all(abs(reward - alone) <= ROUNDING * noise for alone, reward in pairs)
         name = "rounding" if is_rounding else "other"
     return Cause("padding", f"padding: {name}", PADDING[name], PADDING_REMEDY)
 
 
 def _padding_name(search, explanation, together):
     "Return the way of padding that gives these rewards; None if none does."
-    longest = max(map(len, explanation.sequences))
     tolerance = search.tolerance
     for cause in explanation.causes:
         if cause.stage == "precision":
             tolerance = max(tolerance, ROUNDING * search.noise(cause.name, explanation.value))
     tokenizer = search.variants.facts.tokenizer
-    for pad in dict.fromkeys([tokenizer.pad_token_id, tokenizer.eos_token_id, 0]):
+    pads = [pad for pad in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if pad is not None]
+    for pad in dict.fromkeys(pads): # each once
         for name in ("left as text", "right as text", "left positions"):
-            if pad is not None and _gives(search, explanation, together, (name, pad, longest), tolerance):
+            if _gives(search.here, explanation, together, name, pad, tolerance):
                 return name
     return None
 
 
-def _gives(search, explanation, together, way, tolerance):
-    "Return whether a way of padding gives these rewards."
-    name, pad, longest = way
-    for ids, reward in zip(explanation.sequences, together):
+def _gives(here, explanation, together, name, pad, tolerance):
+    "Return whether a way of padding, of `PADDING`, gives these rewards."
+    longest = max(len(ids) for ids in explanation.sequences)
+    for ids, expected in zip(explanation.sequences, together):
         padding = [pad] * (longest - len(ids))
-        if name == "left positions":
-            row = search.here.padded(ids, shift=len(padding))
+        if name == "left as text":
+            reward = here.padded(padding + ids)
+        elif name == "right as text":
+            reward = here.padded(ids + padding)
         else:
-            row = search.here.padded(padding + ids if name == "left as text" else ids + padding)
-        found, = explanation.value([row])
-        if not is_close(found, reward, tolerance):
+            reward = here.padded(ids, shift=len(padding))
+        [reward] = explanation.value([reward])
+        if not is_close(reward, expected, tolerance): # the others need not be computed
             return False
     return True

@@ -323,11 +323,11 @@ class RewardServer:
         self.name = base
         self.send = send or HttpSender(base, token, timeout)
         self.path = path
-        self.model, found = model_and_kind(self.send, path)
+        self.model, detected = model_and_kind(self.send, path)
         served = [form.kind for form in FORMS if form.path == path]
-        if kind is None and found and served and found not in served:
-            found = served[0] # a server of this library, which has the paths of others
-        self.kind = kind or found
+        if kind is None and detected and served and detected not in served:
+            detected = served[0] # a server of this library, which has the paths of others
+        self.kind = kind or detected
         if self.kind is None:
             raise CannotVerify(
                 f"{base} is none of the servers that are recognized ({', '.join(KINDS)}); expected --kind, or an "

@@ -60,7 +60,7 @@ class TokenFacts:
         "Return the ids of a text as the tokenizer gives them by default."
         return self.tokenizer(text, verbose=False)["input_ids"]
 
-    def own_ids(
+    def ids_here(
         self,
         messages: list[dict[str, str]], # of a conversation
         **template: Any, # variables of the chat template
@@ -149,7 +149,7 @@ def generation_prompt(
     facts: TokenFacts, # of the tokenizer
 ) -> Optional[list[int]]:
     "Return the ids with an open turn after the conversation."
-    return facts.own_ids(messages, add_generation_prompt=True) if messages else None
+    return facts.ids_here(messages, add_generation_prompt=True) if messages else None
 
 
 def raw(
@@ -234,11 +234,11 @@ def apart(
     if not messages:
         end = [facts.end] if facts.ends_with_eos and facts.end is not None else []
         return facts.raw_ids(probe.prompt) + facts.plain_ids(probe.response) + end
-    whole = str(render(messages, facts.tokenizer))
+    rendered = str(render(messages, facts.tokenizer))
     prompt = str(render(messages[:-1], facts.tokenizer, {"add_generation_prompt": True}))
-    if not whole.startswith(prompt):
+    if not rendered.startswith(prompt):
         return None
-    return facts.plain_ids(prompt) + facts.plain_ids(whole.removeprefix(prompt))
+    return facts.plain_ids(prompt) + facts.plain_ids(rendered.removeprefix(prompt))
 
 
 def as_pair(
@@ -262,13 +262,13 @@ def no_default_system(
 ) -> Optional[list[int]]:
     "Return the ids without the system message that the template writes where there is none."
     if not messages or messages[0]["role"] == "system":
-        return None if not messages else facts.own_ids(messages)
+        return None if not messages else facts.ids_here(messages)
     mark = "The-system-text"
-    whole = str(render(messages, facts.tokenizer))
+    rendered = str(render(messages, facts.tokenizer))
     before, _, after = str(render(with_system(messages, mark), facts.tokenizer)).partition(mark)
     turn_end = chat_marks(facts.tokenizer).end
     rest = after.removeprefix(turn_end)
-    if not after or rest == after or not whole.startswith(before) or not whole.endswith(after):
+    if not after or rest == after or not rendered.startswith(before) or not rendered.endswith(after):
         return None
     begin = facts.tokenizer.bos_token or ""
     return facts.plain_ids((begin if begin and before.startswith(begin) else "") + rest)

@@ -207,18 +207,18 @@ def imported_modules(modules):
 
 def imported_by(path, name, known):
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    found = set()
+    result = set()
     for node in statements_at_import(parse(read(path))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            result |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             parts = package.split(".")
             base = parts[:len(parts) - node.level + 1] if node.level else []
             source = ".".join([*base, *filter(None, [node.module])])
             for alias in node.names:
                 inner = f"{source}.{alias.name}"
-                found.add(inner if inner in known else source)
-    return (found & known) - {name}
+                result.add(inner if inner in known else source)
+    return (result & known) - {name}
 
 
 def statements_at_import(tree):
@@ -332,10 +332,10 @@ def all_files():
 
 def violations(check, paths=None):
     "Every violation of one rule."
-    found = []
+    result = []
     for path in paths or all_files():
-        found += check(path)
-    return found
+        result += check(path)
+    return result
 
 
 if __name__ == "__main__":

@@ -437,7 +437,7 @@ def test_attributes_are_trained_and_the_loss_of_the_reward_is_added(base, tmp_pa
         trainer = trainer_of(base, tmp_path, used, loss, model)
         for collate in (pad_comparisons, pack_comparisons):
             batch = collate(list(trainer.train_dataset))
-            found = trainer.compute_loss(model, batch)
+            result = trainer.compute_loss(model, batch)
             expected = []
             for row in used:
                 texts = [ids_of(row["prompt"] + response) for response in row["responses"]]
@@ -454,7 +454,7 @@ def test_attributes_are_trained_and_the_loss_of_the_reward_is_added(base, tmp_pa
                     threshold = trainer.reward_loss.threshold if loss == "rao_kupper" else 0
                     own = own - torch.nn.functional.logsigmoid(margin - threshold)
                 expected.append(own)
-            torch.testing.assert_close(found, sum(expected) / len(used))
+            torch.testing.assert_close(result, sum(expected) / len(used))
     assert trainer_of(base, tmp_path, ALL_RATED, max_steps=1).train().training_loss > 0
 
 
@@ -509,12 +509,12 @@ def test_weights_are_those_of_bradley_terry():
     differences = generator.normal(size=(6000, 3)) * [1, 3, 1]
     wins = generator.random(6000) < 1 / (1 + np.exp(-differences @ true))
     oriented = np.where(wins[:, None], differences, -differences)
-    found = bradley_terry_weights(oriented, np.ones(6000))
-    assert found == pytest.approx(true, abs=0.12)
+    result = bradley_terry_weights(oriented, np.ones(6000))
+    assert result == pytest.approx(true, abs=0.12)
     scaled = bradley_terry_weights(oriented * [1, 10, 1], np.ones(6000))
-    assert scaled == pytest.approx(found / [1, 10, 1], rel=1e-3, abs=1e-4) # the prior has no unit
+    assert scaled == pytest.approx(result / [1, 10, 1], rel=1e-3, abs=1e-4) # the prior has no unit
     half = bradley_terry_weights(np.vstack([oriented, oriented]), np.full(12000, 0.5))
-    assert half == pytest.approx(found, rel=1e-4, abs=1e-5)
+    assert half == pytest.approx(result, rel=1e-4, abs=1e-5)
     for share in (0.6, 0.9): # one attribute: σ(2 w) is the share of pairs that it orders right
         pairs = np.repeat([[2.0], [-2.0]], [round(1000 * share), round(1000 * (1 - share))], axis=0)
         assert 1 / (1 + np.exp(-2 * bradley_terry_weights(pairs, np.ones(1000))[0])) == pytest.approx(share, abs=3e-3)
@@ -625,8 +625,8 @@ def test_the_report_has_the_figures_of_each_attribute(saved, monkeypatch):
     monkeypatch.setattr(report, "plots", lambda evaluation: {}) # which take seconds
     scorer = Scorer.from_pretrained(saved, device="cpu")
     rows = rated_rows()[1:4:2] + rated_rows()[5:]
-    found = evaluate(scorer, rows)
-    figures = found.report["attributes"]
+    result = evaluate(scorer, rows)
+    figures = result.report["attributes"]
     assert list(figures) == NAMES and [figures[name]["weight"] for name in NAMES] == list(ALL_WEIGHTS.values())
     assert figures["helpfulness"]["ratings"]["responses"] == 4 and figures["clarity"]["ratings"] is None
     alone = evaluate(Scorer.from_pretrained(saved, device="cpu", attribute_weights={"helpfulness": 1.0}), rows).report
@@ -641,7 +641,7 @@ def test_the_report_has_the_figures_of_each_attribute(saved, monkeypatch):
             if rating is not None:
                 known.append((reward.attributes["helpfulness"], rating))
     assert figures["helpfulness"]["ratings"]["pearson"] == pytest.approx(np.corrcoef(*zip(*known))[0, 1], abs=1e-5)
-    evaluations = {"data": {"model": found, "rule": evaluate(Rule(lambda prompt, response: len(response)), rows)}}
+    evaluations = {"data": {"model": result, "rule": evaluate(Rule(lambda prompt, response: len(response)), rows)}}
     for page in (report.report_markdown(evaluations), report.report_html(evaluations)):
         assert page.count("Attributes, model") == 1 and "Attributes, rule" not in page
         assert all(name in page for name in NAMES)
@@ -650,11 +650,11 @@ def test_the_report_has_the_figures_of_each_attribute(saved, monkeypatch):
 
 def test_the_audit_counts_ratings(caplog):
     rows = table([*rated_rows(), {"prompt": "w3", "responses": ["a", "b"], "ratings": {"clarity": [90, 10]}}])
-    found = audit(rows)
-    assert found["attributes"]["helpfulness"] == {"rated": 8, "missing": 9, "min": 0.0, "mean": 22 / 8, "max": 4.0}
-    assert found["attributes"]["clarity"]["rated"] == 3
-    assert "helpfulness: 8 responses rated, 9 not; 0 to 4, mean 2.75" in audit_table(found)
-    assert any("The ratings of clarity range over 87 and those of" in note for note in found["notes"])
+    result = audit(rows)
+    assert result["attributes"]["helpfulness"] == {"rated": 8, "missing": 9, "min": 0.0, "mean": 22 / 8, "max": 4.0}
+    assert result["attributes"]["clarity"]["rated"] == 3
+    assert "helpfulness: 8 responses rated, 9 not; 0 to 4, mean 2.75" in audit_table(result)
+    assert any("The ratings of clarity range over 87 and those of" in note for note in result["notes"])
     only = audit(table(rated_rows()[:1]))
     assert only["problems"] == [] and audit(table([{**PAIR}]).remove_columns(["ranks"]))["attributes"] == {}
     same = audit(table([{"prompt": "w3", "responses": ["a", "b"], "ratings": {"clarity": [2, 2]}}]))

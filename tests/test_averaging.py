@@ -63,10 +63,10 @@ def parts(base, tmp_path_factory):
 
 
 def weights(folder):
-    found = {}
+    result = {}
     for file in Path(folder).glob("*.safetensors"):
-        found.update(load_file(file))
-    return found
+        result.update(load_file(file))
+    return result
 
 
 def change_json(file, **values):
@@ -90,11 +90,11 @@ def test_weights_are_the_mean_in_float32_and_heads_are_on_one_scale(base, parts,
         ([parts[0], half], (1.0, 1.0), True),
     )):
         average = average_checkpoints(models, tmp_path / f"{number}", align=align)
-        found = weights(tmp_path / f"{number}")
+        result = weights(tmp_path / f"{number}")
         of_parts = [weights(model) for model in models]
-        assert found.keys() == of_parts[0].keys() and len(found) > 20
+        assert result.keys() == of_parts[0].keys() and len(result) > 20
         assert_close([part.factor for part in average.parts], list(factors))
-        for name, weight in found.items():
+        for name, weight in result.items():
             scales = factors if name == "score.weight" else [1.0] * len(models)
             expected = sum(part[name].double() * scale for part, scale in zip(of_parts, scales)) / len(models)
             assert weight.dtype == of_parts[0][name].dtype
@@ -110,8 +110,8 @@ def test_equal_parts_stay_as_they_are_bit_for_bit(base, parts, tmp_path):
     for part in (parts[1], half):
         copies = [shutil.copytree(part, tmp_path / f"{Path(part).name}-{index}") for index in range(3)]
         average_checkpoints([part, *copies], tmp_path / f"mean-{Path(part).name}")
-        found, expected = weights(tmp_path / f"mean-{Path(part).name}"), weights(part)
-        assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+        result, expected = weights(tmp_path / f"mean-{Path(part).name}"), weights(part)
+        assert [name for name in expected if not torch.equal(result[name], expected[name])] == []
 
 
 def test_shards_are_read_and_written_and_no_model_is_in_memory(base, parts, tmp_path, monkeypatch):
@@ -139,8 +139,8 @@ def test_shards_are_read_and_written_and_no_model_is_in_memory(base, parts, tmp_
     average_checkpoints(parts, tmp_path / "whole")
     assert max(most) <= 3 # one that is read, one that is added, the first one
     assert len(list((tmp_path / "mean").glob("model-*-of-*.safetensors"))) > 1
-    found, expected = weights(tmp_path / "mean"), weights(tmp_path / "whole")
-    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    result, expected = weights(tmp_path / "mean"), weights(tmp_path / "whole")
+    assert [name for name in expected if not torch.equal(result[name], expected[name])] == []
     assert_close(rewards(tmp_path / "mean"), rewards(tmp_path / "whole"))
 
 
@@ -157,9 +157,9 @@ def test_other_families_attributes_and_encoders_are_averaged(tmp_path):
         for state, part in zip(states, average.parts):
             state["score.weight"] = state["score.weight"] * part.factor
         opened[0].load_state_dict({name: (states[0][name] + states[1][name]) / 2 for name in states[0]})
-        found = RewardModel.from_pretrained(tmp_path / f"{family}-mean", device="cpu")
-        assert found.attributes == tuple(options.get("attributes", ())) and found.pooling == opened[0].pooling
-        assert_close(found(IDS), opened[0](IDS), rtol=1e-5, atol=1e-6)
+        result = RewardModel.from_pretrained(tmp_path / f"{family}-mean", device="cpu")
+        assert result.attributes == tuple(options.get("attributes", ())) and result.pooling == opened[0].pooling
+        assert_close(result(IDS), opened[0](IDS), rtol=1e-5, atol=1e-6)
 
 
 def test_the_query_of_pooling_by_attention_is_averaged_and_not_scaled(base, tmp_path):
@@ -364,10 +364,10 @@ def test_the_mean_of_adapters_is_exact(tmp_path):
             state["score.weight"] = state["score.weight"] * part.factor
             states.append(state)
         merged = merge_adapter(RewardModel.from_pretrained(tmp_path / f"{name} mean", device="cpu"))
-        found = merged.state_dict()
-        for weight in found:
+        result = merged.state_dict()
+        for weight in result:
             expected = sum(state[weight] for state in states) / len(states)
-            assert (found[weight] - expected).abs().max() < 1e-5, (name, weight)
+            assert (result[weight] - expected).abs().max() < 1e-5, (name, weight)
 
 
 def test_a_bias_of_the_product_is_averaged_with_its_scale():
@@ -449,9 +449,9 @@ def test_members_of_an_ensemble_are_on_one_scale_or_refused(base, tmp_path):
     change_json(Path(folders[1]) / "config.json", rlhf_reward={
         **json.loads(Path(folders[1], "config.json").read_text())["rlhf_reward"], "reward_mean": 7.0,
     })
-    found = AdapterEnsemble(folders, "cpu")(IDS, per_head=True)
+    result = AdapterEnsemble(folders, "cpu")(IDS, per_head=True)
     first, second = map(rewards, folders)
-    assert_close(found, torch.cat([first * 2, (second - 7) * 2 / 3], dim=1), rtol=1e-4, atol=1e-5)
+    assert_close(result, torch.cat([first * 2, (second - 7) * 2 / 3], dim=1), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="expected normalize=False"):
         Scorer(AdapterEnsemble(folders, "cpu"), word_tokenizer()).score(["w4 "], ["w5"], normalize=True)
     ensemble = AdapterEnsemble(folders, "cpu")

@@ -63,9 +63,9 @@ def test_ppe_preference(tmp_path):
         vote(0, 5, "tie", hard_prompt=True, is_code=True),  # a tie of people is no pair
         vote(0, 5, "tie (bothbad)", hard_prompt=True, is_code=True),
     ]
-    found = figures("ppe-preference", write(tmp_path / "rows.jsonl", rows, as_lines=True))
-    assert (found["score"], found["Hard"], found["Coding"]) == (0.5, pytest.approx(1 / 3), 1)
-    assert found["lower bound of 2 domains"] == found["Hard"] and "Math" not in found
+    result = figures("ppe-preference", write(tmp_path / "rows.jsonl", rows, as_lines=True))
+    assert (result["score"], result["Hard"], result["Coding"]) == (0.5, pytest.approx(1 / 3), 1)
+    assert result["lower bound of 2 domains"] == result["Hard"] and "Math" not in result
     without = [vote(1, 0, "model_a")]
     assert not any("lower" in name for name in figures("ppe-preference", write(tmp_path / "a.json", without)))
     with pytest.raises(ValueError, match="Row 1 for ppe-preference cannot be used: its winner is 'model_c'; expected"):
@@ -103,8 +103,8 @@ def test_ppe_correctness(tmp_path):
         write(folder / "data/train-00000-of-00001.json", [checked(*first), checked(*second)])
     perfect = [checked([1.0, 0.0], [1, 0], [[0, 1]])]
     write(tmp_path / "ppe" / "gpqa_best_of_k/data/train-00000-of-00001.json", perfect)
-    found = figures("ppe-correctness", tmp_path / "ppe")
-    math = found["MATH"]
+    result = figures("ppe-correctness", tmp_path / "ppe")
+    math = result["MATH"]
     # right: none of the first row's three (the second of them is a tie), and the first of the second row's two
     assert math["accuracy"] == pytest.approx(1 / 5)
     picks, losses = zip(*(curve_by_all_subsets(rewards, scores) for rewards, scores, _ in (first, second)))
@@ -115,11 +115,11 @@ def test_ppe_correctness(tmp_path):
     wrong = [3.0, 2.0, 0.5, 2.5]
     wins = [(high > low) + 0.5 * (high == low) for high, low in itertools.product(right, wrong)]
     assert math["auc"] == pytest.approx(fmean(wins))
-    assert found["GPQA"]["accuracy"] == found["GPQA"]["auc"] == found["GPQA"]["best of K"] == 1
-    assert found["GPQA"]["loss"] == 0
-    assert found["score"] == pytest.approx((4 / 5 + 1) / 5)
-    assert found["lower bound of 5 domains"] == pytest.approx(1 / 5)
-    assert found["mean"]["end"] == pytest.approx((4 * 0.5 + 1) / 5)
+    assert result["GPQA"]["accuracy"] == result["GPQA"]["auc"] == result["GPQA"]["best of K"] == 1
+    assert result["GPQA"]["loss"] == 0
+    assert result["score"] == pytest.approx((4 / 5 + 1) / 5)
+    assert result["lower bound of 5 domains"] == pytest.approx(1 / 5)
+    assert result["mean"]["end"] == pytest.approx((4 * 0.5 + 1) / 5)
     whole = [{**checked([1.0, 0.0], [1, 0], [[1, 0]]), "benchmark": name} for name in PPE_CORRECTNESS]
     assert figures("ppe-correctness", write(tmp_path / "one.jsonl", whole, as_lines=True))["score"] == 1
     with pytest.raises(ValueError, match="for ppe-correctness have no GPQA, IFEval, MBPP-Plus, MMLU-Pro; expected"):
@@ -161,13 +161,13 @@ def test_rmb(tmp_path):
     for category, rewards in tree.items():
         path = tmp_path / "clone/RMB_dataset" / f"{category}.json"
         write(path, [rmb_rows(category, *own) for own in rewards])
-    found = figures("rmb", tmp_path / "clone")
-    assert found["Helpfulness, best of n"] == pytest.approx(1 / 3)
-    assert found["Harmlessness, best of n"] == 1
-    assert found["Helpfulness, pairs"] == 0.5  # every pair counts the same, whatever its category
-    assert found["Harmlessness, pairs"] == 0
-    assert found["score"] == pytest.approx((1 / 3 + 1 + 0.5 + 0) / 4)
-    assert figures("rmb", tmp_path / "clone/RMB_dataset")["score"] == found["score"]
+    result = figures("rmb", tmp_path / "clone")
+    assert result["Helpfulness, best of n"] == pytest.approx(1 / 3)
+    assert result["Harmlessness, best of n"] == 1
+    assert result["Helpfulness, pairs"] == 0.5  # every pair counts the same, whatever its category
+    assert result["Harmlessness, pairs"] == 0
+    assert result["score"] == pytest.approx((1 / 3 + 1 + 0.5 + 0) / 4)
+    assert figures("rmb", tmp_path / "clone/RMB_dataset")["score"] == result["score"]
     with pytest.raises(ValueError, match="has no rows on the hub; expected a local copy"):
         load_benchmark("rmb")
     pairs = [rmb_rows("Pairwise_set/Harmlessness/S1", 1, 0)]
@@ -200,9 +200,9 @@ def test_m_rewardbench(tmp_path):
             total = sum(shares[language, subset] * weight for subset, weight in weights.items())
             sections.append(total / sum(weights.values()))
         scores[language] = fmean(sections)
-    found = figures("m-rewardbench", path)
-    assert {language: found[language] for language in scores} == pytest.approx(scores)
-    assert found["score"] == pytest.approx(fmean(scores.values()))
+    result = figures("m-rewardbench", path)
+    assert {language: result[language] for language in scores} == pytest.approx(scores)
+    assert result["score"] == pytest.approx(fmean(scores.values()))
     loaded = load_benchmark("m-rewardbench", path)
     units = {BENCHMARKS["m-rewardbench"].unit(item.comparison, item.key) for item in loaded}
     assert len(units) == 23 * 2 and len(loaded) == 23 * 2 * 23  # a prompt is one, whatever its language
@@ -231,9 +231,9 @@ def test_prior_sets(tmp_path):
             texts = {"chosen": f"says {chosen}", "rejected": f"says {rejected}"}
             rows.append({"prompt": turns if "anthropic" in name else "q", **texts, "subset": "subsubset"})
         write(tmp_path / "data" / f"{name}-00000-of-00001.json", rows)
-    found = figures("rewardbench-prior-sets", tmp_path)
-    assert found["score"] == pytest.approx((1 + 0.25 + 0.5 + 0) / 4)
-    assert (found["anthropic_harmless"], found["mtbench_gpt4"]) == (0, 1) and "pku_safer" not in found
+    result = figures("rewardbench-prior-sets", tmp_path)
+    assert result["score"] == pytest.approx((1 + 0.25 + 0.5 + 0) / 4)
+    assert (result["anthropic_harmless"], result["mtbench_gpt4"]) == (0, 1) and "pku_safer" not in result
     prompt = load_benchmark("rewardbench-prior-sets", str(tmp_path))[0].comparison.prompt
     assert [turn["role"] for turn in prompt] == ["user", "assistant", "user"]
     (tmp_path / "data/shp-00000-of-00001.json").unlink()
@@ -266,13 +266,13 @@ def test_if_rewardbench(tmp_path):
         graph(3, "System_Prompt", (1, 1), [(0, 1)]),
     ]
     write(tmp_path / "clone/data/if_rewardbench.json", rows)
-    found = figures("if-rewardbench", tmp_path / "clone")
-    assert found["Single_Turn"]["accuracy"] == pytest.approx((2 / 4 + 1) / 2)
-    assert found["Single_Turn"]["kendall tau"] == pytest.approx(((2 - 1) / (3 * 4) ** 0.5 + 1) / 2)
-    assert found["Multi_Turn"] == {"accuracy": 0, "kendall tau": -1}
-    assert found["System_Prompt"] == {"accuracy": 0, "kendall tau": 0}
-    assert found["score"] == pytest.approx(0.75 / 3)  # types count the same
-    assert found["kendall tau"] == pytest.approx((found["Single_Turn"]["kendall tau"] - 1) / 3)
+    result = figures("if-rewardbench", tmp_path / "clone")
+    assert result["Single_Turn"]["accuracy"] == pytest.approx((2 / 4 + 1) / 2)
+    assert result["Single_Turn"]["kendall tau"] == pytest.approx(((2 - 1) / (3 * 4) ** 0.5 + 1) / 2)
+    assert result["Multi_Turn"] == {"accuracy": 0, "kendall tau": -1}
+    assert result["System_Prompt"] == {"accuracy": 0, "kendall tau": 0}
+    assert result["score"] == pytest.approx(0.75 / 3)  # types count the same
+    assert result["kendall tau"] == pytest.approx((result["Single_Turn"]["kendall tau"] - 1) / 3)
     with pytest.raises(ValueError, match="its graph prefers response 0 to 2; it has 0 to 1"):
         path = write(tmp_path / "rows.json", [graph(0, "Single_Turn", (1, 0), [(0, 2)])])
         load_benchmark("if-rewardbench", path)
@@ -286,8 +286,8 @@ def test_llmbar_as_a_tree(tmp_path):
         write(tmp_path / "clone/Dataset/LLMBar" / subset / "evaluators/a/result.json", [{"results": []}])
     write(tmp_path / "clone/Dataset/CaseStudy/Negation/dataset.json", [row])  # another benchmark
     for folder in ("clone", "clone/Dataset", "clone/Dataset/LLMBar"):
-        found = figures("llmbar", tmp_path / folder)
-        assert (found["score"], found["Adversarial/GPTInst"], found["Natural"]) == (0.8, 0, 1)
+        result = figures("llmbar", tmp_path / folder)
+        assert (result["score"], result["Adversarial/GPTInst"], result["Natural"]) == (0.8, 0, 1)
     broken = {**row, "label": 3}
     write(tmp_path / "clone/Dataset/LLMBar/Natural/dataset.json", [broken])
     with pytest.raises(ValueError, match=r"Row 5 \(Natural/dataset.json\) for llmbar cannot be used: its label is"):
@@ -314,9 +314,9 @@ def test_two_means_of_judgebench(tmp_path):
     for source, is_right in (("mmlu-pro-law", 1), ("mmlu-pro-math", 1), ("livebench-math", 0), ("livecodebench", 1)):
         responses = {"response_A": f"says {is_right}", "response_B": "says 0.5"}
         rows.append({"question": "q", **responses, "label": "A>B", "source": source})
-    found = figures("judgebench", write(tmp_path / "rows.json", rows))
-    assert found["score"] == found["mean over pairs"] == 0.75
-    assert found["mean over 3 categories"] == pytest.approx(2 / 3)
+    result = figures("judgebench", write(tmp_path / "rows.json", rows))
+    assert result["score"] == result["mean over pairs"] == 0.75
+    assert result["mean over 3 categories"] == pytest.approx(2 / 3)
 
 
 def test_every_rule_says_where_it_is_from():

@@ -93,9 +93,9 @@ def test_files_of_the_rule_are_those_that_were_read(name):
 
 def newest_rewardbench():
     "Folder and version of the newest RewardBench at hand: the installed package, or a clone."
-    found = importlib.util.find_spec("rewardbench")
-    if found:
-        return Path(found.origin).parent, importlib.metadata.version("rewardbench")
+    result = importlib.util.find_spec("rewardbench")
+    if result:
+        return Path(result.origin).parent, importlib.metadata.version("rewardbench")
     if "REWARDBENCH" not in os.environ:
         pytest.skip("the package rewardbench is not installed, and REWARDBENCH names no clone")
     folder = Path(os.environ["REWARDBENCH"])
@@ -154,9 +154,9 @@ def test_rewardbench_by_its_code():
     for subset, _, chosen, rejected in pairs:
         results[subset].append(chosen > rejected)
     expected = by_section(counts, mapping, {subset: sum(right) / len(right) for subset, right in results.items()})
-    found = BENCHMARKS["rewardbench"].rule(table_of(pairs))
-    assert {section: found[section] for section in expected} == pytest.approx(expected)
-    assert found["score"] == pytest.approx(np.mean(list(expected.values())))
+    result = BENCHMARKS["rewardbench"].rule(table_of(pairs))
+    assert {section: result[section] for section in expected} == pytest.approx(expected)
+    assert result["score"] == pytest.approx(np.mean(list(expected.values())))
 
 
 class Rows(list):
@@ -187,8 +187,8 @@ def test_ties_by_its_code():
         _, expected = process(rows)
     others = [(subset, "1", 1, 0) for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus")]
     table = table_of(others).assign(comparison=lambda table: table["comparison"] + 1000)
-    found = BENCHMARKS["rewardbench2"].rule(pd.concat([table, pd.DataFrame(lines)], ignore_index=True))
-    assert found["Ties"] == pytest.approx(expected)
+    result = BENCHMARKS["rewardbench2"].rule(pd.concat([table, pd.DataFrame(lines)], ignore_index=True))
+    assert result["Ties"] == pytest.approx(expected)
 
 
 def test_m_rewardbench_by_its_code(tmp_path):
@@ -208,9 +208,9 @@ def test_m_rewardbench_by_its_code(tmp_path):
         (tmp_path / language / "m.json").write_text(json.dumps(whole))
         [scores] = get_scores(tmp_path / language)
         expected.append(scores["score"])
-    found = BENCHMARKS["m-rewardbench"].rule(table_of(pairs))
-    assert [found["deu_Latn"], found["hin_Deva"]] == pytest.approx(expected)
-    assert found["score"] == pytest.approx(np.mean(expected)) # `get_leaderboard`, a mean of columns
+    result = BENCHMARKS["m-rewardbench"].rule(table_of(pairs))
+    assert [result["deu_Latn"], result["hin_Deva"]] == pytest.approx(expected)
+    assert result["score"] == pytest.approx(np.mean(expected)) # `get_leaderboard`, a mean of columns
 
 
 def test_prior_sets_by_their_code():
@@ -225,8 +225,8 @@ def test_prior_sets_by_their_code():
         drawn = draw(number, 5 + number)
         pairs += [(name, "", *rewards) for rewards in drawn]
         shares[name] = np.mean([chosen > rejected for chosen, rejected in drawn])
-    found = BENCHMARKS["rewardbench-prior-sets"].rule(table_of(pairs))
-    assert found == pytest.approx({"score": np.nanmean([shares[name] for name in names]), **shares})
+    result = BENCHMARKS["rewardbench-prior-sets"].rule(table_of(pairs))
+    assert result == pytest.approx({"score": np.nanmean([shares[name] for name in names]), **shares})
 
 
 def test_rm_bench_by_its_code():
@@ -241,10 +241,10 @@ def test_rm_bench_by_its_code():
         for chosen, (right, _) in enumerate(scores):
             pairs += [(domain, f"{chosen},{style}", right, wrong) for style, (_, wrong) in enumerate(scores)]
     expected = compute(rows)
-    found = BENCHMARKS["rm-bench"].rule(table_of(pairs))
+    result = BENCHMARKS["rm-bench"].rule(table_of(pairs))
     for level in ("hard", "normal", "easy"):
-        assert found[level] == pytest.approx(expected[f"{level}_acc"])
-    assert found["score"] == pytest.approx(expected["total_avg_acc"])
+        assert result[level] == pytest.approx(expected[f"{level}_acc"])
+    assert result["score"] == pytest.approx(expected["total_avg_acc"])
 
 
 def test_if_rewardbench_by_its_code():
@@ -258,12 +258,12 @@ def test_if_rewardbench_by_its_code():
         edges = drawn.sample(list(itertools.permutations(range(5), 2)), 1 + number % 7)
         by_type[kind].append(statistics([preference(rewards, *edge) for edge in edges]))
         pairs += [(kind, str(number), rewards[a], rewards[b]) for a, b in edges]
-    found = BENCHMARKS["if-rewardbench"].rule(table_of(pairs))
+    result = BENCHMARKS["if-rewardbench"].rule(table_of(pairs))
     for ours, theirs in (("accuracy", "Accuracy"), ("kendall tau", "Kendall Taub")):
         for kind, rows in by_type.items():
-            assert found[kind][ours] == pytest.approx(np.mean([row[theirs] for row in rows]))
-        means = [found[kind][ours] for kind in by_type]
-        assert found["score" if ours == "accuracy" else ours] == pytest.approx(np.mean(means))
+            assert result[kind][ours] == pytest.approx(np.mean([row[theirs] for row in rows]))
+        means = [result[kind][ours] for kind in by_type]
+        assert result["score" if ours == "accuracy" else ours] == pytest.approx(np.mean(means))
 
 
 def test_judgebench_by_its_code():
@@ -275,8 +275,8 @@ def test_judgebench_by_its_code():
         rows.append({"label": label, "judgments": [{"decision": decision}]})
         rewards = (first, second) if label == "A>B" else (second, first)
         pairs.append(("math", label[0], *rewards))
-    found = BENCHMARKS["judgebench"].rule(table_of(pairs))["mean over pairs"]
-    assert found == pytest.approx(compute(rows, reverse_order=False) / 100)
+    result = BENCHMARKS["judgebench"].rule(table_of(pairs))["mean over pairs"]
+    assert result == pytest.approx(compute(rows, reverse_order=False) / 100)
 
 
 def test_rmb_by_its_published_rewards():

@@ -51,13 +51,13 @@ def test_rewardbench(tmp_path):
         pair(1, 1, subset="alpacaeval-easy", id=99),
         pair(0, 1, subset="math-prm", id=98),
     ] # a tie is wrong; half of PRM Math is wrong
-    found = scores("rewardbench", rows, tmp_path)
-    assert found["Chat"] == pytest.approx((0.5 * 100 + 95 + 95 + 28 + 40) / 358)
-    assert found["Chat Hard"] == pytest.approx(1 - 37 / 456)
-    assert found["Safety"] == pytest.approx(1 - 136 / 740)
-    assert found["Reasoning"] == pytest.approx((984 * 0.5 + 5 * 164) / 1968)
-    assert found["score"] == pytest.approx(sum(found[section] for section in REWARDBENCH) / 4)
-    assert found["alpacaeval-easy"] == 0.5
+    result = scores("rewardbench", rows, tmp_path)
+    assert result["Chat"] == pytest.approx((0.5 * 100 + 95 + 95 + 28 + 40) / 358)
+    assert result["Chat Hard"] == pytest.approx(1 - 37 / 456)
+    assert result["Safety"] == pytest.approx(1 - 136 / 740)
+    assert result["Reasoning"] == pytest.approx((984 * 0.5 + 5 * 164) / 1968)
+    assert result["score"] == pytest.approx(sum(result[section] for section in REWARDBENCH) / 4)
+    assert result["alpacaeval-easy"] == 0.5
     with pytest.raises(ValueError, match="The rows for rewardbench have no hep-rust; expected each part"):
         scores("rewardbench", [row for row in rows if row["subset"] != "hep-rust"], tmp_path)
     with pytest.raises(ValueError, match="have no other parts, but shp"):
@@ -95,8 +95,8 @@ def test_rewardbench2(tmp_path):
             "id": "tied:2",
         }, # right by 2, apart by 4
     ]
-    found = scores("rewardbench2", rows + ties, tmp_path)
-    assert (found["Factuality"], found["Precise IF"], found["Math"], found["Safety"], found["Focus"]) == (
+    result = scores("rewardbench2", rows + ties, tmp_path)
+    assert (result["Factuality"], result["Precise IF"], result["Math"], result["Safety"], result["Focus"]) == (
         0.75,
         0,
         0.25,
@@ -107,8 +107,8 @@ def test_rewardbench2(tmp_path):
     expected += 0.2 * 0.5 # 2 > 1 but not 2 > 4
     expected += 0.2 * 0.5 # min(4, 2) > 1 but not min(-1, 2) > 4
     expected += 0.01 * (math.tanh(2 / 1 - 1) + math.tanh(-1 / 4 - 1)) / 2
-    assert found["Ties"] == pytest.approx(expected)
-    assert found["score"] == pytest.approx((0.75 + 0 + 0.25 + 1 + 1 + expected) / 6)
+    assert result["Ties"] == pytest.approx(expected)
+    assert result["score"] == pytest.approx((0.75 + 0 + 0.25 + 1 + 1 + expected) / 6)
     with pytest.raises(ValueError, match="not in twos"):
         scores("rewardbench2", rows + ties[:3], tmp_path)
     with pytest.raises(ValueError, match="have no Ties"):
@@ -141,19 +141,19 @@ def test_rm_bench(tmp_path):
     ]
     rows += [{**rows[0], "domain": domain} for domain in ("code", "math")]
     rows.append(rows[2]) # the two of safety are one, by rows
-    found = scores("rm-bench", rows, tmp_path)
-    assert found["code"] == found["math"] == found["chat"]
-    assert found["chat"]["matrix"] == [
+    result = scores("rm-bench", rows, tmp_path)
+    assert result["code"] == result["math"] == result["chat"]
+    assert result["chat"]["matrix"] == [
         [1, 0, 0],
         [1, 1, 0],
         [1, 1, 1],
     ] # rows: style of the chosen; columns: of the rejected
-    assert (found["chat"]["easy"], found["chat"]["normal"], found["chat"]["hard"]) == (1, 1, 0)
-    assert found["safety"]["matrix"] == [[1, 1, 2 / 3]] * 3 # a tie is wrong
-    assert found["hard"] == pytest.approx((3 * 0 + (1 + 2 / 3 + 2 / 3) / 3) / 4)
-    assert found["easy"] == 1
-    assert found["normal"] == pytest.approx((3 + 8 / 9) / 4)
-    assert found["score"] == pytest.approx((found["easy"] + found["normal"] + found["hard"]) / 3)
+    assert (result["chat"]["easy"], result["chat"]["normal"], result["chat"]["hard"]) == (1, 1, 0)
+    assert result["safety"]["matrix"] == [[1, 1, 2 / 3]] * 3 # a tie is wrong
+    assert result["hard"] == pytest.approx((3 * 0 + (1 + 2 / 3 + 2 / 3) / 3) / 4)
+    assert result["easy"] == 1
+    assert result["normal"] == pytest.approx((3 + 8 / 9) / 4)
+    assert result["score"] == pytest.approx((result["easy"] + result["normal"] + result["hard"]) / 3)
     with pytest.raises(ValueError, match="The rows for rm-bench have no math; expected each part"):
         scores("rm-bench", rows[:4], tmp_path)
 
@@ -170,14 +170,14 @@ def test_llmbar(tmp_path):
         }
 
     assert scores("llmbar", [row(1, 0, 1.0, "Natural"), row(1, 0, "1", "Natural")], tmp_path)["score"] == 1
-    found = scores(
+    result = scores(
         "llmbar",
         [row(1, 0, 1, "Natural"), row(1, 0, 2, "Manual"), row(0, 1, 2, "Manual"), row(1, 1, 2, "Manual")],
         tmp_path,
     )
-    assert found["Natural"] == 1
-    assert found["Manual"] == 0.5
-    assert found["score"] == 0.75 # subsets count the same
+    assert result["Natural"] == 1
+    assert result["Manual"] == 0.5
+    assert result["score"] == 0.75 # subsets count the same
     with pytest.raises(ValueError, match="Row 1 for llmbar cannot be used: its label is '3'; expected 1 or 2"):
         scores("llmbar", [row(1, 0, 3, "Natural")], tmp_path)
 
@@ -202,14 +202,14 @@ def test_judgebench(tmp_path):
         row(0, 0, "B>A", "livecodebench"),
         row(1, 2, "A>B", "livebench-reasoning"),
     ]
-    found = scores("judgebench", rows, tmp_path)
-    assert (found["knowledge"], found["math"], found["coding"], found["reasoning"]) == (
+    result = scores("judgebench", rows, tmp_path)
+    assert (result["knowledge"], result["math"], result["coding"], result["reasoning"]) == (
         0.5,
         1,
         pytest.approx(2 / 3),
         0,
     ) # of a tie its code says B>A
-    assert found["score"] == pytest.approx(4 / 7) # pairs count the same
+    assert result["score"] == pytest.approx(4 / 7) # pairs count the same
     with pytest.raises(
         ValueError, match="Row 1 for judgebench cannot be used: its label is 'A=B'; expected A>B or B>A"
     ):
@@ -247,8 +247,8 @@ def test_ultrafeedback(tmp_path):
             "score_rejected": given[1],
         }
 
-    found = scores("ultrafeedback", [row(1, 0, 9.0, 2.0), row(1, 2, 7.0, 6.0), row(1, 2, 7.0, 7.0)], tmp_path)
-    assert found["score"] == 0.5
+    result = scores("ultrafeedback", [row(1, 0, 9.0, 2.0), row(1, 2, 7.0, 6.0), row(1, 2, 7.0, 7.0)], tmp_path)
+    assert result["score"] == 0.5
 
 
 def test_helpsteer2(tmp_path):
@@ -344,12 +344,12 @@ def test_intervals_of_a_score_against_the_binomial(tmp_path):
         )
 
     path = write(rows, tmp_path)
-    found = [evaluate_benchmark(noisy(seed, 0), "judgebench", path) for seed in range(3)]
-    errors = [one.report["benchmark"]["score_interval"]["error"] for one in found]
+    result = [evaluate_benchmark(noisy(seed, 0), "judgebench", path) for seed in range(3)]
+    errors = [one.report["benchmark"]["score_interval"]["error"] for one in result]
     assert np.mean(errors) == pytest.approx(np.sqrt(0.25 / 300), rel=0.2)
     one = evaluate_benchmark(Rule(stated_reward), "judgebench", path)
     alike = evaluate_benchmark(noisy(0, 90), "judgebench", path)
-    near, far = (compare({"one": one, "other": other})["pairs"][0]["score_difference"] for other in (alike, found[0]))
+    near, far = (compare({"one": one, "other": other})["pairs"][0]["score_difference"] for other in (alike, result[0]))
     assert near["error"] < 0.6 * far["error"]
     assert 0 <= near["p_value"] <= 1
     assert near["value"] == pytest.approx(one.report["benchmark"]["score"] - alike.report["benchmark"]["score"])
@@ -376,14 +376,14 @@ def test_units_stay_together(tmp_path):
     for row in range(40):
         for kind in ("ref", "tied"):
             ties.append({**four(row % 2, 0, subset="Ties", id=f"{kind}:{row}"), "prompt": f"{kind} {row}"})
-    found = evaluate_benchmark(Rule(stated_reward), "rewardbench2", write(rows + ties, tmp_path))
-    assert len(found.replicates) == 20
-    assert found.report["benchmark"]["score_interval"]["error"] > 0
+    result = evaluate_benchmark(Rule(stated_reward), "rewardbench2", write(rows + ties, tmp_path))
+    assert len(result.replicates) == 20
+    assert result.report["benchmark"]["score_interval"]["error"] > 0
     other = evaluate_benchmark(
         Rule(lambda prompt, response: -stated_reward(prompt, response)), "rewardbench2", write(rows + ties, tmp_path)
     )
     for report in (report_markdown, report_html):
-        page = report({"rewardbench2": {"m": found, "other": other}})
+        page = report({"rewardbench2": {"m": result, "other": other}})
         assert "95 % interval of the score" in page
         assert "difference of the benchmark" in page
         assert page.count("m − other") == 2
@@ -401,12 +401,12 @@ def test_baselines_by_the_rule_itself(tmp_path):
         four(1, 0, subset="Ties", id="ref:1"),
         {"prompt": "q", "chosen": ["says 1", "says 1"], "rejected": ["says 0"], "subset": "Ties", "id": "tied:1"},
     ]
-    found = evaluate_benchmark(
+    result = evaluate_benchmark(
         Rule(lambda prompt, response: 1.0), "rewardbench2", write(rows + ties, tmp_path)
     ).report["benchmark"]
-    assert found["baselines"]["longer wins"] == pytest.approx((1 + 0.25 + 0 + 0.25 + 0 + 0) / 6)
-    assert found["baselines"]["shorter wins"] == pytest.approx((0 + 0.25 + 1 + 0.25 + 1 + 0) / 6)
-    assert found["baselines"]["prompt-blind"] == found["score"] == pytest.approx(0.25 * 5 / 6)
+    assert result["baselines"]["longer wins"] == pytest.approx((1 + 0.25 + 0 + 0.25 + 0 + 0) / 6)
+    assert result["baselines"]["shorter wins"] == pytest.approx((0 + 0.25 + 1 + 0.25 + 1 + 0) / 6)
+    assert result["baselines"]["prompt-blind"] == result["score"] == pytest.approx(0.25 * 5 / 6)
 
 
 @pytest.mark.parametrize(
@@ -486,18 +486,18 @@ def test_ties_at_the_edge(tmp_path):
         "subset": "Ties",
         "id": "tied:2",
     } # above by 0, apart by 0
-    found = scores(
+    result = scores(
         "rewardbench2",
         [*rows, four(1, 1, subset="Ties", id="ref:1"), tied, four(2, 1, subset="Ties", id="ref:2"), same],
         tmp_path,
     )
-    assert found["Ties"] == pytest.approx(0.3 * 0 + 0.3 * 0.5 + 0.01 * (math.tanh(0 / 1 - 1) + 0) / 2)
+    assert result["Ties"] == pytest.approx(0.3 * 0 + 0.3 * 0.5 + 0.01 * (math.tanh(0 / 1 - 1) + 0) / 2)
     turned = scores(
         "rewardbench2",
         [*rows, same, four(2, 1, subset="Ties", id="ref:2"), tied, four(1, 1, subset="Ties", id="ref:1")],
         tmp_path,
     )
-    assert turned["Ties"] == found["Ties"] # each with its own, in any order
+    assert turned["Ties"] == result["Ties"] # each with its own, in any order
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -530,12 +530,12 @@ def test_another_benchmark(tmp_path, monkeypatch):
         "mine",
         Benchmark("me/mine", dict.fromkeys(("q", "good", "bad"), "a text"), read, rule, says="Good answers above 0."),
     )
-    found = scores(
+    result = scores(
         "mine",
         [{"q": "q", "good": "says 1", "bad": "says 5"}, {"q": "q", "good": "says -1", "bad": "says -5"}],
         tmp_path,
     )
-    assert found == {
+    assert result == {
         "name": "mine",
         "rule": "Good answers above 0.",
         "rule_source": None,

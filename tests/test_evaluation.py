@@ -75,12 +75,12 @@ def random_table(count=200, seed=0):
 
 def test_interval_of_independent_pairs():
     values = np.array([1] * 70 + [0] * 30)
-    found = interval(values, np.arange(100))
+    result = interval(values, np.arange(100))
     error = 1.96 * math.sqrt(0.7 * 0.3 / 100)
-    assert found["value"] == 0.7
-    assert found["low"] == pytest.approx(0.7 - error, abs=0.015)
-    assert found["high"] == pytest.approx(0.7 + error, abs=0.015)
-    assert interval(values, np.arange(100)) == found
+    assert result["value"] == 0.7
+    assert result["low"] == pytest.approx(0.7 - error, abs=0.015)
+    assert result["high"] == pytest.approx(0.7 + error, abs=0.015)
+    assert interval(values, np.arange(100)) == result
     uneven = np.linspace(0, 1, 100)
     assert (
         interval(uneven, np.arange(100))
@@ -111,8 +111,8 @@ def test_interval_of_clusters_against_the_sandwich():
     prompts = np.repeat(np.arange(300), sizes)
     residuals = np.array([(values[prompts == prompt] - values.mean()).sum() for prompt in range(300)])
     error = 1.96 * math.sqrt((residuals**2).sum()) / len(values) # of a ratio, linearised
-    found = interval(values, prompts)
-    assert (found["high"] - found["low"]) / 2 == pytest.approx(error, rel=0.1)
+    result = interval(values, prompts)
+    assert (result["high"] - result["low"]) / 2 == pytest.approx(error, rel=0.1)
 
 
 def test_interval_covers_what_it_says():
@@ -120,8 +120,8 @@ def test_interval_covers_what_it_says():
     inside = 0
     for repetition in range(200):
         values = (draw.random(120).reshape(40, 3) < draw.beta(4, 2, 40)[:, None]).astype(float).ravel() # mean 2/3
-        found = interval(values, np.repeat(np.arange(40), 3), seed=repetition)
-        inside += found["low"] <= 2 / 3 <= found["high"]
+        result = interval(values, np.repeat(np.arange(40), 3), seed=repetition)
+        inside += result["low"] <= 2 / 3 <= result["high"]
     assert 0.89 <= inside / 200 <= 0.99
 
 
@@ -167,7 +167,7 @@ def test_the_order_of_rows_changes_no_interval():
 
 def test_accuracy_and_counts_by_a_plain_loop():
     rewards, ranks, prompts, tokens = random_table()
-    found = statistics(table(rewards, ranks, prompts=prompts, tokens=tokens))
+    result = statistics(table(rewards, ranks, prompts=prompts, tokens=tokens))
     pairs = []
     for own_rewards, own_ranks, own_tokens in zip(rewards, ranks, tokens):
         for winner, loser in itertools.permutations(range(len(own_ranks)), 2):
@@ -177,26 +177,26 @@ def test_accuracy_and_counts_by_a_plain_loop():
     def share(values):
         return sum(1 if value > 0 else 0.5 if value == 0 else 0 for value in values) / len(values)
 
-    assert found["pairs"] == len(pairs)
-    assert found["comparisons"] == 200
-    assert found["responses"] == sum(map(len, ranks))
+    assert result["pairs"] == len(pairs)
+    assert result["comparisons"] == 200
+    assert result["responses"] == sum(map(len, ranks))
     assert (
-        found["accuracy"]
+        result["accuracy"]
         == pytest.approx(share([margin for margin, _ in pairs]))
-        == found["accuracy_interval"]["value"]
+        == result["accuracy_interval"]["value"]
     )
-    assert found["tied_rewards"] == sum(margin == 0 for margin, _ in pairs) > 0
-    assert found["baselines"]["longer wins"]["value"] == pytest.approx(share([longer for _, longer in pairs]))
-    assert found["baselines"]["shorter wins"]["value"] == pytest.approx(1 - share([longer for _, longer in pairs]))
+    assert result["tied_rewards"] == sum(margin == 0 for margin, _ in pairs) > 0
+    assert result["baselines"]["longer wins"]["value"] == pytest.approx(share([longer for _, longer in pairs]))
+    assert result["baselines"]["shorter wins"]["value"] == pytest.approx(1 - share([longer for _, longer in pairs]))
     random_share = statistics(table([[1.0, 2.0]] * 400, [[1, 2]] * 400))["baselines"]["random"]
     assert random_share["value"] == 0.5
     assert random_share["low"] == pytest.approx(0.5 - 1.96 * 0.5 / 20, abs=0.004) # 400 tosses of a coin
     assert random_share["high"] == pytest.approx(0.5 + 1.96 * 0.5 / 20, abs=0.004)
-    assert found["length"]["chosen_longer"]["pairs"] == sum(longer > 0 for _, longer in pairs)
-    assert found["length"]["chosen_shorter"]["accuracy"]["value"] == pytest.approx(
+    assert result["length"]["chosen_longer"]["pairs"] == sum(longer > 0 for _, longer in pairs)
+    assert result["length"]["chosen_shorter"]["accuracy"]["value"] == pytest.approx(
         share([margin for margin, longer in pairs if longer < 0])
     )
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
 def test_every_interval_is_by_prompts():
@@ -235,8 +235,8 @@ def test_every_interval_is_by_prompts():
             "shorter": report["length"]["chosen_shorter"]["accuracy"],
         }
 
-    for name, found in flat(often).items():
-        assert found == pytest.approx(flat(once)[name]), name
+    for name, result in flat(often).items():
+        assert result == pytest.approx(flat(once)[name]), name
     assert (
         make(1)["accuracy_interval"]
         != statistics(table(rewards, [[1, 2]] * 60, tokens=tokens), seed=1)["accuracy_interval"]
@@ -272,10 +272,10 @@ def test_the_same_prompt_is_known_however_it_is_written():
 )
 def test_prompts_that_all_agree_leave_room(values, prompts, lowest):
     "Nothing is drawn, and few prompts are no certainty: as many others as the exact interval allows differ."
-    found = interval(np.array(values, dtype=float), np.array(prompts), lowest=lowest)
+    result = interval(np.array(values, dtype=float), np.array(prompts), lowest=lowest)
     most = binomtest(0, len(set(prompts))).proportion_ci(method="exact").high
     value = np.mean(values)
-    assert found == pytest.approx(
+    assert result == pytest.approx(
         {"value": value, "low": (1 - most) * value + most * lowest, "high": (1 - most) * value + most}
     )
     assert most > 0.3
@@ -283,9 +283,9 @@ def test_prompts_that_all_agree_leave_room(values, prompts, lowest):
 
 def test_jackknife_of_a_mean_is_its_standard_error():
     values = np.random.default_rng(0).normal(size=20)
-    found = jackknife(values.mean(), np.array([np.delete(values, place).mean() for place in range(20)]))
+    result = jackknife(values.mean(), np.array([np.delete(values, place).mean() for place in range(20)]))
     low, high = scipy.stats.t.interval(0.95, 19, values.mean(), scipy.stats.sem(values))
-    assert found == pytest.approx(
+    assert result == pytest.approx(
         {"value": values.mean(), "error": scipy.stats.sem(values), "low": low, "high": high}
     )
     assert jackknife(1.0, np.ones(20)) is None
@@ -293,16 +293,16 @@ def test_jackknife_of_a_mean_is_its_standard_error():
 
 def test_two_models_that_differ_on_one_prompt():
     made = [Comparison(f"p{row}", ("aaa" if row else "a", "bb"), (1, 2)) for row in range(30)]
-    (found,) = compare(
+    (result,) = compare(
         {
             "one": evaluate(Rule(lambda prompt, response: len(response)), made),
             "other": evaluate(Rule(lambda prompt, response: response[0] == "a"), made),
         }
     )["pairs"]
-    assert found["p_value"] == 1
-    assert "mcnemar" not in found
-    assert (found["only_first"], found["only_second"]) == (0, 1)
-    assert found["score_difference"] is None
+    assert result["p_value"] == 1
+    assert "mcnemar" not in result
+    assert (result["only_first"], result["only_second"]) == (0, 1)
+    assert result["score_difference"] is None
 
 
 def test_a_rule_meets_no_prompt_where_there_is_none():
@@ -314,9 +314,9 @@ def test_a_rule_meets_no_prompt_where_there_is_none():
         Comparison("which", ("good", "bad"), (1, 2)),
         Comparison(question, (good, bad), (1, 2)),
     ):
-        found = evaluate(Rule(lambda prompt, response: bool(prompt) and "good" in str(response)), [made]).report
-        assert found["accuracy"] == 1
-        assert found["baselines"]["prompt-blind"]["value"] == 0.5
+        result = evaluate(Rule(lambda prompt, response: bool(prompt) and "good" in str(response)), [made]).report
+        assert result["accuracy"] == 1
+        assert result["baselines"]["prompt-blind"]["value"] == 0.5
 
 
 def test_tools_are_of_the_prompt():
@@ -379,11 +379,11 @@ def test_calibration_by_hand():
     margins = np.array(
         [math.log(3)] * 4 + [-math.log(3)] * 4 + [math.log(0.96 / 0.04)] * 2
     ) # 75 % sure and right in half, 96 % sure and always right
-    found = calibration(margins)
-    assert [(one["pairs"], one["accuracy"]) for one in found["bins"]] == [(8, 0.5), (2, 1.0)]
-    assert [one["confidence"] for one in found["bins"]] == pytest.approx([0.75, 0.96])
-    assert found["ece"] == pytest.approx(0.8 * 0.25 + 0.2 * 0.04)
-    assert found["log_loss"] == pytest.approx(-(4 * math.log(0.75) + 4 * math.log(0.25) + 2 * math.log(0.96)) / 10)
+    result = calibration(margins)
+    assert [(one["pairs"], one["accuracy"]) for one in result["bins"]] == [(8, 0.5), (2, 1.0)]
+    assert [one["confidence"] for one in result["bins"]] == pytest.approx([0.75, 0.96])
+    assert result["ece"] == pytest.approx(0.8 * 0.25 + 0.2 * 0.04)
+    assert result["log_loss"] == pytest.approx(-(4 * math.log(0.75) + 4 * math.log(0.25) + 2 * math.log(0.96)) / 10)
 
 
 def test_calibration_against_scikit_learn():
@@ -392,19 +392,19 @@ def test_calibration_against_scikit_learn():
     margins = np.where(
         draw.random(20_000) < 1 / (1 + np.exp(-strength)), strength, -strength
     ) # of the one that is preferred
-    found = calibration(margins)
+    result = calibration(margins)
     probability = 1 / (1 + np.exp(-np.abs(margins)))
-    assert found["log_loss"] == pytest.approx(sklearn.metrics.log_loss(margins > 0, probability), rel=1e-6)
+    assert result["log_loss"] == pytest.approx(sklearn.metrics.log_loss(margins > 0, probability), rel=1e-6)
     accuracy, confidence = sklearn.calibration.calibration_curve(
         margins > 0, probability * 2 - 1, n_bins=10
     ) # bins of 0.5 to 1, stretched to 0 to 1
-    assert [one["accuracy"] for one in found["bins"]] == pytest.approx(accuracy)
-    assert [one["confidence"] for one in found["bins"]] == pytest.approx((confidence + 1) / 2)
-    assert found["ece"] < 0.01
-    assert found["temperature"] == pytest.approx(1, abs=0.05)
+    assert [one["accuracy"] for one in result["bins"]] == pytest.approx(accuracy)
+    assert [one["confidence"] for one in result["bins"]] == pytest.approx((confidence + 1) / 2)
+    assert result["ece"] < 0.01
+    assert result["temperature"] == pytest.approx(1, abs=0.05)
     assert calibration(3 * margins)["temperature"] == pytest.approx(3, abs=0.15) # three times too sure
     assert calibration(3 * margins)["log_loss_at_temperature"] == pytest.approx(
-        found["log_loss_at_temperature"], rel=1e-4
+        result["log_loss_at_temperature"], rel=1e-4
     )
     assert calibration(3 * margins)["log_loss_at_temperature"] < calibration(3 * margins)["log_loss"]
     assert calibration(5000 * margins)["temperature"] == pytest.approx(5000, rel=0.05)
@@ -440,17 +440,17 @@ def lengths_and_quality(count=400, seed=0):
 def test_a_model_that_is_length_is_called_so():
     tokens, quality, ranks = lengths_and_quality()
     responses = table((0.1 * tokens - 3).astype(np.float32).tolist(), ranks, tokens=tokens.tolist())
-    found = length_bias(responses, pair_table(responses))
-    assert found["pearson"] == pytest.approx(1)
-    assert found["spearman"] == pytest.approx(1)
-    assert found["reward_per_token"] == pytest.approx(0.1)
-    assert found["controlled_accuracy"]["value"] == 0.5
-    assert found["chosen_longer"]["accuracy"]["value"] == 1
-    assert found["chosen_shorter"]["accuracy"]["value"] == 0
+    result = length_bias(responses, pair_table(responses))
+    assert result["pearson"] == pytest.approx(1)
+    assert result["spearman"] == pytest.approx(1)
+    assert result["reward_per_token"] == pytest.approx(0.1)
+    assert result["controlled_accuracy"]["value"] == 0.5
+    assert result["chosen_longer"]["accuracy"]["value"] == 1
+    assert result["chosen_shorter"]["accuracy"]["value"] == 0
     same = sum(int(one == other) for one, other in tokens)
-    assert found["same_length"]["pairs"] == same > 0
-    assert found["same_length"]["accuracy"]["value"] == 0.5
-    assert found["chosen_longer"]["pairs"] + found["chosen_shorter"]["pairs"] + same == 400
+    assert result["same_length"]["pairs"] == same > 0
+    assert result["same_length"]["accuracy"]["value"] == 0.5
+    assert result["chosen_longer"]["pairs"] + result["chosen_shorter"]["pairs"] + same == 400
 
 
 @pytest.mark.parametrize("offset, slope", [(10, 0.001), (1000, 0.001), (1000, 1.0), (0, 1e-4)])
@@ -473,32 +473,32 @@ def test_lengths_are_those_of_whole_responses():
         start = "same start " * (row % 4)
         responses = tuple(start + "x" * (1 + (row * k) % 9) for k in (2, 5))
         made.append(Comparison("p " * (row % 5), responses, (1, 2)))
-    found = evaluate(Rule(count_characters), made)
+    result = evaluate(Rule(count_characters), made)
     texts = itertools.chain.from_iterable(comparison.responses for comparison in made)
-    assert found.report["length"]["pearson"] == pytest.approx(1)
-    assert found.responses["tokens"].tolist() == list(map(len, texts))
+    assert result.report["length"]["pearson"] == pytest.approx(1)
+    assert result.responses["tokens"].tolist() == list(map(len, texts))
 
 
 def test_length_is_taken_out_of_a_model_that_knows_more():
     tokens, quality, ranks = lengths_and_quality()
     responses = table((quality + 0.2 * tokens).tolist(), ranks, tokens=tokens.tolist())
-    found = length_bias(responses, pair_table(responses))
-    assert found["reward_per_token"] == pytest.approx(0.2, abs=0.01)
-    assert found["controlled_accuracy"]["value"] > 0.9
+    result = length_bias(responses, pair_table(responses))
+    assert result["reward_per_token"] == pytest.approx(0.2, abs=0.01)
+    assert result["controlled_accuracy"]["value"] > 0.9
     assert statistics(responses)["accuracy"] < 0.7
     reward, length = (responses[name].to_numpy(float) for name in ("reward", "tokens"))
-    assert found["pearson"] == pytest.approx(np.corrcoef(reward, length)[0, 1])
-    assert found["spearman"] == pytest.approx(
+    assert result["pearson"] == pytest.approx(np.corrcoef(reward, length)[0, 1])
+    assert result["spearman"] == pytest.approx(
         np.corrcoef(scipy.stats.rankdata(reward), scipy.stats.rankdata(length))[0, 1]
     )
 
 
 def test_length_where_there_is_none():
     responses = table([[1.0, 2.0], [2.0, 1.0]], [[1, 2], [1, 2]])
-    found = length_bias(responses, pair_table(responses))
-    assert found["pearson"] is None
-    assert found["chosen_longer"] == {"pairs": 0, "accuracy": None}
-    assert found["controlled_accuracy"]["value"] == 0.5
+    result = length_bias(responses, pair_table(responses))
+    assert result["pearson"] is None
+    assert result["chosen_longer"] == {"pairs": 0, "accuracy": None}
+    assert result["controlled_accuracy"]["value"] == 0.5
 
 
 # ----- more than two responses
@@ -508,12 +508,12 @@ def test_ranking_by_hand():
     # right order; best of three second; two share the highest reward, one of them the best; all tie; not more than two
     rewards = [[3.0, 2.0, 1.0], [2.0, 3.0, 1.0], [2.0, 2.0, 1.0], [1.0, 1.0, 1.0], [1.0, 2.0]]
     ranks = [[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2]]
-    found = ranking(table(rewards, ranks))
-    assert found["comparisons"] == 4
-    assert found["without_tau"] == 1
-    assert found["best_found"] == pytest.approx((1 + 0 + 1 / 2 + 1 / 3) / 4)
+    result = ranking(table(rewards, ranks))
+    assert result["comparisons"] == 4
+    assert result["without_tau"] == 1
+    assert result["best_found"] == pytest.approx((1 + 0 + 1 / 2 + 1 / 3) / 4)
     tau_with_a_tie = 2 / math.sqrt(2 * 3) # concordant 2, discordant 0; 1 of 3 pairs tied in the rewards
-    assert found["kendall_tau"] == pytest.approx((1 + 1 / 3 + tau_with_a_tie) / 3)
+    assert result["kendall_tau"] == pytest.approx((1 + 1 / 3 + tau_with_a_tie) / 3)
     discount = [1, 1 / math.log2(3), 1 / 2]
     ideal = 2 * discount[0] + 1 * discount[1]
     gains = [
@@ -522,7 +522,7 @@ def test_ranking_by_hand():
         1.5 * (discount[0] + discount[1]),
         1 * sum(discount),
     ] # ties share their places
-    assert found["ndcg"] == pytest.approx(sum(gain / ideal for gain in gains) / 4)
+    assert result["ndcg"] == pytest.approx(sum(gain / ideal for gain in gains) / 4)
     assert ranking(table([[1.0, 2.0]], [[1, 2]])) is None
     assert (
         ranking(table([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]], [[1, 1, 1], [1, 2, 3]]))["comparisons"] == 1
@@ -591,9 +591,9 @@ ROWS = [
 
 
 def test_the_prompt_is_left_out():
-    found = evaluate(Rule(lambda prompt, response: float(len(prompt) > 0 and response.startswith("answer"))), ROWS)
-    assert found.report["accuracy"] == pytest.approx(2 / 3)
-    assert found.report["baselines"]["prompt-blind"]["value"] == 0.5
+    result = evaluate(Rule(lambda prompt, response: float(len(prompt) > 0 and response.startswith("answer"))), ROWS)
+    assert result.report["accuracy"] == pytest.approx(2 / 3)
+    assert result.report["baselines"]["prompt-blind"]["value"] == 0.5
     messages = Comparison(
         [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
         ([{"role": "assistant", "content": "a"}],) * 2,
@@ -607,24 +607,24 @@ def test_the_prompt_is_left_out():
 
 
 def test_sources_apart():
-    found = evaluate(Rule(count_characters), ROWS)
+    result = evaluate(Rule(count_characters), ROWS)
     for source in ("one", "two"):
         alone = evaluate(Rule(count_characters), [row for row in ROWS if row.source == source]).report
-        assert found.report["sources"][source] == {
+        assert result.report["sources"][source] == {
             name: value for name, value in alone.items() if name not in ("sources", "left_out", "omitted")
         }
 
 
 def test_rows_without_a_source_are_counted_too():
     mixed = [*ROWS[:60], *(replace(row, source=None) for row in ROWS[60:70]), replace(ROWS[70], source=7)]
-    found = evaluate(Rule(count_characters), mixed)
-    assert {name: of["comparisons"] for name, of in found.report["sources"].items()} == {
+    result = evaluate(Rule(count_characters), mixed)
+    assert {name: of["comparisons"] for name, of in result.report["sources"].items()} == {
         "(no source)": 10,
         "7": 1,
         "one": 30,
         "two": 30,
     }
-    assert None in {mistake["source"] for mistake in found.mistakes(100)}
+    assert None in {mistake["source"] for mistake in result.mistakes(100)}
     assert evaluate(Rule(lambda *_: 0.0), [replace(ROWS[0], source=None)]).report["sources"] == {}
     assert to_comparison({"prompt": "p", "chosen": "a", "rejected": "b", "subset": "hard"}).source == "hard"
     ties = evaluate(Rule(lambda *_: 1.0), [*ROWS, Comparison("p", ("a", "b"), (1, 1), source="ties")])
@@ -635,18 +635,18 @@ def test_rows_without_a_source_are_counted_too():
 def test_a_baseline_that_there_is_not():
     "Whole texts of which nothing says where the prompt ends have no reward without it."
     whole = [to_comparison({"chosen": f"text {row} good", "rejected": f"text {row} bad"}) for row in range(8)]
-    found = evaluate(Rule(lambda prompt, response: float("good" in response)), whole)
-    assert found.report["baselines"]["prompt-blind"] is None
-    assert found.report["prompts"] == 8
-    assert found.report["accuracy"] == 1
+    result = evaluate(Rule(lambda prompt, response: float("good" in response)), whole)
+    assert result.report["baselines"]["prompt-blind"] is None
+    assert result.report["prompts"] == 8
+    assert result.report["accuracy"] == 1
     some = evaluate(Rule(count_characters), [*whole, *ROWS[:10]]).report["baselines"]["prompt-blind"]
     assert some == evaluate(Rule(count_characters), ROWS[:10]).report["baselines"]["prompt-blind"]
 
 
 def test_mistakes_are_the_most_confident_ones():
-    found = evaluate(Rule(count_characters), ROWS)
-    mistakes = found.mistakes(5)
-    margins = np.sort(found.pairs["margin"])
+    result = evaluate(Rule(count_characters), ROWS)
+    mistakes = result.mistakes(5)
+    margins = np.sort(result.pairs["margin"])
     assert [mistake["margin"] for mistake in mistakes] == margins[:5].tolist()
     assert margins[0] < 0
     for mistake in mistakes:
@@ -657,7 +657,7 @@ def test_mistakes_are_the_most_confident_ones():
         assert mistake["chosen"]["reward"] < mistake["rejected"]["reward"]
         assert mistake["probability"] == pytest.approx(1 / (1 + math.exp(mistake["margin"])))
     assert (
-        len(found.mistakes(1000)) == (margins < 0).sum() > 20 == len(found.mistakes())
+        len(result.mistakes(1000)) == (margins < 0).sum() > 20 == len(result.mistakes())
     ) # all of them where there are fewer
     skipped = evaluate(
         Rule(count_characters),
@@ -672,9 +672,9 @@ def test_mistakes_are_the_most_confident_ones():
 def test_two_models_on_the_same_pairs():
     one = evaluate(Rule(lambda prompt, response: float(response.startswith("answer"))), ROWS)
     other = evaluate(Rule(count_characters), ROWS)
-    found = compare({"one": one, "other": other, "again": one})
+    result = compare({"one": one, "other": other, "again": one})
     right = {"one": np.sign(one.pairs["margin"].to_numpy()), "other": np.sign(other.pairs["margin"].to_numpy())}
-    first = next(pair for pair in found["pairs"] if (pair["first"], pair["second"]) == ("one", "other"))
+    first = next(pair for pair in result["pairs"] if (pair["first"], pair["second"]) == ("one", "other"))
     more = int(((right["one"] == 1) & (right["other"] == -1)).sum()) # ties count for neither
     less = int(((right["other"] == 1) & (right["one"] == -1)).sum())
     assert (first["only_first"], first["only_second"]) == (more, less)
@@ -683,14 +683,14 @@ def test_two_models_on_the_same_pairs():
     assert (right["other"] == 0).any()
     assert first["difference"]["value"] == pytest.approx(one.report["accuracy"] - other.report["accuracy"])
     assert first["difference"]["low"] < first["difference"]["value"] < first["difference"]["high"]
-    same = next(pair for pair in found["pairs"] if (pair["first"], pair["second"]) == ("one", "again"))
+    same = next(pair for pair in result["pairs"] if (pair["first"], pair["second"]) == ("one", "again"))
     assert same["p_value"] == 1
-    assert found["agreement"]["one"]["again"] == 1
+    assert result["agreement"]["one"]["again"] == 1
     prompts = len({comparison.prompt for comparison in ROWS})
     most = binomtest(0, prompts).proportion_ci(method="exact").high # of other prompts the two may differ on so many
     assert same["difference"] == pytest.approx({"value": 0, "low": -most, "high": most})
     assert 0 < most < 0.2
-    assert found["agreement"]["one"]["other"] == pytest.approx((right["one"] == right["other"]).mean())
+    assert result["agreement"]["one"]["other"] == pytest.approx((right["one"] == right["other"]).mean())
     one_often = evaluate(Rule(lambda prompt, response: float(response.startswith("answer"))), ROWS * 5)
     other_often = evaluate(Rule(count_characters), ROWS * 5)
     (often,) = compare({"one": one_often, "other": other_often})["pairs"] # the same prompts, asked five times
@@ -724,14 +724,14 @@ def test_the_p_of_prompts_is_right_where_that_of_pairs_is_too_sure():
     by_prompts = []
     by_pairs = [] # McNemar's exact test, which takes pairs as independent
     for _ in range(60):
-        found = {}
+        result = {}
         for name in ("one", "other"):
             right = np.repeat(generator.random(12) < 0.6, 20)
             comparisons = [Comparison(f"p{row // 20}", ("good", f"bad {row}"), (1, 2)) for row in range(240)]
             rewards = [[1.0, 0.0] if is_right else [0.0, 1.0] for is_right in right]
             responses = response_table(comparisons, rewards, rewards, [[1, 1]] * 240)
-            found[name] = Evaluation(list(range(1, 241)), comparisons, responses, {})
-        (pair,) = compare(found)["pairs"]
+            result[name] = Evaluation(list(range(1, 241)), comparisons, responses, {})
+        (pair,) = compare(result)["pairs"]
         by_prompts.append(pair["p_value"] < 0.05)
         only_one_right = pair["only_first"] + pair["only_second"]
         by_pairs.append(binomtest(pair["only_first"], only_one_right).pvalue < 0.05 if only_one_right else False)
@@ -847,10 +847,10 @@ def test_rows_that_are_left_out(model, caplog):
     bad = [*two, {"prompt": "w3"}, {"prompt": text(50, 0), "chosen": text(30, 1), "rejected": "w4"}, same]
     with pytest.raises(ValueError, match="Row 3 of the data cannot be used.*on_bad_row='skip'"):
         evaluate(scorer, bad)
-    found = evaluate(scorer, bad, "skip", "rows.jsonl")
-    assert found.rows == [1, 2]
-    assert found.report["left_out"]["rows"] == 3
-    assert "Row 3 of rows.jsonl" in found.report["left_out"]["first"]
+    result = evaluate(scorer, bad, "skip", "rows.jsonl")
+    assert result.rows == [1, 2]
+    assert result.report["left_out"]["rows"] == 3
+    assert "Row 3 of rows.jsonl" in result.report["left_out"]["first"]
     with pytest.raises(ValueError, match="No comparison of the data is left"):
         evaluate(scorer, bad[2:], "skip")
     assert evaluate(scorer, two).report["left_out"] is None
@@ -871,17 +871,17 @@ def test_what_has_no_reward_without_its_prompt_is_evaluated_with_it(model):
     "A response without a token of its own, in a model whose texts end without one."
     scorer = Scorer.from_pretrained(model, device="cpu")
     scorer.model.ends_with_eos = False
-    found = evaluate(
+    result = evaluate(
         scorer,
         [
             {"prompt": "w3 w4", "chosen": " w5", "rejected": ""},
             {"prompt": "w3 w4", "chosen": " w5", "rejected": " w6 w7"},
         ],
     )
-    assert found.rows == [1, 2]
-    assert np.isnan(found.responses["blind_reward"]).tolist() == [True, True, False, False]
-    assert found.report["baselines"]["prompt-blind"]["value"] in (0, 1)
-    assert found.report["pairs"] == 2
+    assert result.rows == [1, 2]
+    assert np.isnan(result.responses["blind_reward"]).tolist() == [True, True, False, False]
+    assert result.report["baselines"]["prompt-blind"]["value"] in (0, 1)
+    assert result.report["pairs"] == 2
 
 
 def test_the_command_with_two_models_and_two_processes(model, tmp_path, python, monkeypatch):

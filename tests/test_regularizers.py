@@ -118,18 +118,18 @@ def test_the_mean_is_found_with_the_dropout_of_the_step(base, tmp_path):
         per_device_train_batch_size=2,
         gradient_accumulation_steps=4,
     )
-    found = {True: [], False: []}
+    result = {True: [], False: []}
     compute = trainer._losses
 
     def compute_and_keep(model, inputs):
         results = compute(model, inputs)
-        found[torch.is_grad_enabled()].append(results[0].detach().clone())
+        result[torch.is_grad_enabled()].append(results[0].detach().clone())
         return results
 
     trainer._losses = compute_and_keep
     trainer.train()
-    assert len(found[True]) == len(found[False]) == 4
-    for one, other in zip(found[True], found[False]):
+    assert len(result[True]) == len(result[False]) == 4
+    for one, other in zip(result[True], result[False]):
         assert torch.equal(one, other)
 
 
@@ -219,8 +219,8 @@ def test_the_language_model_learns_as_in_transformers(family, options, tmp_path)
         loss.backward()
         language.close()
         assert loss.item() == pytest.approx(value, rel=1e-4)
-        found = {name: weight.grad for name, weight in model.backbone.named_parameters() if weight.grad is not None}
-        assert_close(found, expected)
+        result = {name: weight.grad for name, weight in model.backbone.named_parameters() if weight.grad is not None}
+        assert_close(result, expected)
         assert model.score.weight.grad is None and not model.backbone._forward_hooks
 
 
@@ -262,9 +262,9 @@ def test_tokens_to_predict():
     batches.append(pack_comparisons(examples, length_limits=frozenset({3}))) # two prefixes are written twice
     assert (batches[-1]["response_ids"] == 0).sum() < (batches[1]["response_ids"] == 0).sum()
     for batch in batches:
-        found = predictions(batch)
-        before = batch["input_ids"][found.rows, found.positions]
-        triples = list(zip(before.tolist(), found.tokens.tolist(), found.comparisons.tolist()))
+        result = predictions(batch)
+        before = batch["input_ids"][result.rows, result.positions]
+        triples = list(zip(before.tolist(), result.tokens.tolist(), result.comparisons.tolist()))
         assert len(triples) == len(expected) and set(triples) == expected
 
 

@@ -142,7 +142,7 @@ def test_each_figure_has_its_name():
 def test_what_the_plots_draw(monkeypatch):
     import matplotlib.axes
 
-    found = evaluate(Rule(lambda prompt, response: float(len(response)) + response.startswith("answer")), ROWS)
+    result = evaluate(Rule(lambda prompt, response: float(len(response)) + response.startswith("answer")), ROWS)
     drawn = {"hist": [], "plot": [], "scatter": [], "vlines": []}
     for kind in drawn:
         original = getattr(matplotlib.axes.Axes, kind)
@@ -152,10 +152,10 @@ def test_what_the_plots_draw(monkeypatch):
             lambda self, *args, kind=kind, original=original, **options: drawn[kind].append((args, options))
             or original(self, *args, **options),
         )
-    assert list(plots(found)) == ["Calibration", "Margin and length", "Rewards", "Margins"]
-    reward = found.responses["reward"].to_numpy()
-    pairs = found.pairs
-    report = found.report
+    assert list(plots(result)) == ["Calibration", "Margin and length", "Rewards", "Margins"]
+    reward = result.responses["reward"].to_numpy()
+    pairs = result.pairs
+    report = result.report
     (chosen, _), (rejected, _), (margins, _) = drawn["hist"]
     assert (
         chosen[0].tolist()
@@ -207,15 +207,15 @@ def test_sources_with_all_baselines_and_rows_without_one():
 
 
 def test_benchmarks_with_their_parts_and_matrices():
-    found = evaluate(FIRST, ROWS)
-    found.report["benchmark"] = {
+    result = evaluate(FIRST, ROWS)
+    result.report["benchmark"] = {
         "name": "rm-bench",
         "rule": "By hand.",
         "score": 1,
         "chat": {"easy": 0.25, "matrix": [[0.5, 0.75], [0.125, 1.0]]},
     }
-    markdown = report_markdown({"b": {"m": found}})
-    page = report_html({"b": {"m": found}})
+    markdown = report_markdown({"b": {"m": result}})
+    page = report_html({"b": {"m": result}})
     for what in (
         "| score | 1.0000 |",
         "| chat, easy | 0.2500 |",

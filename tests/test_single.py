@@ -170,12 +170,12 @@ def brute_force_groups(keys):
     by_key = {}
     for row, key in enumerate(keys):
         by_key.setdefault(key or f"alone {row}", []).append(row)
-    found = []
+    result = []
     for rows in by_key.values():
         parts = math.ceil(len(rows) / MOST_GROUPED)
         bounds = [math.ceil(part * len(rows) / parts) for part in range(parts + 1)]
-        found += [rows[start:end] for start, end in zip(bounds, bounds[1:])]
-    return found
+        result += [rows[start:end] for start, end in zip(bounds, bounds[1:])]
+    return result
 
 
 def test_pointwise_groups_have_each_row_once_and_a_limited_size():
@@ -209,8 +209,8 @@ def test_pointwise_rows_of_a_prompt_become_one_comparison_and_no_other_do():
     tokenizer = word_tokenizer()
     table = Dataset.from_list(POINTWISE)
     tokenized = tokenize_rows(table, tokenizer, 64)
-    found = [(row["row"], row["ranks"], row["ratings"], row["weight"]) for row in tokenized]
-    assert found == [
+    result = [(row["row"], row["ranks"], row["ratings"], row["weight"]) for row in tokenized]
+    assert result == [
         (1, [1, 2], [3.0, 1.0], 2.0),
         (5, [1], [2.0], 1.0),
         (2, [1, 1], [1.0, 1.0], 2.0),
@@ -273,12 +273,12 @@ def loss_and_gradients(trainer, dataset):
 
 def labeled(rows):
     "Rows with a label in place of the score."
-    found = []
+    result = []
     for row in rows:
         row = {**row, "label": row["score"] > 1}
         del row["score"]
-        found.append(row)
-    return found
+        result.append(row)
+    return result
 
 
 def test_pointwise_and_binary_groups_have_the_loss_and_gradients_of_their_rows(base, tmp_path):
@@ -370,7 +370,7 @@ def test_pointwise_figures_of_a_draw_are_those_of_the_repeated_responses():
         rewards = draw.integers(0, num_values, num_responses).astype(float)
         ratings = draw.integers(0, num_values, num_responses).astype(float)
         weights = draw.integers(0, 4, (6, num_responses)).astype(float)
-        found = {
+        result = {
             "pearson": weighted_pearson(rewards, ratings, weights),
             "spearman": weighted_spearman(rewards, ratings, weights),
             "auroc": weighted_auroc(rewards, ratings > num_values / 3, weights),
@@ -387,7 +387,7 @@ def test_pointwise_figures_of_a_draw_are_those_of_the_repeated_responses():
                 "auroc": roc_auc_score(is_good, x) if 0 < is_good.sum() < len(x) else math.nan,
             }
             for name, value in expected.items():
-                assert found[name][index] == pytest.approx(value, abs=1e-12, nan_ok=True), name
+                assert result[name][index] == pytest.approx(value, abs=1e-12, nan_ok=True), name
 
 
 def test_pointwise_intervals_are_by_prompt_and_cover():
@@ -396,10 +396,10 @@ def test_pointwise_intervals_are_by_prompt_and_cover():
     for _ in range(12): # 50 prompts with an effect of their own and 4 responses each; the true mean is 0
         prompts = np.repeat(np.arange(50), 4)
         values = draw.normal(size=50)[prompts] + 0.1 * draw.normal(size=200)
-        found = estimate(partial(weighted_mean, values), prompts)
-        covered += found["low"] <= 0 <= found["high"]
+        result = estimate(partial(weighted_mean, values), prompts)
+        covered += result["low"] <= 0 <= result["high"]
     assert covered >= 9
-    width = found["high"] - found["low"]
+    width = result["high"] - result["low"]
     assert width == pytest.approx(2 * 1.96 * values.reshape(50, 4).mean(axis=1).std() / 50 ** 0.5, rel=0.15)
     of_one_prompt = estimate(partial(weighted_mean, values), np.zeros(200))
     assert of_one_prompt == {"value": pytest.approx(values.mean()), "low": None, "high": None}
@@ -422,8 +422,8 @@ def test_pointwise_and_binary_rows_are_evaluated(tmp_path):
     scores = [row["score"] for row in rows]
     rule = Rule(length_rule)
     rule.offset = 10.0
-    found = evaluate(rule, rows)
-    report = found.report
+    result = evaluate(rule, rows)
+    report = result.report
     assert report["comparisons"] == 25 and report["responses"] == 60 and report["pairs"] > 40
     ratings, labels = report["ratings"], report["labels"]
     assert ratings["pearson"]["value"] == pytest.approx(pearsonr(rewards, scores).statistic)
@@ -449,7 +449,7 @@ def test_pointwise_and_binary_rows_are_evaluated(tmp_path):
     assert other.report["pairs"] == 0 and "accuracy" not in other.report
     assert other.report["ratings"]["spearman"]["value"] == pytest.approx(ratings["spearman"]["value"])
     assert other.report["ratings"]["kendall"] is None and other.report["labels"]["accuracy"] is None
-    assert "good above 10.000" in report_markdown({"rows": {"length": found}})
+    assert "good above 10.000" in report_markdown({"rows": {"length": result}})
     write_report({"alone": {"length": other, "again": other}}, tmp_path)
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()
@@ -510,7 +510,7 @@ def test_audit_of_pointwise_and_binary_rows():
         ([{"prompt": str(number), "response": "a", "label": True} for number in range(3)], "all 3 labels are good"),
         ([{"prompt": "q", "responses": ["a", "b"], "ranks": [1, 1]}], "no response ranks above another"),
     ):
-        (found,) = [text for text in audit(Dataset.from_list(rows))["problems"] if "nothing to learn" in text]
-        assert re.search(problem, found)
+        (result,) = [text for text in audit(Dataset.from_list(rows))["problems"] if "nothing to learn" in text]
+        assert re.search(problem, result)
     mapped = audit(Dataset.from_list([{"prompt": "q", "response": "a", "label": value} for value in (0, 1)]))
     assert mapped["verdicts"] == {"0": "bad", "1": "good"} and not mapped["bad_rows"]

@@ -105,17 +105,17 @@ def saved_with(template, checkpoint, folder):
 @torch.no_grad()
 def rewards_elsewhere(classifier, tokenizer, chat):
     "Return the reward of a conversation as other tools compute it."
-    found = {}
+    result = {}
     ids = tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt")["input_ids"]
-    found["transformers"] = classifier(input_ids=ids).logits.item()
+    result["transformers"] = classifier(input_ids=ids).logits.item()
     hidden = classifier.model(input_ids=ids).last_hidden_state
-    found["last token"] = classifier.score(hidden[0, -1]).item()
+    result["last token"] = classifier.score(hidden[0, -1]).item()
     text = tokenizer.apply_chat_template(chat, tokenize=False)
     text = text.removeprefix(tokenizer.bos_token)  # as RewardBench does, since the tokenizer adds it
     longer = text + text
     batch = tokenizer([text, longer], padding=True, truncation=True, max_length=2048, return_tensors="pt")
-    found["RewardBench"] = classifier(**batch).logits[0].item()
-    return found
+    result["RewardBench"] = classifier(**batch).logits[0].item()
+    return result
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -124,19 +124,19 @@ def test_a_saved_checkpoint_gives_one_reward_in_every_tool(ending, checkpoint, t
     classifier = T.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = T.AutoTokenizer.from_pretrained(folder)
     scorer = Scorer.from_pretrained(folder, device="cpu")
-    found = rewards_elsewhere(classifier, tokenizer, CHAT)
+    result = rewards_elsewhere(classifier, tokenizer, CHAT)
     ids = tokenizer.apply_chat_template(CHAT, return_dict=True)["input_ids"]
-    found["ids"], = scorer.rewards([[ids]], [None])[0]
-    found["conversation"], = scorer.score([None], [CHAT])
-    found["prompt and response"], = scorer.score([CHAT[:1]], [CHAT[1:]])
+    result["ids"], = scorer.rewards([[ids]], [None])[0]
+    result["conversation"], = scorer.score([None], [CHAT])
+    result["prompt and response"], = scorer.score([CHAT[:1]], [CHAT[1:]])
     if chat_marks(tokenizer).end.strip():
         rendered = tokenizer.apply_chat_template(CHAT, tokenize=False)
         without_begin = rendered.removeprefix(tokenizer.bos_token)
-        found["rendered"], found["rendered, without bos"] = scorer.score([None] * 2, [rendered, without_begin])
+        result["rendered"], result["rendered, without bos"] = scorer.score([None] * 2, [rendered, without_begin])
         pipeline = T.pipeline("text-classification", folder, function_to_apply="none", device="cpu")
-        found["pipeline"] = pipeline(without_begin)[0]["score"]
-    expected = found["conversation"]
-    assert found == pytest.approx(dict.fromkeys(found, expected), abs=1e-5)
+        result["pipeline"] = pipeline(without_begin)[0]["score"]
+    expected = result["conversation"]
+    assert result == pytest.approx(dict.fromkeys(result, expected), abs=1e-5)
 
 
 def test_padding_is_not_the_token_that_conversations_end_with(checkpoint, tmp_path):
@@ -146,9 +146,9 @@ def test_padding_is_not_the_token_that_conversations_end_with(checkpoint, tmp_pa
     model = RewardModel.from_pretrained(checkpoint, device="cpu")
     model.save_pretrained(tmp_path, tokenizer)
     classifier = T.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    found = rewards_elsewhere(classifier, T.AutoTokenizer.from_pretrained(tmp_path), CHAT)
+    result = rewards_elsewhere(classifier, T.AutoTokenizer.from_pretrained(tmp_path), CHAT)
     reward, = Scorer(model, tokenizer).score([None], [CHAT])
-    assert found == pytest.approx(dict.fromkeys(found, reward), abs=1e-5)
+    assert result == pytest.approx(dict.fromkeys(result, reward), abs=1e-5)
 
 
 @pytest.mark.skipif(not TRL_TEMPLATES, reason="TRL is not installed")
@@ -367,15 +367,15 @@ def test_strings_of_a_model_made_elsewhere_are_reported_once(elsewhere, classifi
     assert not notes(caplog)  # each ends as it was given
     with_eos = Scorer.from_pretrained(elsewhere, device="cpu", ends_with_eos=True)
     without = Scorer.from_pretrained(elsewhere, device="cpu", ends_with_eos=False)
-    found = with_eos.score(["the"], [" ab"]) + without.score(["the"], [" ab"])
+    result = with_eos.score(["the"], [" ab"]) + without.score(["the"], [" ab"])
     assert not notes(caplog)
-    assert scorer.score(["the"] * 2, [" ab"] * 2) == [found[1]] * 2 and scorer.score(["the"], [" ba"])
+    assert scorer.score(["the"] * 2, [" ab"] * 2) == [result[1]] * 2 and scorer.score(["the"], [" ba"])
     assert len(notes(caplog)) == 1
     with torch.no_grad():
-        for reward, text in zip(found, ("the ab<|eot|>", "the ab")):
+        for reward, text in zip(result, ("the ab<|eot|>", "the ab")):
             assert reward == pytest.approx(classifier(**tokenizer(text, return_tensors="pt")).logits.item(), abs=1e-5)
     with_eos.model.save_pretrained(elsewhere, tokenizer)  # it is recorded with the model
-    assert Scorer.from_pretrained(elsewhere, device="cpu").score(["the"], [" ab"]) == found[:1]
+    assert Scorer.from_pretrained(elsewhere, device="cpu").score(["the"], [" ab"]) == result[:1]
     assert len(notes(caplog)) == 1
 
 

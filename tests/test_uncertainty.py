@@ -271,14 +271,14 @@ def test_a_resumed_run_has_the_same_heads_and_levels(base, tmp_path):
 
 
 def test_the_levels_are_of_the_steps_whatever_their_micro_batches(base, tmp_path):
-    found = []
+    result = []
     for size, accumulation in ((6, 1), (2, 3)): # a step is found twice for the sum to zero
         options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 3}
         trainer = trainer_of(base, str(tmp_path), sum_to_zero_coefficient=1.0, **options)
         trainer.train()
-        found.append(trainer.model.head_levels.sums)
-    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-4)
-    assert found[0][-1].item() == pytest.approx(1 - 0.99**3) and found[0][:-1].abs().min() > 1e-5
+        result.append(trainer.model.head_levels.sums)
+    torch.testing.assert_close(*result, atol=1e-6, rtol=1e-4)
+    assert result[0][-1].item() == pytest.approx(1 - 0.99**3) and result[0][:-1].abs().min() > 1e-5
 
 
 def test_heads_go_with_the_other_ways_to_start_pool_and_regularize(base, tmp_path):
@@ -444,7 +444,7 @@ def test_the_posterior_is_the_inverse_curvature_and_its_prior_the_most_evident()
     differences = generator.normal(size=(60, 5)) * [3, 1, 1, 0.1, 0]
     counts = generator.choice([0.5, 1.0], 60)
     weights = generator.normal(size=5)
-    found = head_posterior(differences, counts, weights)
+    result = head_posterior(differences, counts, weights)
     parameter = torch.tensor(weights)
 
     def loss(value):
@@ -457,14 +457,14 @@ def test_the_posterior_is_the_inverse_curvature_and_its_prior_the_most_evident()
         determinant = np.linalg.slogdet(hessian / precision + np.eye(5))[1]
         return -float(loss(parameter)) - precision * weights @ weights / 2 - determinant / 2
 
-    assert abs(found.log_evidence - evidence(found.prior_precision)) < 1e-8
+    assert abs(result.log_evidence - evidence(result.prior_precision)) < 1e-8
     for factor in (0.5, 0.9, 1.1, 2):
-        assert evidence(found.prior_precision * factor) < found.log_evidence
-    covariance = np.linalg.inv(hessian + found.prior_precision * np.eye(5))
-    np.testing.assert_allclose(found.factor.T @ found.factor, covariance, atol=1e-10)
+        assert evidence(result.prior_precision * factor) < result.log_evidence
+    covariance = np.linalg.inv(hessian + result.prior_precision * np.eye(5))
+    np.testing.assert_allclose(result.factor.T @ result.factor, covariance, atol=1e-10)
     trace = np.trace(hessian @ covariance)
-    assert abs(found.effective_parameters - trace) < 1e-8 and not found.at_bound
-    assert head_posterior(differences, counts, weights * 1e-12).prior_precision > 1e3 * found.prior_precision
+    assert abs(result.effective_parameters - trace) < 1e-8 and not result.at_bound
+    assert head_posterior(differences, counts, weights * 1e-12).prior_precision > 1e3 * result.prior_precision
     for bad in ((differences, counts, weights * 0), (differences * 0, counts, weights)):
         with pytest.raises(ValueError, match="are 0, so that nothing tells"):
             head_posterior(*bad)
@@ -563,12 +563,12 @@ def test_the_figures_of_the_spread_are_those_of_their_definitions():
     generator = np.random.default_rng(1)
     margins = generator.normal(0.5, 1, 300).round(1)
     spreads = generator.uniform(0.05, 1, 300)
-    found = spread_statistics(margins, spreads)
+    result = spread_statistics(margins, spreads)
     wrong, right = np.flatnonzero(margins < 0), np.flatnonzero(margins > 0)
     ratio = spreads / np.abs(margins).clip(1e-9)
     for name, values in (("spread", spreads), ("margin", -np.abs(margins)), ("ratio", ratio)):
         above = (values[wrong][:, None] > values[right]) + 0.5 * (values[wrong][:, None] == values[right])
-        assert abs(found[f"auroc_{name}"] - above.mean()) < 1e-9
+        assert abs(result[f"auroc_{name}"] - above.mean()) < 1e-9
     # RewardUQ's loop over bins, in both directions
     predicted = np.concatenate([expit(margins - 1.96 * spreads), 1 - expit(margins + 1.96 * spreads)])
     outcome = np.concatenate([np.ones(300), np.zeros(300)])
@@ -578,17 +578,17 @@ def test_the_figures_of_the_spread_are_those_of_their_definitions():
         own = bins == number
         if own.any():
             error += own.mean() * max(predicted[own].mean() - outcome[own].mean(), 0)
-    assert abs(found["ebce"] - error) < 1e-9
+    assert abs(result["ebce"] - error) < 1e-9
     groups = np.array_split(np.argsort(spreads), 5)
     wrong_share = (margins < 0) + 0.5 * (margins == 0)
-    assert [group["pairs"] for group in found["groups"]] == [60] * 5
+    assert [group["pairs"] for group in result["groups"]] == [60] * 5
     shares = [wrong_share[own].mean() for own in groups]
-    np.testing.assert_allclose([group["error"] for group in found["groups"]], shares)
+    np.testing.assert_allclose([group["error"] for group in result["groups"]], shares)
     confident = np.abs(margins) > 1.96 * spreads
-    assert found["confident_right"] == pytest.approx((confident & (margins > 0)).mean())
+    assert result["confident_right"] == pytest.approx((confident & (margins > 0)).mean())
     # soft labels, all right, and none
     soft = spread_statistics(margins, spreads, np.full(300, 0.75))
-    assert soft["ebce"] != found["ebce"] and soft["auroc_spread"] == found["auroc_spread"]
+    assert soft["ebce"] != result["ebce"] and soft["auroc_spread"] == result["auroc_spread"]
     assert spread_statistics(np.ones(3), np.ones(3))["auroc_spread"] is None
     with pytest.raises(ValueError, match="There is no pair"):
         spread_statistics(np.array([]), np.array([]))
@@ -626,29 +626,29 @@ def test_an_evaluation_reports_the_spread_and_the_curves(scorer, plain, monkeypa
     for number in range(8):
         responses = [f" w{5 + (number + own) % 9} w{5 + own}" for own in range(4)]
         rows.append({"prompt": f"w{3 + number}", "responses": responses, "scores": [1.0, 2.5, 0.0, 4.0]})
-    found = evaluate(scorer, rows)
-    assert set(found.report) >= {"uncertainty", "overoptimization"} and "spread" in found.responses
-    pairs = found.pairs
+    result = evaluate(scorer, rows)
+    assert set(result.report) >= {"uncertainty", "overoptimization"} and "spread" in result.responses
+    pairs = result.pairs
     scored = scorer.score([PROMPT], [" w5"], uncertainty=True) # keeps the scorer as it is
     assert isinstance(scored[0], UncertainReward) and len(pairs) == 48
     by_response = {}
-    for line in found.responses.itertuples():
+    for line in result.responses.itertuples():
         row = rows[line.comparison]
         own, = scorer.score([row["prompt"]], [row["responses"][line.response]], uncertainty=True)
         assert abs(own.spread - line.spread) < 1e-5
         by_response[line.Index] = own
     spreads = [margin_spread(by_response[pair.winner], by_response[pair.loser]) for pair in pairs.itertuples()]
-    assert found.report["uncertainty"]["spread"] == pytest.approx(np.median(spreads), rel=1e-4)
-    curve = found.report["overoptimization"]
+    assert result.report["uncertainty"]["spread"] == pytest.approx(np.median(spreads), rel=1e-4)
+    curve = result.report["overoptimization"]
     assert curve["gold"] == "the ratings of the data" and curve["curve"][0]["gold"] == pytest.approx(1.875)
     one_head = evaluate(Scorer.from_pretrained(plain, device="cpu"), rows)
     assert "uncertainty" not in one_head.report and "overoptimization" not in one_head.report
-    gold = gold_model_curve(one_head.responses, found.responses, "four heads")
+    gold = gold_model_curve(one_head.responses, result.responses, "four heads")
     assert gold["gold"] == "the rewards of four heads" and gold["curve"][-1]["gold_pessimistic"] is None
     with pytest.raises(ValueError, match="evaluated on other responses"):
-        gold_model_curve(one_head.responses, found.responses[:4], "four heads")
+        gold_model_curve(one_head.responses, result.responses[:4], "four heads")
     one_head.report["overoptimization"] = gold
-    evaluations = {"rows": {"four": found, "one": one_head}}
+    evaluations = {"rows": {"four": result, "one": one_head}}
     monkeypatch.setattr(report, "plots", lambda evaluation: {}) # which take seconds
     text = report.report_markdown(evaluations)
     page = report.report_html(evaluations)

@@ -86,10 +86,10 @@ SENTENCES = [
 
 def test_each_case_has_its_sentence():
     for figures, word, sentence in SENTENCES:
-        found = verdict(figures)
-        assert found == sentence if sentence.endswith(".") else found.startswith(sentence), found
-        assert found.endswith(".") and "-0.0" not in found
-        assert standing(figures) == word, found
+        result = verdict(figures)
+        assert result == sentence if sentence.endswith(".") else result.startswith(sentence), result
+        assert result.endswith(".") and "-0.0" not in result
+        assert standing(figures) == word, result
     assert '"shorter wins"' in verdict(made(rule="shorter wins"))
     assert "0.0 points (0.0 to 0.0) above" in verdict(made((0.0, -0.0004, 0.0004)))
 
@@ -117,21 +117,21 @@ def test_differences_are_of_the_same_pairs():
     right = [1.0] * 90 + [-1.0] * 10
     longer = [2] * 70 + [-2] * 30
     blind = [1.0] * 80 + [-1.0] * 20
-    found = advantages(pairs_of(right, longer, blind))
-    assert found["length_rule"] == "longer wins"
-    assert found["over_length"]["value"] == pytest.approx(0.2)
-    assert found["over_no_prompt"]["value"] == pytest.approx(0.1)
+    result = advantages(pairs_of(right, longer, blind))
+    assert result["length_rule"] == "longer wins"
+    assert result["over_length"]["value"] == pytest.approx(0.2)
+    assert result["over_no_prompt"]["value"] == pytest.approx(0.1)
     # on 10 pairs of 100 alone they differ: closer than two intervals of about ±0.08 and ±0.06 would tell
-    assert 0.03 < found["over_no_prompt"]["low"] < found["over_no_prompt"]["high"] < 0.17
+    assert 0.03 < result["over_no_prompt"]["low"] < result["over_no_prompt"]["high"] < 0.17
     shorter = advantages(pairs_of(right, [-amount for amount in longer], blind))
-    assert shorter["length_rule"] == "shorter wins" and shorter["over_length"] == found["over_length"]
+    assert shorter["length_rule"] == "shorter wins" and shorter["over_length"] == result["over_length"]
     level = advantages(pairs_of(right, [0] * 100, blind))
     assert level["length_rule"] is None and level["over_length"]["value"] == pytest.approx(0.4)
     some = blind[:40] + [float("nan")] * 60 # of the others no prompt can be removed
     assert advantages(pairs_of(right, longer, some))["over_no_prompt"]["value"] == 0
     assert advantages(pairs_of(right, longer, [float("nan")] * 100))["over_no_prompt"] is None
     together = advantages(pairs_of(right, longer, blind, [number // 10 for number in range(100)]))
-    width, wider = (own["over_length"]["high"] - own["over_length"]["low"] for own in (found, together))
+    width, wider = (own["over_length"]["high"] - own["over_length"]["low"] for own in (result, together))
     assert wider > 1.5 * width # pairs to one prompt are not independent
     assert verdict_figures(pairs_of([], [], [])) is None
 

@@ -232,20 +232,20 @@ def diagnose(verifier, *faults):
 
 def test_equal_rewards_are_equal(chat, plain):
     for verifier in (chat, plain):
-        report, found = diagnose(verifier)
-        assert report.equal and not found
+        report, result = diagnose(verifier)
+        assert report.equal and not result
         assert "Equal: " in report.as_text()
 
 
 def test_each_fault_is_named(chat, plain):
     for fault, cause in CAUSES.items():
-        report, found = diagnose(chat, fault)
+        report, result = diagnose(chat, fault)
         assert not report.equal
-        assert found[0] == {cause}, fault
+        assert result[0] == {cause}, fault
         assert report.diagnoses[0].sentences[0] in report.as_text()
     for fault in PLAIN_FAULTS:
-        _, found = diagnose(plain, fault)
-        assert {CAUSES[fault]} in found, fault
+        _, result = diagnose(plain, fault)
+        assert {CAUSES[fault]} in result, fault
 
 
 def pairs_of_faults():
@@ -262,13 +262,13 @@ def test_two_faults_are_named(chat):
     assert {*itertools.chain.from_iterable(pairs)} == CAUSES.keys()
     for pair in pairs:
         expected = {CAUSES[fault] for fault in pair}
-        _, found = diagnose(chat, *pair)
+        _, result = diagnose(chat, *pair)
         if pair == ("normalized", "bfloat16"): # the fitted scale takes up some of the rounding
-            assert {"scale", "float16"} in found or expected in found
+            assert {"scale", "float16"} in result or expected in result
         elif "bfloat16" in pair and pair[0].startswith("truncated"): # the limit is not certain
-            assert {pair[0].replace("truncated", "truncated on the"), "bfloat16"} in found
+            assert {pair[0].replace("truncated", "truncated on the"), "bfloat16"} in result
         else:
-            assert expected in found, pair
+            assert expected in result, pair
 
 
 class FakeServer:

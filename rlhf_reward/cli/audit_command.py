@@ -150,6 +150,6 @@ def audit(
             print(f"\nWritten, most likely wrong first: {options.output}")
     if not report["problems"]:
         data = [options.output] if options.output else options.data
-        found = given_words(parser, options, ["columns", "verdicts", "form", *DATA_HELP])
-        print_next("train", "--model", "MODEL", "--dataset", *data, "--output_dir", "OUT", *found)
+        words = given_words(parser, options, ["columns", "verdicts", "form", *DATA_HELP])
+        print_next("train", "--model", "MODEL", "--dataset", *data, "--output_dir", "OUT", *words)
     sys.exit(bool(report["problems"]))

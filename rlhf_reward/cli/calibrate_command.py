@@ -63,6 +63,6 @@ def calibrate(
     for number in range(0, len(calibration.lengths), max(1, len(calibration.lengths) // 5)):
         print(f"  {calibration.lengths[number]:>6.0f}  {calibration.means[number]:.4f}")
     print(f"Checkpoint:  {options.output}")
-    found = given_words(parser, options, MODEL_OPTIONS)
+    words = given_words(parser, options, MODEL_OPTIONS)
     data = ["--data", "HELD_OUT.jsonl", "--output", "report"]
-    print_next("evaluate", "--model", options.output, "--calibrated", *data, *found)
+    print_next("evaluate", "--model", options.output, "--calibrated", *data, *words)

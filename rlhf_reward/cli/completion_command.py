@@ -43,16 +43,16 @@ def command_tree(
     tree = argparse.ArgumentParser("rlhf_reward")
     commands = tree.add_subparsers(dest="command")
     for name, command in COMMANDS.items():
-        own = command.parser()
-        options = options_by_name(own)
+        command_parser = command.parser()
+        options = options_by_name(command_parser)
         with_files = [options[option] for option in _WITH_FILES & set(options)]
-        for word in own.words:
-            action = own.add_argument(f"{word}_word", nargs="*", choices=options[word].choices)
+        for word in command_parser.words:
+            action = command_parser.add_argument(f"{word}_word", nargs="*", choices=options[word].choices)
             if not action.choices:
                 with_files.append(action)
         for action in with_files if files else []:
             action.complete = files
-        commands.add_parser(name, add_help=False, help=command.summary, parents=[own])
+        commands.add_parser(name, add_help=False, help=command.summary, parents=[command_parser])
     return tree
 
 # %% ../../nbs/09n_cli_completion.ipynb #cabb2a15

@@ -32,12 +32,12 @@ def options_by_name(
     parser: argparse.ArgumentParser,  # of any kind
 ) -> dict[str, argparse.Action]:  # such as max_length
     "Return the options of a parser by name, without dashes in front and with underscores."
-    found = {}
+    actions = {}
     for action in parser._actions:
         for option in action.option_strings:
             if option.startswith("--"):
-                found.setdefault(option[2:].replace("-", "_"), action)
-    return found
+                actions.setdefault(option[2:].replace("-", "_"), action)
+    return actions
 
 
 def option_name(
@@ -51,8 +51,8 @@ def option_name(
         name = SYNONYMS.get(name, name)
     if name in options:
         return name
-    known = [*options, *(other for other, own in SYNONYMS.items() if own in options)]
-    close = difflib.get_close_matches(name, known, n=1)
+    names = [*options, *(other for other, ours in SYNONYMS.items() if ours in options)]
+    close = difflib.get_close_matches(name, names, n=1)
     suggestion = f"; did you mean {close[0]!r}?" if close else "."
     raise ValueError(f"unknown argument {given!r} {where}{suggestion}")
 
@@ -98,7 +98,7 @@ def _as_words(name, value, action, path):
             raise ValueError(f"{name} is {value!r} in {path}; expected true or false.")
         return [f"--{name}"] if value else []
     values = value if isinstance(value, list) else [value]
-    words = [json.dumps(one, default=str) if isinstance(one, dict) else str(one) for one in values]
+    words = [json.dumps(item, default=str) if isinstance(item, dict) else str(item) for item in values]
     return [f"--{name}={words[0]}"] if len(words) == 1 else [f"--{name}", *words]
 
 
@@ -106,12 +106,12 @@ def _config_words(path, options, given):
     "Return the values of a YAML file as on the command line, without those that are given there."
     words = []
     seen = set()
-    for own, value in read_config(path).items():
-        name = option_name(own, options, f"in {path}")
+    for written_name, value in read_config(path).items():
+        name = option_name(written_name, options, f"in {path}")
         if name in GENERAL:
-            raise ValueError(f"{path} has {own}, which is for the command line alone; expected other options.")
+            raise ValueError(f"{path} has {written_name}, which is for the command line alone; expected other options.")
         if name in seen:
-            raise ValueError(f"{path} has {name} more than once, as {own} too; expected one line for it.")
+            raise ValueError(f"{path} has {name} more than once, as {written_name} too; expected one line for it.")
         seen.add(name)
         if name not in given and value != []:
             words += _as_words(name, value, options[name], path)
@@ -209,15 +209,15 @@ def config_text(
     options = options_by_name(parser)
     lines = [f"# Values of `{parser.prog}`, which reads this file as its first argument."]
     for title, names in groups.items():
-        found = []
+        section = []
         for name in names:
             action = options[name]
             value = _plain(getattr(values, action.dest))
             default = action.default if defaults is None else defaults[action.dest]
             if name not in hidden or value != _plain(default):
-                found += ["", *_comment(action, parser.prog), _line(name, value)]
-        if found:
-            lines += ["", f"# ----- {title}", *found]
+                section += ["", *_comment(action, parser.prog), _line(name, value)]
+        if section:
+            lines += ["", f"# ----- {title}", *section]
     return "\n".join(lines) + "\n"
 
 
@@ -225,7 +225,7 @@ def _plain(value):
     "Return a value as YAML has it."
     if isinstance(value, Enum):
         return value.value
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _comment(action, prog):

@@ -25,15 +25,15 @@ def environment() -> dict[str, str]:  # by name, each with its value as text
 
     from rlhf_reward import __version__
 
-    found = {"rlhf_reward": __version__, "Python": platform.python_version()}
-    found["platform"] = platform.platform()
-    found |= {name: _version(name) for name in _PACKAGES}
-    found["CPU threads"] = f"{torch.get_num_threads()} of {os.cpu_count()}"
-    found["GPUs"] = _gpus(torch)
-    found["CUDA of torch"] = str(torch.version.cuda or torch.version.hip or "none")
+    facts = {"rlhf_reward": __version__, "Python": platform.python_version()}
+    facts["platform"] = platform.platform()
+    facts |= {name: _version(name) for name in _PACKAGES}
+    facts["CPU threads"] = f"{torch.get_num_threads()} of {os.cpu_count()}"
+    facts["GPUs"] = _gpus(torch)
+    facts["CUDA of torch"] = str(torch.version.cuda or torch.version.hip or "none")
     if torch.cuda.is_available():
-        found["bfloat16 on the GPU"] = "yes" if torch.cuda.is_bf16_supported() else "no"
-    return found
+        facts["bfloat16 on the GPU"] = "yes" if torch.cuda.is_bf16_supported() else "no"
+    return facts
 
 
 def _version(name):

@@ -99,9 +99,9 @@ def _asked_benchmarks(named, folder):
         is_local = path != name or Path(path).exists()
         if name == "suite" and is_local:
             raise ValueError(f"--benchmark suite has the path {path!r}; expected its local copies in --benchmark_dir.")
-        for own in SUITE if name == "suite" else [name]:
-            of_folder = folder if own in BENCHMARKS else None
-            asked.append(_Benchmark(own, path if is_local else None, of_folder, name == "suite"))
+        for member in SUITE if name == "suite" else [name]:
+            of_folder = folder if member in BENCHMARKS else None
+            asked.append(_Benchmark(member, path if is_local else None, of_folder, name == "suite"))
     names = [benchmark.name for benchmark in asked]
     if len(set(names)) < len(names):
         raise ValueError(f"--benchmark has the same name more than once: {', '.join(names)}.")
@@ -133,11 +133,11 @@ def _add_gold_curves(evaluations, gold, seed):
     from rlhf_reward.overoptimization import gold_model_curve
 
     for by_model in evaluations.values():
-        for model, found in by_model.items():
+        for model, evaluation in by_model.items():
             if model != gold:
-                curve = gold_model_curve(found.responses, by_model[gold].responses, gold, seed=seed)
+                curve = gold_model_curve(evaluation.responses, by_model[gold].responses, gold, seed=seed)
                 if curve is not None:
-                    found.report["overoptimization"] = curve
+                    evaluation.report["overoptimization"] = curve
 
 # %% ../../nbs/09d_cli_evaluate.ipynb #2fb2c247
 @contextmanager
@@ -183,12 +183,12 @@ def _evaluate_all(options, models, files, benchmarks, missing, processes, device
         scorer = open_scorer(options, device, path)
         for name in rows:
             with _naming(f"{model} on {name}"):
-                found = evaluate_rows(scorer, rows[name], options.on_bad_row, name, options.seed, processes)
-            evaluations.setdefault(name, {})[model] = found
+                evaluation = evaluate_rows(scorer, rows[name], options.on_bad_row, name, options.seed, processes)
+            evaluations.setdefault(name, {})[model] = evaluation
         for name, benchmark in loaded.items():
             with _naming(f"{model} on {name}"):
-                found = evaluate_loaded(scorer, name, benchmark, seed=options.seed, processes=processes)
-            evaluations.setdefault(name, {})[model] = found
+                evaluation = evaluate_loaded(scorer, name, benchmark, seed=options.seed, processes=processes)
+            evaluations.setdefault(name, {})[model] = evaluation
     return evaluations
 
 
@@ -201,14 +201,15 @@ def _print_summary(data, by_model):
     "Print the accuracies of all models on one set of data, and the baselines."
     from rlhf_reward.report_summary import agreement_lines
 
-    reports = {model: found.report for model, found in by_model.items()}
+    reports = {model: evaluation.report for model, evaluation in by_model.items()}
     first = next(iter(reports.values()))
     has_pairs = all(report["pairs"] for report in reports.values())
     print(f"\n{data}: {first['pairs']} pairs" if has_pairs else f"\n{data}: {first['responses']} responses")
     shares = []
     if has_pairs:
         shares += [(model, report["accuracy_interval"]) for model, report in reports.items()]
-        shares += [(f"{model} without the prompt", own["baselines"]["prompt-blind"]) for model, own in reports.items()]
+        for model, model_report in reports.items():
+            shares.append((f"{model} without the prompt", model_report["baselines"]["prompt-blind"]))
         shares += [(name, share) for name, share in first["baselines"].items() if name != "prompt-blind"]
     lines = [(name, _with_interval(share)) for name, share in shares]
     for model, report in reports.items():
@@ -304,5 +305,5 @@ def evaluate(
         raise SystemExit(problem if processes.is_main_process else 1)
     if processes.is_main_process:
         best = _best(report, models)
-        found = given_words(parser, options, MODEL_OPTIONS)
-        print_next("score", "--model", best, "--data", "ROWS.jsonl", "--output", "scored.jsonl", *found)
+        words = given_words(parser, options, MODEL_OPTIONS)
+        print_next("score", "--model", best, "--data", "ROWS.jsonl", "--output", "scored.jsonl", *words)

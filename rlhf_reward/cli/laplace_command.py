@@ -66,6 +66,6 @@ def laplace(
         at_bound = ", at the end of the search: the data do not determine it" if facts["at_bound"] else ""
         print(f"Prior:       precision {facts['prior_precision']:.4g}{at_bound}")
         print(f"Checkpoint:  {output}")
-        found = given_words(parser, options, MODEL_OPTIONS)
+        words = given_words(parser, options, MODEL_OPTIONS)
         data = ["--data", "ROWS.jsonl", "--output", "scored.jsonl", "--uncertainty"]
-        print_next("score", "--model", output, *data, *found)
+        print_next("score", "--model", output, *data, *words)

@@ -93,11 +93,11 @@ class CommandParser(argparse.ArgumentParser):
         names = {}
         for name, action in options_by_name(self).items():
             names.setdefault(id(action), name)
-        found = {}
+        by_title = {}
         for group in self._action_groups:
             if group is not self.general:
-                found[group.title] = [names[id(action)] for action in group._group_actions]
-        return {title: found_names for title, found_names in found.items() if found_names}
+                by_title[group.title] = [names[id(action)] for action in group._group_actions]
+        return {title: group_names for title, group_names in by_title.items() if group_names}
 
     def format_help(self) -> str:
         "Return the help with the options that are used most."
@@ -111,8 +111,8 @@ class CommandParser(argparse.ArgumentParser):
         formatter = (HelpFormatter if is_whole else ShortHelpFormatter)(self.prog)
         formatter.add_usage(self.usage, self._actions, [])
         formatter.add_text(self.description)
-        for group in [*(own for own in self._action_groups if own is not self.general), self.general]:
-            shown = [own for own in group._group_actions if is_whole or own.dest not in self.hidden]
+        for group in [*(other for other in self._action_groups if other is not self.general), self.general]:
+            shown = [action for action in group._group_actions if is_whole or action.dest not in self.hidden]
             formatter.start_section(group.title)
             formatter.add_arguments(shown)
             formatter.end_section()

@@ -78,8 +78,8 @@ def serve(
             serving.check_address(options.host, options.token, options.allow_public, options.port)
             scorer = open_scorer(options)
             address = f"http://{options.host}:{options.port}"
-            found = given_words(parser, options, MODEL_OPTIONS)
-            print_next("verify", "--model", options.model, "--url", address, *found)
+            words = given_words(parser, options, MODEL_OPTIONS)
+            print_next("verify", "--model", options.model, "--url", address, *words)
             serving.serve(
                 scorer,
                 options.host,

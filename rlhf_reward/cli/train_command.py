@@ -87,7 +87,7 @@ def _save_and_evaluate(trainer, job, pairs=None):
     metrics = trainer.evaluate()
     trainer.set_reward_scale(metrics, _held_data(job))
     verdict = trainer.verdict(name=_held_data(job)) if metrics["eval_pairs"] else None
-    names = [one.name for one in training_sets(job)]
+    names = [data_set.name for data_set in training_sets(job)]
     trainer.create_model_card(dataset=names)
     if args.push_to_hub:
         trainer.push_to_hub(dataset=names)
@@ -112,9 +112,9 @@ def _summary(metrics, verdict=None):
     "Return the accuracy, its baseline and the verdict; without pairs, the agreement with ratings and labels."
     if not metrics["eval_pairs"]:
         names = ("spearman", "pearson", "mse", "auroc", "labels_right", "offset")
-        found = [f"{name} {metrics[f'eval_{name}']:.4f}" for name in names if f"eval_{name}" in metrics]
-        if found:
-            return f"Held-out agreement: {', '.join(found)}"
+        shown = [f"{name} {metrics[f'eval_{name}']:.4f}" for name in names if f"eval_{name}" in metrics]
+        if shown:
+            return f"Held-out agreement: {', '.join(shown)}"
         return "Held-out accuracy: none, since no comparison has a better and a worse response"
     lines = [
         f"Held-out accuracy: {metrics['eval_accuracy']:.4f} over {metrics['eval_pairs']} pairs "
@@ -175,7 +175,7 @@ def next_words(
 ) -> list[str]:  # of a command, without rlhf_reward
     "Return the command that usually follows: an evaluation on the same data, with the synthetic data a server."
     sets = evaluation_sets(job)
-    if SYNTHETIC in [one.name for one in sets or training_sets(job)]:
+    if SYNTHETIC in [data_set.name for data_set in sets or training_sets(job)]:
         return ["serve", "--model", folder]
     words = ["evaluate", "--model", folder, "--data", "HELD_OUT.jsonl"]
     if len(sets) == 1:
@@ -183,7 +183,7 @@ def next_words(
         for name in (*DATA_HELP, "columns", "verdicts", "form"):
             value = getattr(sets[0], name)
             if isinstance(value, dict):
-                value = ",".join(f"{own}={theirs}" for own, theirs in value.items())
+                value = ",".join(f"{ours}={theirs}" for ours, theirs in value.items())
             if value:
                 words.append(f"--{name}={value}")
     return [*words, "--output", "report"]

@@ -56,24 +56,24 @@ def parse_set(
     except ValueError as error:
         raise ValueError(f"{option} has {value!r:.80}, which is not JSON ({error}).") from None
     names = [key.name for key in fields(NamedSet)]
-    for key, found in given.items():
+    for key, setting in given.items():
         if key not in names:
             close = difflib.get_close_matches(key, names, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else "."
             raise ValueError(f"{option} has a set with the key {key!r}; expected one of {', '.join(names)}{hint}")
         if key in ("columns", "verdicts"):
             parse = parse_columns if key == "columns" else parse_verdicts
-            given[key] = parse(found) if isinstance(found, str) else found
+            given[key] = parse(setting) if isinstance(setting, str) else setting
             is_right = isinstance(given[key], dict)
         elif key == "share":
-            is_right = isinstance(found, numbers.Real) and not isinstance(found, bool)
+            is_right = isinstance(setting, numbers.Real) and not isinstance(setting, bool)
         else:
-            is_right = isinstance(found, str) or found is None and key != "name"
+            is_right = isinstance(setting, str) or setting is None and key != "name"
         if not is_right:
-            raise ValueError(f"{option} has a set with {found!r:.60} as {key}; expected another type of value.")
+            raise ValueError(f"{option} has a set with {setting!r:.60} as {key}; expected another type of value.")
     if not given.get("name"):
         raise ValueError(f"{option} has the set {value:.80}; expected a name in it: a file, a folder or a data set.")
-    return {key: found for key, found in given.items() if found is not None}
+    return {key: setting for key, setting in given.items() if setting is not None}
 
 # %% ../../nbs/09i_cli_train_data.ipynb #0acf68df
 def names_of(
@@ -91,7 +91,7 @@ def training_sets(
     for value in names_of(job.dataset):
         sets.append(NamedSet(**{**_defaults(job, job.split), **parse_set(value, "--dataset")}))
     _check_different(sets, "--dataset")
-    shares = [one.share for one in sets]
+    shares = [data_set.share for data_set in sets]
     if job.dataset_shares:
         if any(share is not None for share in shares):
             raise ValueError("there are --dataset_shares and shares of single sets; expected one of them.")
@@ -99,8 +99,8 @@ def training_sets(
             raise ValueError(
                 f"--dataset_shares has {len(job.dataset_shares)} numbers for {len(sets)} sets; expected one for each."
             )
-        for one, share in zip(sets, job.dataset_shares):
-            one.share = share
+        for data_set, share in zip(sets, job.dataset_shares):
+            data_set.share = share
     shares_of(sets)
     return sets
 
@@ -111,9 +111,9 @@ def shares_of(
     "Return the shares of sets. Raise `ValueError` if some have none, or they do not sum to 1."
     from rlhf_reward.mixtures import checked_shares
 
-    shares = {one.label: one.share for one in sets if one.share is not None}
+    shares = {data_set.label: data_set.share for data_set in sets if data_set.share is not None}
     if shares:
-        checked_shares(shares, [one.label for one in sets])
+        checked_shares(shares, [data_set.label for data_set in sets])
     return shares or None
 
 
@@ -121,7 +121,7 @@ def evaluation_sets(
     job: Any, # `TrainArguments`
 ) -> list[NamedSet]: # none to hold some of the training data out
     "Return the sets to evaluate on. Where one is trained on too, the config, revision and folder are the same."
-    trained = {one.name for one in training_sets(job)}
+    trained = {data_set.name for data_set in training_sets(job)}
     is_same = job.eval_dataset == job.dataset # other splits of the same sets
     sets = []
     for value in names_of(job.eval_dataset):
@@ -155,7 +155,7 @@ def _defaults(job, split):
 
 def _check_different(sets, option):
     "Raise `ValueError` for a part of a data set that occurs twice."
-    labels = [one.label for one in sets]
+    labels = [data_set.label for data_set in sets]
     for label in labels:
         if labels.count(label) > 1:
             raise ValueError(f"{option} has {label} more than once; expected each set once, with one share.")
@@ -173,9 +173,9 @@ def load_data(
     train_parts = _load_sets(sets, args, "train", job.streaming)
     eval_parts = _load_sets(eval_sets, args, "test")
     is_single = len(sets) == len(eval_sets) == 1
-    for one, rows in zip(sets, train_parts.values()):
+    for data_set, rows in zip(sets, train_parts.values()):
         for other, eval_rows in zip(eval_sets, eval_parts.values()):
-            if is_single or one.name == other.name:
+            if is_single or data_set.name == other.name:
                 check_same_verdicts(rows, eval_rows)
     train_rows = _as_one(train_parts, shares_of(sets), args)
     if job.streaming:
@@ -189,14 +189,14 @@ def _load_sets(sets, args, split, streaming=False):
     from rlhf_reward.synthetic import synthetic_comparisons
 
     parts = {}
-    for one in sets:
-        if one.name == SYNTHETIC:
+    for data_set in sets:
+        if data_set.name == SYNTHETIC:
             rows = synthetic_comparisons()
-            parts[one.label] = rows.to_iterable_dataset() if streaming else rows
+            parts[data_set.label] = rows.to_iterable_dataset() if streaming else rows
             continue
-        load = partial(load_rows, columns=one.columns, verdicts=one.verdicts, form=one.form)
-        source = data_source(one, one.name, split)
-        parts[one.label] = load(one.name, on_bad_row=args.on_bad_row, streaming=streaming, **source)
+        load = partial(load_rows, columns=data_set.columns, verdicts=data_set.verdicts, form=data_set.form)
+        source = data_source(data_set, data_set.name, split)
+        parts[data_set.label] = load(data_set.name, on_bad_row=args.on_bad_row, streaming=streaming, **source)
     return parts
 
 
@@ -214,5 +214,5 @@ def label_of(
     sets: list[NamedSet], # trained or evaluated on
 ) -> str: # empty for none
     "Return what messages call all sets together."
-    labels = [one.label for one in sets]
+    labels = [data_set.label for data_set in sets]
     return f"the mixture of {' and '.join(labels)}" if len(labels) > 1 else "".join(labels)

@@ -71,24 +71,24 @@ _UNLIKE_ELSEWHERE = {"optim"}  # defaults that depend on other packages
 
 def read_options(
     parser: argparse.ArgumentParser,  # of train, with all arguments
-    own: Iterable[str],  # names of options that are not of transformers
+    ours: Iterable[str],  # names of options that are not of transformers
 ) -> list[dict[str, Any]]:  # of `train_options.json`
     "Return what help shows of each option."
-    own = set(own)
-    found = []
+    ours = set(ours)
+    options = []
     for name, action in options_by_name(parser).items():
         if name in GENERAL or action.dest != name:  # such as --no_…
             continue
         is_switch = action.nargs == "?" and action.const is True
         kinds = {int: "int", float: "float"}
         kind = "bool" if is_switch else "list" if action.nargs == "+" else kinds.get(action.type, "str")
-        option = {"name": name, "kind": kind, "own": name in own, "help": action.help}
+        option = {"name": name, "kind": kind, "own": name in ours, "help": action.help}
         if action.choices:
             option["choices"] = [str(choice) for choice in action.choices]
         if action.default not in (None, False, "") and name not in _UNLIKE_ELSEWHERE:
             option["default"] = getattr(action.default, "value", action.default)
-        found.append(option)
-    return found
+        options.append(option)
+    return options
 
 
 def option_list(
@@ -106,8 +106,8 @@ def options_of_train() -> list[dict[str, Any]]:  # as of `read_options`
     from rlhf_reward.arguments import RewardConfig
     from rlhf_reward.cli.train_arguments import TrainArguments, full_parser
 
-    own = [*TrainArguments.__dataclass_fields__, *RewardConfig.__annotations__]
-    return read_options(full_parser(), own)
+    ours = [*TrainArguments.__dataclass_fields__, *RewardConfig.__annotations__]
+    return read_options(full_parser(), ours)
 
 # %% ../../nbs/09l_cli_train_help.ipynb #2f27944e
 def train_parser(

@@ -81,9 +81,9 @@ def verify(
         sys.exit(2)
     print(report.as_text())
     if report.equal:
-        found = given_words(parser, options, MODEL_OPTIONS)
+        words = given_words(parser, options, MODEL_OPTIONS)
         data = ["--data", "HELD_OUT.jsonl", "--output", "report"]
-        print_next("evaluate", "--model", options.model, *data, *found)
+        print_next("evaluate", "--model", options.model, *data, *words)
     sys.exit(0 if report.equal else 1)
 
 

@@ -3,14 +3,14 @@ Load on `rlhf_reward serve` over loopback, compared with scoring the same rows o
 
     pip install 'rlhf_reward[serve]'
     python benchmarks/serve_load.py --data ROWS.jsonl [--data MORE.jsonl] [--requests 10000] [--connections 64]
-        [--apart] [--forms]
+        [--apart] [--forms] [--offline_once]
 
 Each request is one prompt with one response, sent to `/score` as soon as a connection is free; the responses to one
 prompt follow each other, as from best-of-n sampling. With `--apart` each prompt begins with its own number, so that
 there is nothing to share. With `--forms` each connection is another client: they send the forms of `FORMS` in turn,
 six of which are complete texts that do not tell where the prompt ends. Offline is `Scorer.score` of all rows in one
-call, in this process while the server is idle, before and after. Client and server share the machine. Every answer is
-compared with the offline reward; statuses other than 200 are counted.
+call, in this process while the server is idle, before and after, or with `--offline_once` only before. Client and
+server share the machine. Every answer is compared with the offline reward; statuses other than 200 are counted.
 """
 import argparse
 import asyncio
@@ -219,12 +219,14 @@ async def load(port, rows, connections, forms=(OWN_FORM,)):
 
 
 @contextlib.contextmanager
-def running_server(folder, library=None, timeout=300):
+def running_server(folder, library=None, timeout=300, tokens_per_batch=None):
     "Start the server, of the library in another folder if there is one, and yield its port at once."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "rlhf_reward", "serve", "--model", folder, "--device", "cpu"]
+    if tokens_per_batch:
+        command += ["--tokens_per_batch", str(tokens_per_batch)]
     environment = {**os.environ, **({"PYTHONPATH": library} if library else {})}
     server = subprocess.Popen([*command, "--port", str(port), "--timeout", str(timeout)], env=environment)
     try:
@@ -279,11 +281,11 @@ def print_results(served, expected, offline_seconds, metrics, warm_seconds, conn
         f"not 200: {failed}; answered: {len(differences)} of {count}; "
         f"largest difference from offline: {max(differences):.1e} of the largest reward"
     )
-    before, after = offline_seconds
-    offline = (before + after) / 2
+    offline = statistics.mean(offline_seconds)
+    shown = " and ".join(f"{seconds:.1f}" for seconds in offline_seconds)
     total = served.total_seconds
     print(
-        f"offline {before:.1f} and {after:.1f} s, {count / offline:.1f} a second; "
+        f"offline {shown} s, {count / offline:.1f} a second; "
         f"served {total:.1f} s, {count / total:.1f} a second: {offline / total:.2f} of offline"
     )
     quantiles = statistics.quantiles(served.seconds, n=100)
@@ -306,6 +308,8 @@ def parse_arguments():
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--apart", action="store_true", help="no two requests share a beginning")
     parser.add_argument("--forms", action="store_true", help="in the forms of all clients")
+    parser.add_argument("--offline_once", action="store_true", help="score offline before, and not after")
+    parser.add_argument("--tokens_per_batch", type=int, help="of the server and of offline scoring")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--max_characters", type=int, default=4000, help="longer rows are left out")
@@ -320,19 +324,21 @@ def main():
     forms = list(FORMS.values()) if options.forms else [OWN_FORM]
     with tempfile.TemporaryDirectory() as folder:
         make_model(folder, rows[:4000], options.width, options.layers)
-        with running_server(folder) as port:
+        with running_server(folder, tokens_per_batch=options.tokens_per_batch) as port:
             url = f"http://127.0.0.1:{port}"
-            scorer = Scorer.from_pretrained(folder, device="cpu")
+            scorer = Scorer.from_pretrained(folder, device="cpu", tokens_per_batch=options.tokens_per_batch)
             print_lengths(scorer, rows, options)
             wait_until_ready(url)
             scorer.score(prompts[:100], responses[:100]) # warm up both sides
             asyncio.run(load(port, rows[:200], options.connections, forms))
             warm_seconds = metric(httpx.get(f"{url}/metrics").text, "rlhf_reward_batch_seconds_sum")
-            expected, before = timed_score(scorer, prompts, responses)
+            expected, seconds = timed_score(scorer, prompts, responses)
+            offline_seconds = [seconds]
             served = asyncio.run(load(port, rows, options.connections, forms))
-            _, after = timed_score(scorer, prompts, responses)
+            if not options.offline_once:
+                offline_seconds.append(timed_score(scorer, prompts, responses)[1])
             metrics = httpx.get(f"{url}/metrics").text
-    print_results(served, expected, (before, after), metrics, warm_seconds, options.connections)
+    print_results(served, expected, offline_seconds, metrics, warm_seconds, options.connections)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ of `Scorer`. The bodies are those of the clients' own code, named above each.
 import base64
 import importlib
 import json
+import re
 import struct
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from architectures import save_chat_reward_model
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from fastapi.testclient import TestClient
+from tokenizers.processors import TemplateProcessing
 
 from rlhf_reward.cli import main
 from rlhf_reward.scoring import Scorer
@@ -21,6 +23,7 @@ from rlhf_reward.serving import make_app
 
 QUERY = "w3 w4"
 DOCUMENTS = ["w5", "w6 w7", "w8", "w6 w9"]
+PAIR = {"query": QUERY, "documents": ["w3"]}
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +149,29 @@ def test_rerank(name, client, scorer):
         assert shown == [{"text": DOCUMENTS[index]} for index in order]
     else:
         assert shown == [None] * len(order)
+
+
+def test_rerank_as_voyage(client, scorer):
+    "voyageai 0.5.0, Client.rerank: `top_k` is null by default."
+    expected = expected_rewards(scorer, [(QUERY, document) for document in DOCUMENTS])
+    order = sorted(range(len(DOCUMENTS)), key=lambda index: -expected[index])
+    for top_k in (2, None):
+        body = {"query": QUERY, "documents": DOCUMENTS, "model": "rerank-2.5", "top_k": top_k, "truncation": True}
+        reply = answer(client, "/v1/rerank", body)
+        assert set(reply) == {"object", "data", "model", "usage"}
+        assert [set(result) for result in reply["data"]] == [{"index", "relevance_score"}] * (top_k or len(order))
+        assert [result["index"] for result in reply["data"]] == order[:top_k]
+        close([result["relevance_score"] for result in reply["data"]], [expected[index] for index in order[:top_k]])
+        assert reply["usage"]["total_tokens"] > 0
+    reply = answer(client, "/v1/rerank", {**body, "return_documents": True})
+    assert [result["document"] for result in reply["data"]] == [DOCUMENTS[index] for index in order]
+
+
+def test_documents_of_infinity_are_strings(client):
+    "infinity-client 0.0.78, models/re_rank_object.py."
+    body = {"query": QUERY, "documents": DOCUMENTS, "return_documents": True, "raw_scores": False}
+    results = answer(client, "/rerank", body)["results"]
+    assert [result["document"] for result in results] == [DOCUMENTS[result["index"]] for result in results]
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
@@ -355,6 +381,14 @@ def test_the_command_compares_names(folder, monkeypatch):
         ("/v1/rerank", {"query": QUERY, "documents": ["w3"], "rank_fields": ["text"]}, ["rank_fields"]),
         ("/rerank", {"query": QUERY, "texts": []}, ["texts"]),
         ("/rerank", {"query": QUERY, "texts": ["w3", "\ud800"]}, ["texts", 1]),
+        ("/v2/rerank", {**PAIR, "relevant_spans": {"mode": "enabled"}}, ["relevant_spans"]),
+        ("/v1/rerank", {**PAIR, "max_chunks_per_doc": 2}, ["max_chunks_per_doc"]),
+        ("/v1/rerank", {**PAIR, "overlap_tokens": 20}, ["overlap_tokens"]),
+        ("/v1/rerank", {**PAIR, "max_doc_length": 20}, ["max_doc_length"]),
+        ("/v1/rerank", {**PAIR, "max_query_length": 20}, ["max_query_length"]),
+        ("/v1/rerank", {**PAIR, "top_k": 0}, ["top_k"]),
+        ("/v1/rerank", {**PAIR, "top_k": 1, "top_n": 1}, ["top_n"]),
+        ("/v1/rerank", {**PAIR, "truncation": "yes"}, ["truncation"]),
         ("/score", {"queries": QUERY}, ["queries"]),
         ("/score", {"queries": ["w3", "w4"], "documents": ["w3", "w4", "w5"]}, ["queries"]),
         ("/score", {"queries": ["w3", "w4"], "documents": ["w3", "\ud800"]}, ["documents", 1]),
@@ -369,11 +403,20 @@ def test_the_command_compares_names(folder, monkeypatch):
         ("/classify", {"text": "w3", "image_data": "x"}, ["image_data"]),
         ("/classify", {"text": "w3", "video_data": ["x"]}, ["video_data"]),
         ("/classify", {"text": "w3", "audio_data": ["x"]}, ["audio_data"]),
+        ("/classify", {"text": "w3", "dimensions": 1}, ["dimensions"]),
+        ("/classify", {"text": "w3", "input_embeds": [[0.5]]}, ["input_embeds"]),
         ("/rerank", {"query": QUERY, "documents": ["w3", {"image": "https://host/bird.png"}]}, ["documents", 1]),
         ("/rerank", {"query": QUERY, "documents": ["w3"], "top_n": 1.5}, ["top_n"]),
         ("/rerank", {"query": QUERY, "documents": ["w3"], "texts": ["w3"]}, ["texts"]),
         ("/v1/embeddings", {"input": [{"text": "w3"}]}, ["input"]),
         ("/v1/embeddings", {"input": "w3", "encoding_format": "int8"}, ["encoding_format"]),
+        ("/v1/embeddings", {"input": "w3", "input_type": "query"}, ["input_type"]),
+        ("/v1/embeddings", {"input": "w3", "task": "retrieval.query"}, ["task"]),
+        ("/v1/embeddings", {"input": "w3", "output_dtype": "int8"}, ["output_dtype"]),
+        ("/v1/embeddings", {"input": "w3", "output_dimension": 256}, ["output_dimension"]),
+        ("/v1/embeddings", {"input": "w3", "embedding_type": "binary"}, ["embedding_type"]),
+        ("/v1/embeddings", {"input": "w3", "normalized": True}, ["normalized"]),
+        ("/v1/embeddings", {"input": ["w3", "w4"], "late_chunking": True}, ["late_chunking"]),
         ("/v1/embeddings", {"input": "w3", "encoding_format": "base64", "embed_dtype": "float16"}, ["embed_dtype"]),
         ("/v1/embeddings", {"input": "w3", "encoding_format": "base64", "endianness": "big"}, ["endianness"]),
         ("/score", {"queries": "w3", "documents": "w4", "truncate_prompt_tokens": 5}, ["truncate_prompt_tokens"]),
@@ -386,6 +429,7 @@ def test_the_command_compares_names(folder, monkeypatch):
         ("/predict", {"inputs": ["w3", "w4", "w5"]}, ["inputs"]),
         ("/predict", {"inputs": [["w3"], ["w4", "\ud800"]]}, ["inputs", 1, 1]),
         ("/predict", {}, ["inputs"]),
+        ("/predict", {"inputs": "w3", "parameters": {"function_to_apply": "sigmoid"}}, ["parameters"]),
     ],
 )
 def test_bad_fields_are_named(path, body, field, client):
@@ -426,6 +470,67 @@ def test_limits(scorer):
             ("/tokenize", {"prompt": long}),
         ):
             assert client.post(path, json=body).status_code == 413, path
+
+
+REFUSES_TRUNCATION = (
+    {"truncate": False},
+    {"truncation": False},
+    {"truncate": True, "truncation_direction": "Right"},
+    {"truncate_prompt_tokens": -1, "truncation_side": "right"},
+)
+
+
+def test_a_server_that_truncates_does_not_where_the_client_refuses_it(folder):
+    "Or expects it on the other side: otherwise the reward would be that of another text."
+    scorer = Scorer.from_pretrained(folder, device="cpu", on_overlong="truncate_prompt")
+    scorer.tokenizer.chat_template = None
+    long = "w3 " * (int(scorer.max_length) + 1)
+    (cut,) = scorer.score([long], ["w4"])
+    pairs = {
+        "/rerank": {"query": long, "documents": ["w4"]},
+        "/v1/rerank": {"query": long, "texts": ["w4"]},
+        "/score": {"queries": long, "documents": "w4"},
+        "/predict": {"inputs": [long, "w4"]},
+    }
+    with serving(scorer) as client:
+        for path, body in pairs.items():
+            for option in ({}, {"truncate": True}, {"truncation_side": "left"}, {"truncation_direction": "Left"}):
+                reply = json.dumps(answer(client, path, {**body, **option}))
+                close(float(re.search('"(?:relevance_)?score": ([^,}]+)', reply)[1]), cut)
+            for option in REFUSES_TRUNCATION:
+                refused = client.post(path, json={**body, **option})
+                assert refused.status_code == 413, (path, option, refused.text)
+                answer(client, path, json.loads(json.dumps({**body, **option}).replace(long, QUERY)))
+
+
+def test_special_tokens_are_those_of_training(folder):
+    "`add_special_tokens` is refused where it would give a text others."
+    scorer = Scorer.from_pretrained(folder, device="cpu")
+    tokenizer = scorer.tokenizer
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} <eos>{% endfor %}"
+    text = "w3 w4"
+    conversations = [conversation(QUERY, "w5")]
+    rendered = tokenizer.apply_chat_template(conversations[0], tokenize=False)
+    bodies = [("/classify", {"input": text}), ("/pooling", {"input": text}), ("/tokenize", {"prompt": text})]
+    bodies += [("/classify", {"input": rendered}), ("/v1/embeddings", {"input": tokenizer(text)["input_ids"]})]
+    bodies.append(("/classify", {"messages": conversations[0]}))
+    with serving(scorer) as client:
+        for path, body in bodies:  # a tokenizer that adds none
+            for value in (True, False, None):
+                answer(client, path, {**body, "add_special_tokens": value})
+        tokenizer._tokenizer.post_processor = TemplateProcessing(
+            single=f"{tokenizer.bos_token} $A",
+            special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)],
+        )
+        for index, (path, body) in enumerate(bodies):
+            for value in (True, False):
+                reply = client.post(path, json={**body, "add_special_tokens": value})
+                differs = value if "messages" in body else not value and index < 3
+                assert reply.status_code == (422 if differs else 200), (path, body, value)
+                if differs:
+                    (problem,) = reply.json()["detail"]
+                    assert problem["loc"] == ["body", "add_special_tokens"]
+                    assert f"is {str(value).lower()}, but texts are encoded as in training; expected" in problem["msg"]
 
 
 def test_the_forms_of_the_load_test(client, scorer, monkeypatch):

@@ -495,7 +495,7 @@ OVER_HTTP = {
     "ClientRequest", "Document", "RerankRequest", "RerankResult", "RerankAnswer", "TEIRerankRequest", "TEIRank",
     "VLLMScoreRequest", "VLLMScore", "VLLMScoreAnswer", "ListAnswer", "PoolingRequest", "Pooling", "PoolingAnswer",
     "EmbeddingsRequest", "Embedding", "EmbeddingsAnswer", "TokenizeRequest", "TokenizeAnswer", "SGLangRequest",
-    "SGLangResult", "PredictRequest", "Prediction", "SpreadAnswer",
+    "SGLangResult", "PredictRequest", "Prediction", "SpreadAnswer", "VoyageRerankRequest", "VoyageRerankAnswer",
 }
 
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['read_query', 'documents_of', 'read_rerank', 'read_tei_rerank', 'read_vllm_score', 'read_sglang', 'is_single',
-           'read_tokenize', 'read_predict']
+           'check_special_tokens', 'read_inputs', 'read_tokenize', 'read_predict']
 
 # %% ../../nbs/08k_client_reading.ipynb #f67b7271
-from typing import Any
+from typing import Any, Union
 
 from transformers import PreTrainedTokenizerBase
 
@@ -23,10 +23,13 @@ from rlhf_reward.serving.reading import (
     LocatedComparison,
     check_count,
     field_error,
+    inputs,
+    read_classify,
     read_comparison,
     read_texts,
 )
-from .schemas import Message
+from .schemas import ClassifyRequest, Message
+from ..templates import as_conversation, chat_marks
 
 # %% ../../nbs/08k_client_reading.ipynb #7f45ea09
 def read_query(
@@ -116,11 +119,51 @@ def is_single(
     return isinstance(value, str) or isinstance(value[0], (int, Message))
 
 
+def check_special_tokens(
+    request: Union[ClassifyRequest, TokenizeRequest], # with `add_special_tokens`
+    texts: list[Any], # of the request: strings, a conversation or token ids
+    tokenizer: PreTrainedTokenizerBase, # the model's
+) -> None:
+    """
+    Raise 422 if the request says that strings get no special tokens, or that a conversation gets more.
+
+    A string gets those of the tokenizer, unless the chat template rendered it; a conversation those of the template.
+    """
+    adds = request.add_special_tokens
+    if adds is None or not tokenizer.num_special_tokens_to_add():
+        return
+    if request.messages is not None:
+        differs = adds
+    elif adds:
+        return
+    else:
+        marks = chat_marks(tokenizer)
+        strings = [text for text in texts if isinstance(text, str)]
+        differs = any(as_conversation(text, tokenizer, marks) is None for text in strings)
+    if differs:
+        problem = (
+            f"add_special_tokens is {str(adds).lower()}, but texts are encoded as in training; "
+            f"expected {str(not adds).lower()}, or no such field. Send token ids for other tokens."
+        )
+        raise field_error(422, ["add_special_tokens"], problem)
+
+
+def read_inputs(
+    request: ClassifyRequest, # with `input` or `messages`
+    tokenizer: PreTrainedTokenizerBase, # the model's
+) -> list[LocatedComparison]:
+    "Return the comparisons of `/classify`. Raise 422 for special tokens other than those of training."
+    check_special_tokens(request, inputs(request), tokenizer)
+    return read_classify(request)
+
+
 def read_tokenize(
     request: TokenizeRequest, # with `prompt` or `messages`
+    tokenizer: PreTrainedTokenizerBase, # the model's
 ) -> list[LocatedComparison]: # one
     "Return the comparison of the text of `/tokenize`."
     name, value = _only_field(request, ("prompt", "messages"))
+    check_special_tokens(request, [value], tokenizer)
     return [read_comparison(None, [value], [name])]
 
 

@@ -298,18 +298,20 @@ class _RewardService:
         self,
         read: Callable[[], list[LocatedComparison]], # called in a thread
         normalize: bool = False, # the rewards
+        may_truncate: bool = True, # if the scorer does
     ) -> _Scored:
         "Return the rewards of the comparisons. Raise `HTTPException` for everything that goes wrong."
         if normalize:
             self.normalized([]) # refused before the computation
-        return await self._answer(self._compute(read, normalize))
+        return await self._answer(self._compute(read, normalize, may_truncate))
 
     async def token_ids(
         self,
         read: Callable[[], list[LocatedComparison]], # called in a thread
+        may_truncate: bool = True, # if the scorer does
     ) -> list[int]:
         "Return the tokens of a single text, as they are scored. Raise `HTTPException` as `score` does."
-        sequences, _ = await self._answer(self.tokenizer.tokenize(read, body_size.get()))
+        sequences, _ = await self._answer(self.tokenizer.tokenize(read, body_size.get(), may_truncate))
         return [token if isinstance(token, int) else token[0] for token in sequences[0][0]]
 
     async def _answer(self, result):
@@ -351,9 +353,9 @@ class _RewardService:
         unit = float(self.scorer.model.config.rlhf_reward["reward_std"]) if normalize else 1.0
         return [spread / unit for spread in spreads]
 
-    async def _compute(self, read, normalize):
+    async def _compute(self, read, normalize, may_truncate):
         self.batcher.check_room()
-        sequences, prompts = await self.tokenizer.tokenize(read, body_size.get())
+        sequences, prompts = await self.tokenizer.tokenize(read, body_size.get(), may_truncate)
         rewards = await self.batcher.rewards(sequences, prompts) if sequences else []
         attributes = []
         if self.scorer.attributes:

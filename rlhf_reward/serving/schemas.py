@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Conversation', 'Text', 'Ids', 'ListOfStrings', 'RequestModel', 'Message', 'ScoreRequest', 'ScoreAnswer',
-           'AttributesAnswer', 'SpreadAnswer', 'RankRequest', 'RankedResponse', 'RankAnswer', 'ClassifyRequest',
-           'ClassifyResult', 'Usage', 'ClassifyAnswer', 'RewardRequest', 'Problem']
+           'AttributesAnswer', 'SpreadAnswer', 'RankRequest', 'RankedResponse', 'RankAnswer', 'TruncationFields',
+           'ClassifyRequest', 'ClassifyResult', 'Usage', 'ClassifyAnswer', 'RewardRequest', 'Problem']
 
 # %% ../../nbs/08b_schemas.ipynb #78ecbfcb
 from typing import Annotated, Any, Literal, Optional, Union
@@ -164,7 +164,32 @@ class RankAnswer(BaseModel):
     ranked: list[RankedResponse] = Field(description="Best first; equal ones keep their order.")
 
 # %% ../../nbs/08b_schemas.ipynb #b6970bea
-class ClassifyRequest(RequestModel):
+class TruncationFields(RequestModel):
+    "Fields with which the clients of several servers say whether a text that is too long may be truncated."
+
+    truncate: Optional[bool] = Field(
+        None,
+        description="If false, a text that is too long is refused with 413, also by a server that truncates.",
+    )
+    truncation: Optional[bool] = Field(None, description="Another name of truncate.")
+    truncation_side: Optional[str] = Field(
+        None,
+        description="A server that truncates does so on the left; with another side, as with truncate false.",
+    )
+    truncation_direction: Optional[str] = Field(None, description="Another name of truncation_side.")
+    truncate_prompt_tokens: Optional[Literal[-1]] = Field(
+        None,
+        description="Only -1: length and truncation are settings of the server.",
+    )
+
+    def may_truncate(self) -> bool:
+        "Return false if the client refuses what the server could do to a text that is too long."
+        sides = {self.truncation_side, self.truncation_direction} - {None}
+        is_left = {side.lower() for side in sides} <= {"left"}
+        return self.truncate is not False and self.truncation is not False and is_left
+
+
+class ClassifyRequest(TruncationFields):
     """
     A request in vLLM's form: `input`, complete texts or token ids, or `messages`, one conversation.
 
@@ -185,9 +210,9 @@ class ClassifyRequest(RequestModel):
         None,
         description="Variables of the chat template.",
     )
-    truncate_prompt_tokens: Optional[Literal[-1]] = Field(
+    add_special_tokens: Optional[bool] = Field(
         None,
-        description="Only -1: length and truncation are settings of the server.",
+        description="Texts are encoded as in training; a value that would give others tokens is refused.",
     )
     normalize: Optional[Literal[False]] = Field(
         None,

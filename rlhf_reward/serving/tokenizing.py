@@ -46,6 +46,7 @@ class RequestTokenizer:
         self,
         read: Callable[[], list[LocatedComparison]], # called in the thread
         body_size: int, # bytes of the request
+        may_truncate: bool = True, # if the scorer does
     ) -> tuple[list[list[list]], list[Hashable]]: # the sequences and the prompt of each comparison
         """
         Read a request and tokenize it.
@@ -55,7 +56,8 @@ class RequestTokenizer:
         """
         located = await self._lane(body_size).run(body_size, lambda _: self._read(read))
         size = sum(text_size(item.comparison) for item in located)
-        sequences = await self._lane(size).run(size, lambda cancelled: self._tokenize(located, size, cancelled))
+        scorer = self._scorer(size, may_truncate)
+        sequences = await self._lane(size).run(size, lambda cancelled: self._tokenize(located, scorer, cancelled))
         return sequences, [prompt_key(item.comparison, own) for item, own in zip(located, sequences)]
 
     def close(self) -> None:
@@ -80,12 +82,19 @@ class RequestTokenizer:
                 )
         return located
 
-    def _tokenize(self, located, size, cancelled):
-        "Return the sequences of each comparison."
+    def _scorer(self, size, may_truncate):
+        "Return the scorer of the lane, or one that does not truncate."
         scorer = self.scorer
         if size <= SMALL:
             scorer = self.small_scorer
             scorer.tokenizer.chat_template = self.scorer.tokenizer.chat_template # as it is now
+        if not may_truncate:
+            scorer = copy.copy(scorer)
+            scorer.on_overlong = "error"
+        return scorer
+
+    def _tokenize(self, located, scorer, cancelled):
+        "Return the sequences of each comparison."
         tokenized = [[] for _ in located]
         tokens = 0
         num_before = Counter()

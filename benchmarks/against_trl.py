@@ -39,7 +39,7 @@ from sides import MEMORY, VOCAB, ours, print_nothing, theirs, tokenizer_and_mode
 from rlhf_reward import RewardModel, load_rows, tokenize_rows
 from rlhf_reward.comparison import ranked_pairs
 from rlhf_reward.losses import BradleyTerry
-from rlhf_reward.packing import by_comparison, choose_collator, model_inputs, pad_comparisons
+from rlhf_reward.packing import by_comparison, choose_layout, model_inputs, pad_comparisons
 from rlhf_reward.tokens import tokenized_comparison
 
 OWN = "rlhf_reward, packed"
@@ -156,7 +156,9 @@ def train_table(name, examples, folder, tokenizer, batch, steps, rounds):
     used = examples[: batch * steps]
     padded = count_computed(pad_comparisons, used, batch)
     model = RewardModel.from_pretrained(folder, device="cpu")
-    collator, _ = choose_collator(model, used[:batch])
+    layout = choose_layout(model, used[:batch])
+    layout.apply_to(model)
+    collator = layout.collator
     computed = count_computed(collator, used, batch)
     unique, flops = work(used, model.config)
     pairs = sum(len(ranked_pairs(example["ranks"])) for example in used)
@@ -212,7 +214,9 @@ def peak_table(examples, texts, batch=16, steps=6):
 
 def peak_of(model, examples, batch, steps):
     "Return the median tokens a second of one model, and their share of the matrix-product rate."
-    collator, _ = choose_collator(model, examples[:batch])
+    layout = choose_layout(model, examples[:batch])
+    layout.apply_to(model)
+    collator = layout.collator
     model.train()
     speeds = []
     shares = []
@@ -252,7 +256,9 @@ def scoring_sides(folder, tokenizer, prompt, responses):
     row = {"prompt": prompt, "responses": responses, "scores": list(range(count))}
     (example,) = tokenize_rows(Dataset.from_list([row]), tokenizer, 100_000)
     model = RewardModel.from_pretrained(folder, device="cpu")
-    collator, _ = choose_collator(model, [example])
+    layout = choose_layout(model, [example])
+    layout.apply_to(model)
+    collator = layout.collator
     classifier = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     classifier.eval()
     saved = transformers.PreTrainedTokenizerFast.from_pretrained(folder)

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from .card_header import card_data, eval_results, hardware, software
 from .card_notes import form_notes
+from .file_list import replace_text
 from .held_out import HeldOut, HeldOutMixin
 from .markdown import code_span, escape_markdown, markdown_table, one_line
 from .reward import RewardModel
@@ -86,8 +87,7 @@ def _settings(args):
     return rows
 
 # %% ../nbs/05f_card.ipynb #d2ca2883
-# columns of the log, in the order of the page
-CURVES = (
+CURVES = ( # columns of the log, in the order of the page
     "loss",
     "accuracy",
     "margin",
@@ -245,10 +245,10 @@ def write_reward_scale(
     file: Path, # a `config.json`
     scale: dict[str, Any], # from `reward_scale`
 ) -> None:
-    "Add the scale of the rewards to a config that is saved already."
+    "Add the scale of the rewards to a config that is saved already, which is replaced as a whole."
     saved = json.loads(file.read_text(encoding="utf-8"))
     saved["rlhf_reward"] = {**saved.get("rlhf_reward", {}), **scale}
-    file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    replace_text(file, json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
 # %% ../nbs/05f_card.ipynb #adddb8a5
 class ModelCardMixin(HeldOutMixin):

@@ -9,14 +9,15 @@ __all__ = ['logger', 'MIXES_PADDING', 'default_pooling', 'is_reward_model']
 import contextlib
 import copy
 import logging
+import threading
 from pathlib import Path
 from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from torch import nn
 from transformers import AutoModel, PretrainedConfig
-from transformers.integrations import deepspeed
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -116,24 +117,6 @@ def checked_dropout(dropout):
     return dropout
 
 
-@contextlib.contextmanager
-def unsharded():
-    """
-    Keep transformers from sharding a model as it is made under DeepSpeed ZeRO-3.
-
-    A reward model is sharded as one module, with its head, when training begins.
-    """
-    # transformers has a public function to set the config and one to unset it, but none that returns it
-    reference = deepspeed._hf_deepspeed_config_weak_ref
-    config = reference() if reference is not None else None
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if config is not None:
-            deepspeed.set_hf_deepspeed_config(config)
-
-
 def load_checked(auto_class, model_name, config, kwargs):
     """
     Load a model of transformers, and the report of what was missing.
@@ -222,6 +205,31 @@ def num_embeddings_of(embeddings):
         is_layer = hasattr(embeddings, "get_base_layer")
         embeddings = embeddings.get_base_layer() if is_layer else embeddings.original_module
     return embeddings.num_embeddings
+
+# %% ../nbs/01b_checkpoints.ipynb #7d1be0a2
+_UNSHARDED_LOCK = threading.RLock()
+
+
+@contextlib.contextmanager
+def unsharded():
+    """
+    Keep transformers from sharding a model as it is made under DeepSpeed ZeRO-3.
+
+    A reward model is sharded as one module, with its head, when training begins.
+    """
+    # the config of the run stays set, since no public function would return it to be set again: it answers no to
+    # `is_zero3`, which is what transformers asks of it
+    with _UNSHARDED_LOCK:
+        is_zero3 = HfDeepSpeedConfig.is_zero3
+        HfDeepSpeedConfig.is_zero3 = _answers_no
+        try:
+            yield
+        finally:
+            HfDeepSpeedConfig.is_zero3 = is_zero3
+
+
+def _answers_no(config):
+    return False
 
 # %% ../nbs/01b_checkpoints.ipynb #94eb9c64
 def sequence_classifier(config, backbone, head):

@@ -115,8 +115,13 @@ def checkpoints_of(
     return [folder for _, folder in sorted(checkpoints, reverse=True)]
 
 # %% ../nbs/05j_file_list.ipynb #debcdfd7
+def replace_text(file, text):
+    "Write a file, completely or not at all."
+    part = file.with_name(f".{file.name}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
+
+
 def replace_json(file, value):
     "Write a JSON file, completely or not at all."
-    part = file.with_name(f".{file.name}")
-    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(part, file)
+    replace_text(file, json.dumps(value, indent=1))

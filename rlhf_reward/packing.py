@@ -7,7 +7,6 @@ __all__ = ['logger', 'PaddedBatch', 'PackedBatch', 'pad_comparisons', 'pack_comp
            'packing_difference', 'check_padding', 'Layout', 'choose_layout', 'choose_collator']
 
 # %% ../nbs/04_packing.ipynb #67dd311a
-import contextlib
 import itertools
 import logging
 import math
@@ -21,7 +20,7 @@ from .attention import BY_SEGMENT, attention_mask
 from .branching import branch_comparisons
 from .filling import best_fit, cheapest_rows
 from .inputs import ROUNDING, rounding # the first was defined here before
-from .kernels import attention_dropout, packed_kernels
+from .kernels import Kernel, attention_dropout, packed_kernels
 from .placing import input_device, to_device
 from .pooling import RESPONSE_POOLINGS
 from .response_tokens import response_tokens
@@ -29,6 +28,7 @@ from .reward import RewardModel
 from .rope import is_on_both_sides, length_limits
 from .targets import Targets, make_targets, num_tokens, pad_right, prefix_lengths
 from .tokens import TokenizedComparison, tokenized_comparison, whole_sequences
+from .trials import evaluating, with_attention
 from .varlen import VARLEN
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def by_comparison(
 
 # %% ../nbs/04_packing.ipynb #a20b8c8d
 def packing_difference(
-    model: RewardModel, # on the device that it will be trained on
+    model: RewardModel, # on the device that it will be trained on, not changed
     examples: list[TokenizedComparison], # from `tokens.tokenize_rows`
     collator: Callable[[list[TokenizedComparison]], dict[str, torch.Tensor]] = pack_comparisons, # that packs them
     layout: str = "packed", # the name of what the collator makes
@@ -144,8 +144,8 @@ def packing_difference(
     "Compare packed or branched rewards of the comparisons with those of each padded alone."
     alone = [pad_comparisons([example]) for example in examples]
     try:
-        with _evaluating(model, backward):
-            with _with_attention(model, attention or model.config._attn_implementation):
+        with evaluating(model, backward):
+            with with_attention(model, attention or model.config._attn_implementation):
                 plain, plain_gradient = _rewards_and_gradient(model, alone, backward)
             packed, packed_gradient = _rewards_and_gradient(model, [collator(examples)], backward)
     except torch.OutOfMemoryError:
@@ -166,12 +166,12 @@ def packing_difference(
 
 
 def check_padding(
-    model: RewardModel, # not changed, its mode aside
+    model: RewardModel, # not changed
     examples: list[TokenizedComparison], # from `tokens.tokenize_rows`
 ) -> None:
     "Raise `ValueError` if a text has another reward in a padded batch of the comparisons than alone."
     alone = []
-    with _evaluating(model):
+    with evaluating(model):
         together = _rewards(model, pad_comparisons(examples))
         for example in examples:
             starts = example.get("response_starts") or itertools.repeat(0)
@@ -236,19 +236,30 @@ def choose_layout(
         if layout.difference is None:
             return layout
         differences.append(layout.difference)
-    with _with_attention(model, attention):
+    with with_attention(model, attention):
         check_padding(model, examples)
     return Layout(pad_comparisons, attention, "; ".join(differences))
 
 
 def choose_collator(
-    model: RewardModel, # on a CPU with `sdpa` attention, its attention implementation may be replaced
+    model: RewardModel, # not changed
     examples: list[TokenizedComparison], # from `tokens.tokenize_rows`
 ) -> tuple[Callable, Optional[str]]: # the collator, and why it is the padded one
-    "Choose a layout and apply it to the model: `choose_layout` and `Layout.apply_to` in one call."
+    """
+    Return the collator of the layout, for the model with the attention implementation that it has.
+
+    `choose_layout` may know a faster kernel, which needs another one: that is set by `Layout.apply_to` alone.
+    """
     layout = choose_layout(model, examples)
-    layout.apply_to(model)
-    return layout.collator, layout.difference
+    attention = model.config._attn_implementation
+    if layout.difference is not None or layout.attn_implementation == attention:
+        return layout.collator, layout.difference
+    collator = _collator(Kernel("a dense mask", attention), frozenset(length_limits(model.config)))
+    difference = packing_difference(model, examples, collator)
+    if difference is None:
+        return collator, None
+    layout = choose_layout(model, examples, ("branched",))
+    return layout.collator, layout.difference and f"{difference}; {layout.difference}"
 
 # %% ../nbs/04_packing.ipynb #d06ced4d
 def _split_by_length(example, limits):
@@ -306,31 +317,6 @@ def _rewards_and_gradient(model, batches, backward):
         gradient += torch.autograd.grad(rewards[-1].sum(), weight)[0]
     return torch.cat(rewards).detach(), gradient
 
-
-@contextlib.contextmanager
-def _evaluating(model, backward=False):
-    "Compute in evaluation mode, and without gradients unless they are asked for, inside a `with` block."
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.set_grad_enabled(backward):
-            yield
-    finally:
-        model.train(was_training)
-
-
-@contextlib.contextmanager
-def _with_attention(model, attn_implementation):
-    "Set the attention implementation inside a `with` block. Nothing changes if the model does not support it."
-    before = model.config._attn_implementation
-    if attn_implementation != before:
-        model.backbone.set_attn_implementation(attn_implementation)
-    try:
-        yield
-    finally:
-        if model.config._attn_implementation != before:
-            model.backbone.set_attn_implementation(before)
-
 # %% ../nbs/04_packing.ipynb #e313ba74
 def _packed(model, examples, attention, for_training):
     "Return the packed layout by the first kernel that computes it, with the reason where none does."
@@ -367,7 +353,7 @@ def _kernel_difference(kernel, model, examples, collator, attention, for_trainin
     if for_training and attention_dropout(model.config):
         return f"attention has a dropout of {attention_dropout(model.config)}, which it lacks"
     try:
-        with _with_attention(model, kernel.attn_implementation):
+        with with_attention(model, kernel.attn_implementation):
             if model.config._attn_implementation != kernel.attn_implementation:
                 return "the model looks up its attention elsewhere" # as falcon and a few others
             return packing_difference(model, examples, collator, "packed", attention, for_training)
@@ -381,7 +367,7 @@ def _branched(model, examples, attention, for_training):
     longest = max(itertools.chain.from_iterable(map(whole_sequences, examples)), key=len)
     half = len(longest) // 2
     examples = [*examples, _forked(longest), _forked(longest[half:])]
-    with _with_attention(model, attention):
+    with with_attention(model, attention):
         difference = packing_difference(model, examples, partial(branch, padding=math.inf), "branched")
         if difference is None:
             return Layout(branch, attention)

@@ -6,14 +6,13 @@
 __all__ = []
 
 # %% ../nbs/03k_records.ipynb #aee43f4a
-import csv
+import functools
 import gzip
+import importlib.util
 import io
 import itertools
 import json
-import threading
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -132,11 +131,11 @@ def _json_record(row, where, numbers):
 # %% ../nbs/03k_records.ipynb #b7dd13ca
 def _csv_records(lines, text_columns, delimiter):
     "Yield each row of a CSV or TSV file, or what is wrong with it."
-    reader = csv.reader(lines, delimiter=delimiter)
-    names = _next_cells(reader) or []
+    reader = _csv_without_limit().reader(lines, delimiter=delimiter)
+    names = next(reader, [])
     if len(set(names)) < len(names):
         raise ValueError(f"the columns {names} are not all different.")
-    while (cells := _next_cells(reader)) is not None:
+    for cells in reader:
         if cells: # an empty line has none
             yield _csv_record(names, cells, f"the row that ends in line {reader.line_num}", text_columns)
 
@@ -183,24 +182,18 @@ def _may_hold_messages(cell):
     return isinstance(cell, str) and cell.lstrip().startswith(("[", "{"))
 
 
-def _next_cells(reader):
-    "Return the next cells of a CSV reader, however long; `None` at its end."
-    with _long_cells():
-        return next(reader, None)
+@functools.cache
+def _csv_without_limit():
+    """
+    Return a second copy of Python's CSV parser, which accepts long texts.
 
-
-_CSV_LOCK = threading.Lock()
-
-
-@contextmanager
-def _long_cells():
-    "Lift the limit on a cell, which `csv` has for the whole process and which rejects long texts."
-    with _CSV_LOCK:
-        previous = csv.field_size_limit(2 ** 31 - 1)
-        try:
-            yield
-        finally:
-            csv.field_size_limit(previous)
+    `csv.field_size_limit` holds for one copy of this module in C: that of everyone else in the process stays as it is.
+    """
+    spec = importlib.util.find_spec("_csv")
+    parser = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(parser)
+    parser.field_size_limit(2 ** 31 - 1)
+    return parser
 
 # %% ../nbs/03k_records.ipynb #b5a16d25
 _COLUMNS_OF_ROWS = frozenset(("prompt", "response", "text", "texts", UNREADABLE)).union(*FORMS.values())

@@ -21,6 +21,7 @@ from .checkpoint_files import ADAPTER_HEAD, adapter_base, is_adapter, is_encoder
 from .checkpoint_files import load_config, open_tokenizer
 from .checkpoints import check_complete, default_pooling, head_size, load_checked, remove_pooler, text_config
 from .encoder_heads import OpenedBackbone, open_backbone
+from .new_folder import replaced_checkpoint
 from .pooling import RESPONSE_POOLINGS
 
 logger = logging.getLogger(__name__)
@@ -28,14 +29,16 @@ logger = logging.getLogger(__name__)
 # %% ../nbs/01i_sft_adapters.ipynb #0448d82a
 def merge_sft_adapter(
     adapter: Union[str, Path], # folder of an adapter of a language model, or its name on the hub
-    folder: Union[str, Path], # made if it does not exist
+    folder: Union[str, Path], # made if it does not exist; a model in it is replaced as a whole
     dtype: Any = "auto", # of the merged weights; by default the base model's own
     **kwargs: Any, # as in `open_merged`
 ) -> str: # the folder
     "Merge an adapter into its base model, and save both as one ordinary language model with its tokenizer."
     model = open_merged(adapter, dtype, **kwargs)
-    model.save_pretrained(folder)
-    open_tokenizer(adapter, **kwargs).save_pretrained(folder)
+    tokenizer = open_tokenizer(adapter, **kwargs)
+    with replaced_checkpoint(folder) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
     logger.info("%s is an adapter of a language model; it was merged into its base model in %s.", adapter, folder)
     return str(folder)
 

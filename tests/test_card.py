@@ -1,8 +1,10 @@
 "The model card: a hub reads its header, its numbers have baselines and intervals, and its code runs."
 
+import json
 import re
 from contextlib import redirect_stdout
 from io import StringIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +12,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from rlhf_reward import RewardConfig, RewardModel
-from rlhf_reward.card import draw_curves, model_card
+from rlhf_reward.card import draw_curves, model_card, write_reward_scale
 from rlhf_reward.card_header import base_facts, card_data, eval_results, hardware, show_time, software
 from rlhf_reward.card_notes import add_to_card, form_notes
 from rlhf_reward.held_out import HeldOut
@@ -174,3 +176,24 @@ def test_the_code_ranks_two_responses(tmp_path, monkeypatch):
     chat = code_of(written(tmp_path, held_out=(HeldOut("chats", FIGURES, {}, HELD_OUT.lines, is_chat=True),)))
     assert 'prompt = [{"role": "user", "content": "How do I boil an egg?"}]' in chat
     compile(code_of(written(tmp_path, name='a "quoted"\nname')), "card", "exec")
+
+
+def test_a_scale_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": "llama", "rlhf_reward": {"pooling": "last"}}))
+    before = file.read_text()
+    write_text = Path.write_text
+
+    def killed(path, text, **options):
+        write_text(path, text[: len(text) // 2], **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_text", killed)
+        write_reward_scale(file, {"reward_mean": 0.5})
+    assert file.read_text() == before
+    write_reward_scale(file, {"reward_mean": 0.5})
+    scale = {"pooling": "last", "reward_mean": 0.5}
+    expected = json.dumps({"model_type": "llama", "rlhf_reward": scale}, indent=2, sort_keys=True)
+    assert file.read_text() == expected + "\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

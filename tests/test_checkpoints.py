@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.integrations import deepspeed
 
 from architectures import DECODERS, ENCODERS, save_language_model, word_tokenizer
 from rlhf_reward import RewardModel
 from rlhf_reward.adapters import add_adapter, lora_config
 from rlhf_reward.checkpoint_files import check_index
+from rlhf_reward.checkpoints import unsharded
 from rlhf_reward.cli import score as score_command
 from rlhf_reward.cli import train
 from rlhf_reward.encoders import EncoderClassifier
@@ -469,3 +472,30 @@ def test_a_chat_template_of_an_earlier_tokenizer_does_not_stay(is_adapter, tmp_p
 def test_a_device_that_torch_does_not_know(device, tmp_path):
     with pytest.raises(ValueError, match=f"device is '{device}'; expected one of torch"):
         RewardModel(str(tmp_path), device=device)
+
+
+# DeepSpeed
+
+
+def test_a_model_is_opened_in_one_piece_under_zero3(tmp_path):
+    "With the config of a run, which stays the same object, is in force afterwards, and ends with the run."
+    folder = save_classifier(tmp_path / "model")
+    expected = reward(folder)
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    deepspeed.set_hf_deepspeed_config(config)
+    try:
+        assert deepspeed.is_deepspeed_zero3_enabled()
+        assert reward(folder) == expected  # transformers would shard the backbone, for which deepspeed must be there
+        assert deepspeed.is_deepspeed_zero3_enabled() and deepspeed.deepspeed_config() is config.config
+        with pytest.raises(KeyError), unsharded(), unsharded():
+            assert not deepspeed.is_deepspeed_zero3_enabled()
+            raise KeyError
+        assert deepspeed.is_deepspeed_zero3_enabled()
+        with unsharded():
+            with unsharded():
+                pass
+            assert not deepspeed.is_deepspeed_zero3_enabled()
+        del config
+        assert not deepspeed.is_deepspeed_zero3_enabled()
+    finally:
+        deepspeed.unset_hf_deepspeed_config()

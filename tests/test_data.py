@@ -11,10 +11,11 @@ from datasets import Dataset
 
 from architectures import word_tokenizer
 from chat_tokenizers import chat_tokenizer
-from rlhf_reward import Comparison, columns, data, load_rows, loading, tokenize_rows
+from rlhf_reward import Comparison, columns, data, load_rows, loading, records, tokenize_rows
 from rlhf_reward.audit import audit
 from rlhf_reward.data import hold_out, text_key, to_comparison, to_responses
 from rlhf_reward.encoding import render_comparison
+from rlhf_reward.rows import UNREADABLE
 
 PAIR = {"prompt": "w5 ", "chosen": "w6", "rejected": "w7"}
 
@@ -766,6 +767,31 @@ def test_long_cells_leave_the_limit_of_the_process_as_it_is(tmp_path):
     assert len(next(stream)["prompt"]) == limit + 1
     assert csv.field_size_limit() == limit  # although the stream is still open
     assert len(load_rows(str(path))[0]["prompt"]) == limit + 1
+    assert csv.field_size_limit() == limit
+
+
+def test_a_long_cell_is_read_without_a_change_of_the_limit(monkeypatch):
+    limit = csv.field_size_limit()
+
+    def refuse(*new_limit):
+        raise AssertionError(f"csv.field_size_limit{new_limit} during a read")
+
+    def lines():
+        "Lines of a file; while each is read, `csv` rejects a long cell elsewhere in the process as before."
+        for line in ("chosen,rejected\n", f'"{"a" * limit}\n', 'a","b\n', 'c"\n', "d,e,f\n", "\n", "g,h\n"):
+            with pytest.raises(csv.Error, match=f"larger than field limit .{limit}."):
+                next(csv.reader(["a" * (limit + 1)]))
+            yield line
+
+    monkeypatch.setattr(csv, "field_size_limit", refuse)
+    monkeypatch.setattr("_csv.field_size_limit", refuse)
+    rows = list(records._csv_records(lines(), (), ","))
+    assert rows == [
+        {"chosen": "a" * limit + "\na", "rejected": "b\nc"},
+        {UNREADABLE: "the row that ends in line 5 has 3 cells for 2 columns"},
+        {"chosen": "g", "rejected": "h"},
+    ]
+    monkeypatch.undo()
     assert csv.field_size_limit() == limit
 
 

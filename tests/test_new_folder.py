@@ -1,10 +1,12 @@
 "A new checkpoint is complete, or it does not exist, and nothing of anyone else is removed."
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from rlhf_reward.new_folder import changed_checkpoint, check_folder, check_new_folder, new_folder
+from rlhf_reward.new_folder import replaced_checkpoint
 
 
 def files(folder):
@@ -94,3 +96,76 @@ def test_a_checkpoint_is_changed_in_place_or_in_a_copy(tmp_path):
             (folder / "added").touch()
         assert files(tmp_path / "hub") == ["added", "saved"]
         shutil.rmtree(tmp_path / "hub")
+
+
+def write_model(folder, text):
+    "A whole checkpoint; another text has other shards."
+    (folder / "templates").mkdir(exist_ok=True)
+    for name in ("config.json", "tokenizer.json", "templates/one", f"model-{text}.safetensors"):
+        (folder / name).write_text(text)
+
+
+def texts(folder):
+    "Contents of the checkpoint in a folder; None if nothing opens it, since it has no config."
+    if not (folder / "config.json").exists():
+        return None
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def model_of(text):
+    return dict.fromkeys(["config.json", "tokenizer.json", "templates/one", f"model-{text}.safetensors"], text)
+
+
+def test_a_checkpoint_is_replaced_as_a_whole(tmp_path):
+    folder = tmp_path / "a/base"
+    with replaced_checkpoint(folder) as part:
+        write_model(part, "old")
+        assert texts(folder) is None
+    assert texts(folder) == model_of("old")
+    (folder / "notes").write_text("mine")
+    for problem in (OSError("full"), KeyboardInterrupt()):
+        with pytest.raises(type(problem)), replaced_checkpoint(folder) as part:
+            write_model(part, "new")
+            raise problem
+        assert texts(folder) == {**model_of("old"), "notes": "mine"}
+    with replaced_checkpoint(folder) as part:
+        write_model(part, "new")
+        assert texts(folder)["tokenizer.json"] == "old"
+    assert texts(folder) == {**model_of("new"), "notes": "mine"}
+    assert not list(folder.glob(".*"))
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_kill_while_files_are_moved_leaves_nothing_that_opens(tmp_path, monkeypatch):
+    "After each number of moved files; the next run then replaces all. A killed process does not tidy up."
+    replace = os.replace
+    outcomes = []
+    for allowed in range(5):
+        folder = tmp_path / str(allowed)
+        with replaced_checkpoint(folder) as part:
+            write_model(part, "old")
+        left = [None] * allowed
+
+        def killed(source, target):
+            if not left:
+                raise Killed
+            left.pop()
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killed)
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+            try:
+                with replaced_checkpoint(folder) as part:
+                    write_model(part, "new")
+            except Killed:
+                pass
+        outcomes.append(texts(folder))
+        with replaced_checkpoint(folder) as part:
+            assert not any(part.iterdir())
+            write_model(part, "new")
+        assert texts(folder) == model_of("new")
+    assert outcomes == [None, None, None, None, model_of("new")]

@@ -12,11 +12,12 @@ from datasets import Dataset
 
 from architectures import LLAMA, PACKABLE, VOCAB, save_language_model, word_tokenizer
 from one_at_a_time import alone, rewards_and_gradients
-from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
+from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, packing
 from rlhf_reward.branching import branch_comparisons
 from rlhf_reward.losses import BradleyTerry
 from rlhf_reward.packing import (
     BY_SEGMENT,
+    Layout,
     attention_mask,
     best_fit,
     by_comparison,
@@ -29,6 +30,7 @@ from rlhf_reward.packing import (
     pad_comparisons,
 )
 from rlhf_reward.synthetic import synthetic_comparisons, synthetic_texts, tiny_decoder
+from rlhf_reward.trials import attention_of
 from tiny import open_tiny, tiny_trainer, tokenized
 
 
@@ -161,9 +163,10 @@ def test_what_is_taken_apart(tmp_path):
         model = open_model(family, tmp_path / family / attention, attention)
         examples = random_examples()
         for _ in range(2):  # a second trainer for the same model
-            collator, difference = choose_collator(model, examples)
-            assert difference is None
-            assert (getattr(collator, "keywords", {}) == {"row_length": math.inf}) == one_row
+            layout = choose_layout(model, examples)
+            layout.apply_to(model)
+            assert layout.difference is None
+            assert (getattr(layout.collator, "keywords", {}) == {"row_length": math.inf}) == one_row
             assert model.config._attn_implementation == (BY_SEGMENT if one_row else attention)
     batch = pack_in_one_row(examples)
     assert batch["input_ids"].shape == (1, num_tokens(examples))
@@ -181,6 +184,89 @@ def test_asking_for_a_layout_does_not_change_the_model(tmp_path):
         assert model.config._attn_implementation == layout.attn_implementation
         assert (layout.collator is pad_comparisons) == (layout.difference is not None) == (family == "mamba")
         assert choose_collator(model, examples)[1] == layout.difference
+        assert model.config._attn_implementation == layout.attn_implementation
+
+
+def test_the_collator_is_for_the_model_as_it_is(tmp_path):
+    "Its batches give the padded rewards with the attention implementation that the model has, applied or not."
+    examples = random_examples()
+    for family, attention in [("llama", "sdpa"), ("mistral", "sdpa"), ("llama", "eager"), ("bloom", "eager")]:
+        model = open_model(family, tmp_path / family / attention, attention)
+        with torch.no_grad():
+            expected = rewards_alone(model, examples)
+        for chosen in (attention, choose_layout(model, examples).attn_implementation):
+            model.backbone.set_attn_implementation(chosen)
+            collator, difference = choose_collator(model, examples)
+            assert difference is None and collator is not pad_comparisons
+            assert model.config._attn_implementation == chosen
+            with torch.no_grad():
+                rewards = model(**model_inputs(collator(examples), model))
+            assert (rewards - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_the_collator_is_another_one_where_a_kernel_is_not_applied(tmp_path, monkeypatch):
+    "Where the layout is packed by another attention, and the model as it is takes no packed rows."
+    model = open_model("llama", tmp_path, "sdpa")
+    difference = packing.packing_difference
+
+    def refuse_dense(model, examples, collator=pack_comparisons, *args, **kwargs):
+        if model.config._attn_implementation == "sdpa" and collator is pack_comparisons:
+            return "no mask"
+        return difference(model, examples, collator, *args, **kwargs)
+
+    monkeypatch.setattr(packing, "packing_difference", refuse_dense)
+    assert choose_layout(model, FEW_EXAMPLES).attn_implementation == BY_SEGMENT
+    assert choose_collator(model, FEW_EXAMPLES)[0].func is branch_comparisons
+    no_branches = Layout(branch_comparisons, "sdpa", "no cache")
+    monkeypatch.setitem(packing.TRIALS, "branched", lambda *_: no_branches)
+    assert choose_collator(model, FEW_EXAMPLES) == (pad_comparisons, "no mask; no cache")
+
+
+HOOKS = [name for name in vars(torch.nn.Module()) if "hook" in name]
+
+
+def state_of(model):
+    "All of a model that a trial could leave changed."
+    modules = {}
+    for name, module in model.named_modules():
+        hooks = {hook: list(getattr(module, hook).items()) for hook in HOOKS if getattr(module, hook)}
+        modules[name] = (module.training, hooks, sorted(vars(module)), vars(module).get("forward"))
+    weights = {}
+    for name, weight in model.named_parameters():
+        weights[name] = (weight.requires_grad, weight.grad, weight.data_ptr(), weight._version)
+    buffers = {name: buffer.tolist() for name, buffer in model.named_buffers()}
+    config = (model.config.to_dict(), attention_of(model.config), id(model.config))
+    return modules, weights, buffers, config, torch.is_grad_enabled(), torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize("family, attention", [("llama", "sdpa"), ("bloom", "eager"), ("mamba", "eager")])
+def test_asking_leaves_every_part_of_the_model_as_it_was(family, attention, tmp_path, monkeypatch):
+    "Asked twice, and with an error in each of the passes that a choice takes. Some of its modules are frozen."
+    model = open_model(family, tmp_path, attention).train()
+    next(model.backbone.children()).eval().requires_grad_(False)
+    model.score.register_forward_hook(lambda *_: None)
+    calls = itertools.count()
+    fails_in = None
+
+    def inputs(*args):
+        if next(calls) == fails_in:
+            raise torch.OutOfMemoryError
+        return model_inputs(*args)
+
+    monkeypatch.setattr(packing, "model_inputs", inputs)
+    before = state_of(model)
+    for ask in (choose_layout, choose_collator, partial(choose_layout, for_training=True)):
+        ask(model, FEW_EXAMPLES)
+        assert state_of(model) == before
+    calls = itertools.count()
+    choose_layout(model, FEW_EXAMPLES)
+    num_passes = next(calls)
+    assert num_passes >= len(FEW_EXAMPLES) + 1
+    for fails_in in range(num_passes):
+        calls = itertools.count()
+        with pytest.raises(torch.OutOfMemoryError):
+            choose_layout(model, FEW_EXAMPLES)
+        assert state_of(model) == before
 
 
 def test_segments_are_the_dense_mask(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, BitsAndBytesConfig
+from transformers import PreTrainedTokenizerBase
 
 from architectures import save_language_model, word_tokenizer
 from rlhf_reward import RewardModel
@@ -147,6 +148,28 @@ def test_a_second_adapter_requires_a_base_model_that_others_can_open(tmp_path):
     merged = merge_sft_adapter(adapter, tmp_path / "merged")
     torch.testing.assert_close(hidden_states(RewardModel(merged, device="cpu")), expected, atol=1e-5, rtol=1e-5)
     assert AutoModelForCausalLM.from_pretrained(merged)(IDS).logits.shape == (2, 4, 64)
+
+
+def test_a_merge_that_does_not_end_leaves_the_earlier_model(tmp_path, monkeypatch):
+    adapter, expected = sft(tmp_path)
+    merged = tmp_path / "merged"
+
+    def full(tokenizer, folder, *args, **kwargs):
+        raise OSError("No space left on device")
+
+    def fail():
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr(PreTrainedTokenizerBase, "save_pretrained", full)
+            merge_sft_adapter(adapter, merged, "bfloat16")
+        assert not (merged / ".part").exists()
+
+    fail()
+    assert not list(merged.iterdir())
+    merge_sft_adapter(adapter, merged)
+    before = {path.name: path.read_bytes() for path in merged.iterdir()}
+    fail()
+    assert {path.name: path.read_bytes() for path in merged.iterdir()} == before
+    torch.testing.assert_close(hidden_states(RewardModel(merged, device="cpu")), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_an_adapter_whose_base_model_is_an_adapter_is_refused(tmp_path):

@@ -75,6 +75,11 @@ def load_rows(
                 rows = with_messages_of_table(rows)
         if not names:
             raise ValueError("it has no rows; expected rows of preference.")
+        if len(names) == 1 and any(separator in names[0] for separator in ",;\t"):
+            raise ValueError(
+                f"its only column is {names[0]!r}; expected columns separated by commas in a .csv file, by tabs in a "
+                ".tsv file."
+            )
     except (ValueError, EOFError, zlib.error, gzip.BadGzipFile, DatasetGenerationError) as error:
         raise ValueError(f"{name!r} cannot be read: {error.__cause__ or error}") from error
     if form in KNOWN_FORMS:

@@ -387,6 +387,8 @@ def test_columns_of_other_names_are_mapped(tmp_path):
 def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "header.csv").write_text("prompt,chosen,rejected\n")
+    (tmp_path / "semicolons.csv").write_text("prompt;chosen;rejected\na;b;c\n")
+    (tmp_path / "commas.tsv").write_text("prompt,chosen,rejected\na,b,c\n")
     (tmp_path / "none.json").write_text("[]")
     (tmp_path / "rows.txt").write_text("a")
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": "b", \n')
@@ -402,6 +404,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     for name, message in (
         ("empty.jsonl", "it has no rows"),
         ("header.csv", "it has no rows"),
+        ("semicolons.csv", "its only column is 'prompt;chosen;rejected'; expected columns separated by commas"),
+        ("commas.tsv", "its only column is 'prompt,chosen,rejected'; .* by tabs in a .tsv file"),
         ("none.json", "it has no rows"),
         ("rows.txt", "another kind"),
         ("broken.jsonl", "broken.jsonl' cannot be read: line 3 is not JSON"),

@@ -561,6 +561,41 @@ def test_a_reader_has_all_that_the_examples_use(docs, notebook):
             assert used <= bound, cell.source
 
 
+# What README's first command installs, with the dependencies of its dependencies that pages import, and Jupyter.
+INSTALLED = {
+    "IPython",
+    "datasets",
+    "fastapi",
+    "matplotlib",
+    "pandas",
+    "rlhf_reward",
+    "safetensors",
+    "torch",
+    "transformers",
+    "yaml",
+}
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs/tutorials").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_tutorial_can_be_typed(docs, notebook):
+    "Its visible cells are enough: a hidden one binds no name for them and changes no folder. Other packages are named."
+    bound = {*dir(builtins), "_exit_code"}
+    packages = set()
+    for cell in cells(notebook, "code"):
+        if "hide" in docs.directives(cell):
+            assert not re.search(r"^%cd|\bchdir\(", cell.source, flags=re.MULTILINE), cell.source
+            continue
+        bound |= names_bound_in(docs, cell.source)
+        used = {node.id for node in docs.nodes(cell.source) if isinstance(node, ast.Name)}
+        assert used <= bound, cell.source
+        for statement in docs.imports(cell.source).values():
+            packages.add(statement.split()[1].split(".")[0])
+    text = "\n".join(cell.source for cell in cells(notebook, "markdown"))
+    named = " ".join(re.findall(r"`pip install (.*?)`", text))
+    others = packages - INSTALLED - set(sys.stdlib_module_names)
+    assert {package for package in others if package not in named} == set()
+
+
 # The page of a module → the class or function that its readers come for.
 PRINCIPAL = {
     "adapters": "lora_config",

@@ -58,6 +58,8 @@ def model_line(
     total = count_parameters(model)
     trained = count_parameters(model, only_trainable=True)
     share = "all" if trained == total else _large(trained)
+    if not (args.learning_rate or args.head_learning_rate): # such as of the recipe head
+        share = "none"
     dtype = str(model.dtype).removeprefix("torch.")
     if args.bf16 or args.fp16:
         dtype += ", computed in bfloat16" if args.bf16 else ", computed in float16"
@@ -65,7 +67,7 @@ def model_line(
     place = devices.pop() if len(devices) == 1 else f"{len(devices)} devices"
     parts = (
         f"model  {model.name_or_path} ({model.config.model_type})",
-        f"{_large(total)} parameters, {share} trained",
+        f"{_large(total)} parameters, {share} trained" + " (learning rate 0)" * (share == "none"),
         f"{dtype} on {place}",
     )
     return "  ".join(parts)

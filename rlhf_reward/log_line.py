@@ -117,7 +117,7 @@ def steps_line(
         epochs = args.num_train_epochs if args.max_steps <= 0 else state.max_steps * batch_size / num_comparisons
         parts.append(f"{epochs:.3g} epoch{'s' * (epochs != 1)} of {num_comparisons}")
     if args.eval_strategy == "steps":
-        parts.append(f"evaluation every {state.eval_steps}")
+        parts.append(f"evaluation every {int(state.eval_steps)}") # the command line gives a float
     return "  ".join([*parts, layout])
 
 # %% ../nbs/05k_log_line.ipynb #72752cbd

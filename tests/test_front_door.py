@@ -264,7 +264,7 @@ def test_lines_before_the_first_step(base, tmp_path, capsys):
     assert layout_part(data, pad_comparisons, 4) == "padded layout"
     args = RewardConfig(str(tmp_path), **config, max_steps=5, eval_strategy="steps", bf16=True)
     model.backbone.requires_grad_(True)
-    state = TrainerState(max_steps=5, eval_steps=10)
+    state = TrainerState(max_steps=5, eval_steps=10.0) # as from the command line
     assert steps_line(args, state, None, "x") == "steps  5 of 2 comparisons  evaluation every 10  x"
     assert steps_line(args, state, 80, "x").startswith("steps  5 of 2 comparisons  0.125 epochs of 80  evaluation")
     assert model_line(model, args).endswith(f"{total} parameters, all trained  float32, computed in bfloat16 on cpu")

@@ -11,14 +11,18 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any, Iterable, Literal, Optional, Sequence, Union
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCardData
 from safetensors.torch import save_file
 
 from .adapter_averaging import averaged_config, averaged_factor, check_linear, is_factor
 from .averaging_parts import SPREADS, check_recorded, check_same, read_part
+from .card_header import base_facts, card_data
+from .card_notes import form_notes, usage_code
 from .checkpoint_files import ADAPTER_FILE, check_finite, local_name, open_tokenizer, open_weights
 from .checkpoint_files import read_offset
 from .evaluation import evaluate
@@ -86,7 +90,7 @@ def average_checkpoints(
             result = replace(result, model=str(folder)) # where it will be
             _write_scale(unfinished / "config.json", result, name)
         average = Average(result, measured, None if data is None else name)
-        (unfinished / "README.md").write_text(_card(average), encoding="utf-8")
+        (unfinished / "README.md").write_text(_card(average, parts[0]), encoding="utf-8")
     return average
 
 # %% ../nbs/01o_averaging.ipynb #9c277a35
@@ -117,17 +121,23 @@ def _show_interval(interval):
     return f"{interval['value']:.4f} ({interval['low']:.4f} to {interval['high']:.4f})"
 
 
-def _card(average):
+def _card(average, first):
     "Return the page that describes an average, Markdown with a header, as model hubs read it."
-    header, *lines = average_lines(average)
+    header = card_data(None, [], [], "", []).to_dict() | base_facts(first.name)
+    names, *lines = average_lines(average)
     rows = [(code_span(model), *figures) for model, *figures in lines]
     over = "" if average.data is None else f" Figures are over {code_span(average.data)}."
-    return (
-        "---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags:\n- reward-model\n- rlhf_reward\n"
-        f"---\n\n# {code_span(Path(average.result.model).name)}\n\n"
+    title = Path(average.result.model).name
+    parts = [
+        f"---\n{ModelCardData(**header).to_yaml().strip()}\n---",
+        f"# {code_span(title)}",
         f"The mean of the weights of {len(average.parts)} reward models ([WARM](https://arxiv.org/abs/2401.12187)), "
-        f"made by `rlhf_reward average`.{over}\n\n{markdown_table(header, rows)}\n"
-    )
+        f"made by `rlhf_reward average`.{over}",
+        *form_notes(SimpleNamespace(**first.form)),
+        markdown_table(names, rows),
+        usage_code(title, open_tokenizer(first.name).chat_template is not None),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/01o_averaging.ipynb #50b1d336
 def _scale_factors(parts, measured, align):

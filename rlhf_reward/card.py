@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from transformers import TrainingArguments
 
 from .card_header import card_data, eval_results, hardware, software
-from .card_notes import form_notes
+from .card_notes import form_notes, usage_code
 from .file_list import replace_text
 from .held_out import HeldOut, HeldOutMixin
 from .markdown import code_span, escape_markdown, markdown_table, one_line
@@ -44,7 +44,11 @@ def model_card(
         _introduction(model, base, dataset, args.loss),
         *form_notes(model),
         *_verdicts(held_out),
-        _usage(repo or args.hub_model_id or model_name, any(held_out_set.is_chat for held_out_set in held_out)),
+        usage_code(
+            repo or args.hub_model_id or model_name,
+            any(held_out_set.is_chat for held_out_set in held_out),
+            _names(dataset) == ["synthetic"],
+        ),
     ]
     metrics = _last_metrics(log_history)
     if metrics or held_out:
@@ -119,7 +123,11 @@ def _last_metrics(log_history):
 
 def _curves(log_history):
     "Return the columns of the log and at most 20 of its rows, evenly from the first."
-    logged = [entry for entry in log_history if "loss" in entry or "eval_loss" in entry]
+    logged = []
+    for entry in log_history:
+        is_curve = "loss" in entry or "eval_loss" in entry
+        if is_curve and not (logged and _is_same_point(entry, logged[-1])):
+            logged.append(entry)
     every = max(1, -(-len(logged) // 20))
     logged = logged[::every]
     names = set().union(*logged)
@@ -128,6 +136,11 @@ def _curves(log_history):
     for entry in logged:
         rows.append((entry["step"], *(_number(entry.get(name, "")) for name in columns)))
     return columns, rows
+
+
+def _is_same_point(entry, other):
+    "Return whether a model was evaluated twice, at the last step and after it."
+    return all(entry.get(name) == other.get(name) for name in ("step", *CURVES))
 
 
 def _number(value):
@@ -141,6 +154,8 @@ def _names(dataset):
 
 def _introduction(model, base, dataset, loss):
     on_base = f" on {code_span(base)}" if base else ""
+    if base and Path(base).exists(): # its path is of no use elsewhere
+        on_base = f" on the local model {code_span(Path(base).resolve().name)}"
     data = ", ".join(map(code_span, _names(dataset))) or "preferences"
     return (
         f"A reward model{on_base}: one number for a prompt and a response, higher is better. Trained with "
@@ -178,28 +193,6 @@ def _baselines(held_out_set):
     table = markdown_table(("", "accuracy, %", "95 % interval"), lines)
     return [f"On {code_span(held_out_set.name)}, {counts}:", table]
 
-
-def _usage(name, is_chat):
-    "Return code that ranks two responses, in the form of the data: strings or messages."
-    prompt = "How do I boil an egg?"
-    responses = ["Ten minutes in boiling water.", "No idea."]
-    if is_chat:
-        prompt = [{"role": "user", "content": prompt}]
-        responses = [[{"role": "assistant", "content": response}] for response in responses]
-    lines = [
-        "```python",
-        "from rlhf_reward import Scorer",
-        "",
-        f"scorer = Scorer.from_pretrained({json.dumps(one_line(name), ensure_ascii=False)})",
-        f"prompt = {json.dumps(prompt)}",
-        "responses = [",
-        *(f"    {json.dumps(response)}," for response in responses),
-        "]",
-        "for result in scorer.rank(prompt, responses): # the best first",
-        "    print(result.reward, result.response)",
-        "```",
-    ]
-    return "\n".join(lines)
 
 # %% ../nbs/05f_card.ipynb #ca96f684
 def draw_curves(

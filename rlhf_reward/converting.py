@@ -48,7 +48,7 @@ def convert(
     """
     Write a reward model of another library as a checkpoint that every tool opens, or merge an adapter of this one.
 
-    An adapter that was trained here has its own `ends_with_eos`. Raises `ValueError` for a model without a linear
+    A model or adapter that was trained here keeps its `ends_with_eos`. Raises `ValueError` for a model without a linear
     head of one row, and if the new rewards differ from the original formula, and `FileExistsError` for a folder with
     files; then nothing is written.
     """
@@ -63,9 +63,10 @@ def convert(
     model = RewardModel(model_name, 0.0, "cpu", dtype=dtype, **kwargs)
     with torch.no_grad():
         model.score.weight.copy_(weight)
-    model.ends_with_eos = ends_with_eos
     keep_openrlhf_scale(model.config)
     facts = dict(getattr(model.config, "rlhf_reward", {}))
+    ends_with_eos = ends_with_eos or facts.get("ends_with_eos", False)
+    model.ends_with_eos = ends_with_eos
     has_scale = "reward_mean" in facts
     if has_scale:
         facts["reward_mean"] -= bias

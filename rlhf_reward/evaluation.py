@@ -52,6 +52,7 @@ def evaluate(
     processes: Optional[PartialState] = None,
     # the number of each row in its file, for messages and mistakes; by default from 1
     numbers: Optional[list[int]] = None,
+    progress: bool = True, # show progress bars for work of more than three seconds
 ) -> Evaluation: # with its report
     """
     Score comparisons with and without their prompts, and report what the rewards are worth, overall and by source.
@@ -67,20 +68,21 @@ def evaluate(
     omitted = Counter(scorer.omitted) - omitted_before
     comparisons = usable.comparisons
     prompts = [str(comparison.prompt) for comparison in comparisons]
-    options = scorer.reward_options
+    hidden = {} if progress else {"progress": False}
+    options = {**scorer.reward_options, **hidden}
     scored = _rewards_or_error(scorer, usable.sequences, prompts, processes, usable.in_sets, name, **options)
     rewards = [list(map(reward_alone, comparison_rewards)) for comparison_rewards in scored]
     without_prompts = _sequences_without_prompt(scorer, comparisons)
     responses = with_spread(scored, response_table(
         comparisons,
         rewards,
-        _blind_rewards(scorer, without_prompts, processes, usable, name),
+        _blind_rewards(scorer, without_prompts, processes, usable, name, **hidden),
         _response_lengths(without_prompts, usable.sequences),
     ))
     report = {**statistics(responses, seed, scorer.offset), "left_out": usable.left_out, "omitted": dict(omitted)}
     report.update(detail_figures(scorer, responses, comparisons, scored, seed))
     report |= {"length_calibration": scorer.length_calibration.facts()} if scorer.length_calibration else {}
-    show_progress = processes is None or processes.is_main_process
+    show_progress = progress and (processes is None or processes.is_main_process)
     report["sources"] = _statistics_by("source", responses, seed, scorer.offset, show_progress)
     datasets = [dataset for _, dataset in usable.in_sets]
     if any(datasets):
@@ -303,11 +305,11 @@ def _sequences_without_prompt(scorer, comparisons):
     return sequences
 
 
-def _blind_rewards(scorer, without_prompts, processes, usable, name):
+def _blind_rewards(scorer, without_prompts, processes, usable, name, **options):
     "Return the rewards without the prompt; NaN where it cannot be removed."
     sequences = [alone for alone in without_prompts if alone]
     rows = [row for row, alone in zip(usable.in_sets, without_prompts) if alone]
-    computed = iter(_rewards_or_error(scorer, sequences, [""] * len(sequences), processes, rows, name))
+    computed = iter(_rewards_or_error(scorer, sequences, [""] * len(sequences), processes, rows, name, **options))
     rewards = []
     for comparison, alone in zip(usable.comparisons, without_prompts):
         rewards.append(next(computed) if alone else [math.nan] * len(comparison.responses))

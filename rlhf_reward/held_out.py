@@ -115,7 +115,9 @@ def _from_evaluation(trainer, rows, name):
     scorer = Scorer(trainer.unwrapped_model(), tokenizer, min(lengths, default=None), on_overlong)
     processes = PartialState() if args.world_size > 1 else None
     with trainer.accelerator.autocast():
-        evaluation = evaluate(scorer, rows, "skip", name, processes=processes) # training has reported such rows
+        evaluation = evaluate( # training has reported the rows that are skipped
+            scorer, rows, "skip", name, processes=processes, progress=not args.disable_tqdm
+        )
     report = evaluation.report
     if not report["pairs"]:
         return HeldOut(name, report, {}, verdict_lines(report))

@@ -58,6 +58,8 @@ def model_line(
     total = count_parameters(model)
     trained = count_parameters(model, only_trainable=True)
     share = "all" if trained == total else _large(trained)
+    if not (args.learning_rate or args.head_learning_rate): # such as of the recipe head
+        share = "none"
     dtype = str(model.dtype).removeprefix("torch.")
     if args.bf16 or args.fp16:
         dtype += ", computed in bfloat16" if args.bf16 else ", computed in float16"
@@ -65,7 +67,7 @@ def model_line(
     device = devices.pop() if len(devices) == 1 else f"{len(devices)} devices"
     parts = (
         f"model  {model.name_or_path} ({model.config.model_type})",
-        f"{_large(total)} parameters, {share} trained",
+        f"{_large(total)} parameters, {share} trained" + " (learning rate 0)" * (share == "none"),
         f"{dtype} on {device}",
     )
     return "  ".join(parts)
@@ -115,7 +117,7 @@ def steps_line(
         epochs = args.num_train_epochs if args.max_steps <= 0 else state.max_steps * batch_size / num_comparisons
         parts.append(f"{epochs:.3g} epoch{'s' * (epochs != 1)} of {num_comparisons}")
     if args.eval_strategy == "steps":
-        parts.append(f"evaluation every {state.eval_steps}")
+        parts.append(f"evaluation every {int(state.eval_steps)}") # the command line gives a float
     return "  ".join([*parts, layout])
 
 # %% ../nbs/05k_log_line.ipynb #72752cbd

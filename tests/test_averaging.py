@@ -169,6 +169,8 @@ def test_the_query_of_pooling_by_attention_is_averaged_and_not_scaled(base, tmp_
     query = (first.response_pooling.query + second.response_pooling.query) / 2
     assert query.abs().max() > 0
     assert_close(mean.response_pooling.query, query)
+    card = (tmp_path / "mean/README.md").read_text()
+    assert "Pooling: the head reads" in card and 'Scorer.from_pretrained("mean")' in card
     assert_close(mean.score.weight, (first.score.weight * 1.5 + second.score.weight * 0.75) / 2)
 
 
@@ -210,8 +212,11 @@ def test_data_measures_the_scale_the_parts_and_the_average(parts, tmp_path, caps
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     mean = str(tmp_path / "mean")
-    main(["average", *parts[:2], "--output", mean, "--data", str(data), "--device", "cpu"])
-    header, *lines = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
+    main(["average", *parts[:2], "--output", mean, "--data", str(data), "--device", "cpu", "--on_bad_row", "skip"])
+    printed, errors = capsys.readouterr()
+    following = f"evaluate --model {mean} --data {data} --on_bad_row skip --output report"
+    assert f"Next: rlhf_reward {following}\n" in errors
+    header, *lines = [re.split("  +", line) for line in printed.splitlines()]
     assert header[0] == "model" and [line[0] for line in lines] == [*parts[:2], mean]
     card = (tmp_path / "mean" / "README.md").read_text()
     stds = []

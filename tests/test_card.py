@@ -176,6 +176,7 @@ def test_the_code_ranks_two_responses(tmp_path, monkeypatch):
     chat = code_of(written(tmp_path, held_out=(HeldOut("chats", FIGURES, {}, HELD_OUT.lines, is_chat=True),)))
     assert 'prompt = [{"role": "user", "content": "How do I boil an egg?"}]' in chat
     compile(code_of(written(tmp_path, name='a "quoted"\nname')), "card", "exec")
+    assert "Ada likes birds" in code_of(written(tmp_path, dataset="synthetic")) # the words that it knows
 
 
 def test_a_scale_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
@@ -197,3 +198,16 @@ def test_a_scale_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     expected = json.dumps({"model_type": "llama", "rlhf_reward": scale}, indent=2, sort_keys=True)
     assert file.read_text() == expected + "\n"
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_model_that_is_evaluated_twice_has_one_line_in_the_curves(tmp_path):
+    again = {**LOG[2], "eval_runtime": 2.0}
+    assert written(tmp_path, [*LOG, again]) == written(tmp_path, LOG)
+    other = {**LOG[2], "eval_accuracy": 0.5}
+    assert written(tmp_path, [*LOG, other]).count("\n| 2 | ") == 3
+
+
+def test_a_local_base_model_is_named_without_its_path(tmp_path):
+    (tmp_path / "private/base").mkdir(parents=True)
+    card = written(tmp_path, base=str(tmp_path / "private/base"))
+    assert "A reward model on the local model `base`: one number" in card and "private" not in card

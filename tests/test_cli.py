@@ -315,6 +315,21 @@ def test_an_evaluation_set_without_pairs_ends_with_its_metrics(tmp_path, capsys)
     assert "Held-out accuracy: none, since no comparison has a better and a worse response" in capsys.readouterr().out
 
 
+def test_longer_wins_is_one_number(tmp_path, capsys):
+    "That of the verdict: the lengths of responses alone, and not after a prompt whose end they continue as one token."
+    rows = []
+    for number in range(12):
+        prompt = f"Ada {'likes ' * number}bir"
+        rows.append({"prompt": prompt, "chosen": "ds robin", "rejected": " iron"})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = tiny_decoder(tmp_path / "base", ["Ada likes birds robin iron"] * 50)
+    data = ["--model", model, "--dataset", tmp_path / "rows.jsonl", "--eval_dataset", tmp_path / "rows.jsonl"]
+    metrics = train(list(map(str, [*QUICK, *data, "--output_dir", tmp_path / "out"])))
+    printed = capsys.readouterr().out
+    assert metrics["eval_longer_wins"] == 1 and "Longer wins:       1.0000" in printed
+    assert '"longer wins"' in printed and "| longer wins | 100.0 |" in (tmp_path / "out/README.md").read_text()
+
+
 def test_an_error_in_training_is_one_line(tmp_path):
     with pytest.raises(SystemExit) as exit:
         main(["train", *QUICK, "--output_dir", str(tmp_path), "--resume_from_checkpoint", "true"])

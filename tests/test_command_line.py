@@ -156,6 +156,7 @@ def test_train_takes_the_names_of_the_others(tmp_path):
     ("completion", [], "there is no shell; expected --shell SHELL, or it without --shell."),
     ("train", ["--out_dir", "x"], "did you mean 'output_dir'?"),
     ("train", ["none.yaml"], "one of the recipes attributes, full, head, kwise, lora, qlora"),
+    ("train", ["heads"], "arguments that begin with --; did you mean 'head'?"),
     ("train", [str(RECIPES["full"].parent / "fsdp2.yaml")], "is for accelerate; expected arguments of the command"),
     ("score", ["--normalize=yes"], "--normalize is 'yes'; expected true or false."),
     ("trian", [], "unknown command 'trian'; did you mean 'train'?"),

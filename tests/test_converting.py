@@ -352,3 +352,18 @@ def test_the_command(tmp_path, capsys):
     assert RewardModel.from_pretrained(tmp_path / "out", device="cpu").ends_with_eos
     with pytest.raises(SystemExit, match="rlhf_reward convert: .* exists"):
         main(["convert", str(tmp_path / "model"), str(tmp_path / "out")])
+
+
+def test_a_model_of_this_library_keeps_how_its_strings_end(tmp_path):
+    from rlhf_reward import RewardModel, Scorer
+    from rlhf_reward.converting import convert
+    from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
+    from transformers import AutoTokenizer
+
+    base = tiny_decoder(tmp_path / "base", synthetic_texts())
+    model = RewardModel(base, 0.0, "cpu")
+    model.ends_with_eos = True
+    model.save_pretrained(tmp_path / "own", AutoTokenizer.from_pretrained(base))
+    assert convert(tmp_path / "own", tmp_path / "converted").ends_with_eos
+    own, converted = (Scorer(tmp_path / name).score("Ada likes birds.", " robin") for name in ("own", "converted"))
+    assert own == pytest.approx(converted, abs=1e-5)

@@ -264,10 +264,14 @@ def test_lines_before_the_first_step(base, tmp_path, capsys):
     assert layout_part(data, pad_comparisons, 4) == "padded layout"
     args = RewardConfig(str(tmp_path), **config, max_steps=5, eval_strategy="steps", bf16=True)
     model.backbone.requires_grad_(True)
-    state = TrainerState(max_steps=5, eval_steps=10)
+    state = TrainerState(max_steps=5, eval_steps=10.0) # as from the command line
     assert steps_line(args, state, None, "x") == "steps  5 of 2 comparisons  evaluation every 10  x"
     assert steps_line(args, state, 80, "x").startswith("steps  5 of 2 comparisons  0.125 epochs of 80  evaluation")
     assert model_line(model, args).endswith(f"{total} parameters, all trained  float32, computed in bfloat16 on cpu")
+    args.learning_rate = 0.0 # as in the recipe head, whose one step changes nothing
+    assert f"{total} parameters, none trained (learning rate 0)  float32" in model_line(model, args)
+    args.head_learning_rate = 1e-3
+    assert "all trained" in model_line(model, args)
 
 
 # ----- editors

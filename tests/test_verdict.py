@@ -217,7 +217,10 @@ def test_rows_that_were_held_out_are_found_again(trained, capsys):
     assert "On `held out of" in (folder / "held/README.md").read_text()
 
 
-def test_the_verdict_of_a_trainer(trained, tmp_path):
+def test_the_verdict_of_a_trainer(trained, tmp_path, monkeypatch):
+    from contextlib import nullcontext
+    from unittest.mock import Mock
+
     from datasets import Dataset
 
     from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
@@ -244,6 +247,18 @@ def test_the_verdict_of_a_trainer(trained, tmp_path):
     for name in ("length_rule", "over_length"):
         assert of_ids.figures["advantages"][name] == with_prompt.figures["advantages"][name]
     assert of_ids.baselines["longer wins"] == with_prompt.baselines["longer wins"]
+    shown = []
+
+    def record(disable=None, **options):
+        shown.append(disable)
+        return nullcontext(Mock())
+
+    monkeypatch.setattr("rlhf_reward.engine.tqdm", record)
+    trainer.verdict()
+    args.disable_tqdm = True
+    trainer.verdict()
+    assert shown == [None, None, True, True] # with the prompts and without
+    monkeypatch.undo()
     several = trainer.verdict({"one": Dataset.from_list(rows), "two": trainer.eval_dataset})
     assert several.splitlines()[0] == f"one: {sentence}" and several.splitlines()[1].startswith("two: ")
     trainer.is_fsdp_enabled = True # sharded weights cannot be called by one process alone

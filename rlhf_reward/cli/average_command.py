@@ -8,8 +8,8 @@ __all__ = ['average_parser', 'average']
 # %% ../../nbs/09j_cli_average.ipynb #825387d8
 import logging
 
-from .arguments import FILES_HELP, add_row_options, exit_on_error, opening, read_data
-from .parser import CommandParser, print_next, print_table
+from .arguments import DATA_HELP, FILES_HELP, add_row_options, exit_on_error, opening, read_data
+from .parser import CommandParser, given_words, print_next, print_table
 
 # %% ../../nbs/09j_cli_average.ipynb #5825b871
 def average_parser() -> CommandParser:
@@ -51,7 +51,8 @@ def average(
     argv: list[str],  # arguments of `rlhf_reward average`
 ) -> None:
     "Write the average of reward models; print their figures and its own."
-    options = average_parser().parse_args(argv)
+    parser = average_parser()
+    options = parser.parse_args(argv)
     from rlhf_reward.averaging import average_checkpoints, average_lines
 
     logging.basicConfig(format="%(message)s")
@@ -69,4 +70,8 @@ def average(
             tokens_per_batch=options.tokens_per_batch,
         )
     print_table(average_lines(done))
-    print_next("evaluate", "--model", options.output, "--data", options.data or "HELD_OUT.jsonl", "--output", "report")
+    data = ["--data", "HELD_OUT.jsonl"]
+    if options.data:
+        names = ["columns", "verdicts", "form", *DATA_HELP, "on_bad_row", "max_length"]
+        data = ["--data", options.data, *given_words(parser, options, names)]
+    print_next("evaluate", "--model", options.output, *data, "--output", "report")

@@ -191,9 +191,11 @@ def _found(path, recipes):
         return path
     name = path.removesuffix(".yaml")
     if name not in recipes:
+        close = difflib.get_close_matches(name, recipes, n=1)
+        suggestion = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(
             f"{path!r} does not exist; expected a YAML file of arguments, one of the recipes {', '.join(recipes)}, or "
-            "arguments that begin with --."
+            f"arguments that begin with --{suggestion}"
         )
     return str(recipes[name])
 

@@ -92,10 +92,8 @@ def _save_and_evaluate(trainer, job, pairs=None):
     if args.push_to_hub:
         trainer.push_to_hub(dataset=names)
 
-    from rlhf_reward.tokens import longer_wins
-
-    if metrics["eval_pairs"]:
-        metrics["eval_longer_wins"] = longer_wins(trainer.eval_dataset)
+    if verdict is not None:
+        metrics["eval_longer_wins"] = trainer.held_out[0].baselines["longer wins"]["value"] # as in the verdict
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
         print(f"\n{_summary(metrics, verdict)}\nCheckpoint:        {args.output_dir}")

@@ -16,18 +16,6 @@ from typing import Any, Optional
 
 from .comparison import Text
 
-# %% ../nbs/03f_fields.ipynb #683c2189
-def unique_keys(
-    pairs: list[tuple[str, Any]], # of an object, as `json.loads` passes them to `object_pairs_hook`
-) -> dict[str, Any]:
-    "Return the object. Raise `ValueError` for a key that it has twice, of which one value would be lost."
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"an object has the key {repeated!r:.60} twice; expected each key once")
-    return value
-
 # %% ../nbs/03f_fields.ipynb #c6228294
 def from_json(
     name: str, # of the column, for messages
@@ -45,6 +33,18 @@ def from_json(
     kinds = (list, tuple) if kind is list else kind
     if not isinstance(value, kinds):
         raise ValueError(f"the {name} are {value!r:.60}; expected a {kind.__name__}.")
+    return value
+
+# %% ../nbs/03f_fields.ipynb #683c2189
+def unique_keys(
+    pairs: list[tuple[str, Any]], # of an object, as `json.loads` passes them to `object_pairs_hook`
+) -> dict[str, Any]:
+    "Return the object. Raise `ValueError` for a key that it has twice, of which one value would be lost."
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {repeated!r:.60} twice; expected each key once")
     return value
 
 # %% ../nbs/03f_fields.ipynb #77a44b47

@@ -25,7 +25,7 @@ def from_json(
     "Return a list or dict that may be written as JSON. Raise `ValueError` for anything else."
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
+            value = json.loads(value, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"the {name} are not JSON ({error}); expected JSON, or a {kind.__name__}.") from None
     if value is None or isinstance(value, (str, list, tuple, dict)) and not value:
@@ -33,6 +33,18 @@ def from_json(
     kinds = (list, tuple) if kind is list else kind
     if not isinstance(value, kinds):
         raise ValueError(f"the {name} are {value!r:.60}; expected a {kind.__name__}.")
+    return value
+
+# %% ../nbs/03f_fields.ipynb #683c2189
+def unique_keys(
+    pairs: list[tuple[str, Any]], # of an object, as `json.loads` passes them to `object_pairs_hook`
+) -> dict[str, Any]:
+    "Return the object. Raise `ValueError` for a key that it has twice, of which one value would be lost."
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {repeated!r:.60} twice; expected each key once")
     return value
 
 # %% ../nbs/03f_fields.ipynb #77a44b47
@@ -149,7 +161,7 @@ def parsed_cell(
         return cell
     text = cell.strip()
     try:
-        value, end = json.JSONDecoder(parse_constant=str).raw_decode(text)
+        value, end = json.JSONDecoder(parse_constant=str, object_pairs_hook=unique_keys).raw_decode(text)
     except (ValueError, RecursionError) as error:
         if text.startswith("[") and _MESSAGE_KEY.search(text):
             raise ValueError(

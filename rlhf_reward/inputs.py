@@ -118,6 +118,18 @@ def rounding(dtype):
     return ROUNDING.get(dtype, 5e-2)
 
 
+def check_rewards(rewards, model_type, dtype):
+    "Return rewards that a model gives to texts, to see how it works. Raises `ValueError` unless they are finite."
+    infinite = rewards[~torch.isfinite(rewards)]
+    if len(infinite):
+        raise ValueError(
+            f"This {model_type}, in {dtype}, gives {len(infinite)} of {len(rewards)} texts the reward "
+            f"{infinite[0].item()}; expected finite numbers. Its weights are damaged, or the dtype is too small for "
+            "its values: use an earlier checkpoint, or dtype='bfloat16' or 'float32'."
+        )
+    return rewards
+
+
 def _check_mask(mask, shape):
     "Return whether a mask is one for packed rows. Raises `ValueError` if it is neither that nor of the ids' shape."
     is_packed = len(mask.shape) == 4

@@ -246,6 +246,11 @@ _SHAREGPT_ROLES = {
 
 
 def _sharegpt_message(message):
+    "Return a message with role and content, which other writers of this form have already."
+    if message.get("from") is None and message.get("role") is not None:
+        return message
+    if message["from"] not in _SHAREGPT_ROLES:
+        raise ValueError(f"a message is from {message['from']!r}; expected one of {', '.join(_SHAREGPT_ROLES)}")
     return {"role": _SHAREGPT_ROLES[message["from"]], "content": message["value"]}
 
 

@@ -19,7 +19,7 @@ import torch
 from .attention import BY_SEGMENT, attention_mask
 from .branching import branch_comparisons
 from .filling import best_fit, cheapest_rows
-from .inputs import ROUNDING, rounding # the first was defined here before
+from .inputs import ROUNDING, check_rewards, rounding # the first was defined here before
 from .kernels import Kernel, attention_dropout, packed_kernels
 from .placing import input_device, to_device
 from .pooling import RESPONSE_POOLINGS
@@ -169,7 +169,7 @@ def check_padding(
     model: RewardModel, # not changed
     examples: list[TokenizedComparison], # from `tokens.tokenize_rows`
 ) -> None:
-    "Raise `ValueError` if a text has another reward in a padded batch of the comparisons than alone."
+    "Raise `ValueError` if a text has another reward in a padded batch of the comparisons than alone, or none."
     alone = []
     with evaluating(model):
         together = _rewards(model, pad_comparisons(examples))
@@ -178,7 +178,7 @@ def check_padding(
             for ids, start in zip(whole_sequences(example), starts):
                 single = tokenized_comparison([], [ids], response_starts=[start])
                 alone.append(_rewards(model, pad_comparisons([single])))
-    differences = (together - torch.cat(alone)).abs()
+    differences = (together - check_rewards(torch.cat(alone), model.config.model_type, _computed_in(model))).abs()
     if not _is_rounding(differences.max().item(), together, model):
         number = int(differences.argmax())
         raise ValueError(

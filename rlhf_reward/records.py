@@ -18,15 +18,15 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Features, IterableDataset, Json, Value
 
-from .fields import TEXT_COLUMNS, parsed_cell
+from .fields import TEXT_COLUMNS, parsed_cell, unique_keys
 from .rows import FORMS, UNREADABLE
 
-# %% ../nbs/03k_records.ipynb #fb576ce3
+# %% ../nbs/03k_records.ipynb #44994050
 def last_suffix(path):
     "Return the last suffix, ignoring .gz and .zst."
     return Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix
 
-
+# %% ../nbs/03k_records.ipynb #fb576ce3
 def _open_text(file):
     "Open a text file, also one that is compressed. A whole JSON value is read from memory, since .zst cannot seek."
     options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
@@ -60,6 +60,9 @@ def _records(file, text_columns=(), numbers=frozenset()):
 
 class _NotFinite(str):
     "NaN or Infinity, which is not JSON, as it is written. A table would make it null, as if no number was given."
+
+
+_AS_WRITTEN = {"parse_constant": _NotFinite, "object_pairs_hook": unique_keys} # for `json`
 
 
 NUMBERS = { # where it is refused
@@ -106,7 +109,7 @@ def readable_records(file, text_columns, numbers):
 def _json_line(line, where, numbers=frozenset()):
     "Return the row of a line of JSON, or what is wrong with it."
     try:
-        row = json.loads(line, parse_constant=_NotFinite)
+        row = json.loads(line, **_AS_WRITTEN)
     except json.JSONDecodeError as error:
         problem = error.msg.removesuffix(" at")
         return {UNREADABLE: f"{where} is not JSON ({problem} at character {error.pos})"}
@@ -131,12 +134,17 @@ def _json_record(row, where, numbers):
 # %% ../nbs/03k_records.ipynb #b7dd13ca
 def _csv_records(lines, text_columns, delimiter):
     "Yield each row of a CSV or TSV file, or what is wrong with it."
-    reader = _csv_without_limit().reader(lines, delimiter=delimiter)
-    names = next(reader, [])
+    parser = _csv_without_limit()
+    reader = parser.reader(lines, delimiter=delimiter, strict=True)
+    names = _next_cells(reader, parser.Error) or []
+    if isinstance(names, _NotCsv):
+        raise ValueError(f"{names}.")
     if len(set(names)) < len(names):
         raise ValueError(f"the columns {names} are not all different.")
-    for cells in reader:
-        if cells: # an empty line has none
+    while (cells := _next_cells(reader, parser.Error)) is not None:
+        if isinstance(cells, _NotCsv):
+            yield {UNREADABLE: str(cells)}
+        elif cells: # an empty line has none
             yield _csv_record(names, cells, f"the row that ends in line {reader.line_num}", text_columns)
 
 
@@ -182,6 +190,20 @@ def _may_hold_messages(cell):
     return isinstance(cell, str) and cell.lstrip().startswith(("[", "{"))
 
 
+class _NotCsv(str):
+    "An error in the quotes of a row, with its lines."
+
+
+def _next_cells(reader, error_class):
+    "Return the next cells of a CSV reader, or `_NotCsv`; `None` at its end."
+    first = reader.line_num + 1
+    try:
+        return next(reader, None)
+    except error_class as error:
+        lines = f"line {first} is" if reader.line_num == first else f"lines {first} to {reader.line_num} are"
+        return _NotCsv(f"{lines} not CSV ({error}); expected quotes around a whole cell, and two for one inside it")
+
+
 @functools.cache
 def _csv_without_limit():
     """
@@ -208,7 +230,7 @@ def _json_elements(lines):
     if has_more and not first.lstrip().startswith("[") and _from_json_or_none(first) is not None:
         return None
     if first.lstrip().startswith("["):
-        return json.load(lines, parse_constant=_NotFinite)
+        return json.load(lines, **_AS_WRITTEN)
     value = _from_json_or_none(lines.read())
     lines.seek(0)
     return _rows_of_object(value) if isinstance(value, dict) else None
@@ -216,7 +238,7 @@ def _json_elements(lines):
 
 def _from_json_or_none(text):
     try:
-        return json.loads(text, parse_constant=_NotFinite)
+        return json.loads(text, **_AS_WRITTEN)
     except (ValueError, RecursionError):
         return None
 

@@ -108,12 +108,24 @@ def test_two_ways_to_give_the_same(command, argv, same):
     assert parser().parse_args(argv) == parser().parse_args(same)
 
 
+def test_the_folder_of_the_user_is_written_as_in_a_shell(tmp_path, monkeypatch):
+    "A shell leaves ~ as it is after = and in a file: an output was written into a folder of the name ~."
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = COMMANDS["score"].parser
+    (tmp_path / "run.yaml").write_text("data: ~/d.jsonl\nmodel: ~/m\n")
+    options = parser().parse_args(["--config=~/run.yaml", "--output=~/a/o.jsonl", "--columns", "prompt=~"])
+    values = options.model, options.data, options.output, options.columns
+    assert values == (f"{tmp_path}/m", f"{tmp_path}/d.jsonl", f"{tmp_path}/a/o.jsonl", "prompt=~")
+
+
 @pytest.mark.parametrize("text, problem", [
     ("max-length: 1\nmax_length: 2", "has max_length more than once, as max_length too"),
     ("data: a\ndataset: b", "has data more than once, as dataset too"),
     ("normalize: 1", "normalize is 1 in"),
     ("print_config: true", "has print_config, which is for the command line alone"),
     ("config: other.yaml", "has config, which is for the command line alone"),
+    ("max_length: 7\nmax_length: 8", "has max_length more than once"),  # of which the last one counted
+    ("columns:\n- {a: 1, a: 2}", "has a more than once"),
     ("colums: a", "; did you mean 'columns'?"),
     ("dtype: int8", "argument --dtype: invalid choice: 'int8'"),
     ("- a", "contains a list; expected a mapping"),

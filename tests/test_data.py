@@ -533,6 +533,63 @@ def test_a_csv_is_read_cell_by_cell(tmp_path):
             load_rows(str(path))
 
 
+@pytest.mark.parametrize(
+    "text, message, left",
+    [
+        ('q,a,"b\nq2,a2,b2\nq3,a3,b3\n', "lines 2 to 4 are not CSV", []),  # all of it was one cell
+        ('q,a,"b"x\nq2,a2,b2\n', "line 2 is not CSV", ["q2"]),  # was bx
+        ('"Say "hi" to me",a,b\nq2,a2,b2\n', "line 2 is not CSV", ["q2"]),
+        ('q2,a2,b2\nq,"a\n",\'b\nq,"a\n"",b\n', "lines 5 to 6 are not CSV", ["q2", "q"]),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_quotes_of_a_csv_that_do_not_fit_are_bad_rows(text, message, left, streaming, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,chosen,rejected\n" + text)
+    with pytest.raises(ValueError, match=message):
+        list(load_rows(str(path), streaming=streaming))
+    rows = list(load_rows(str(path), streaming=streaming, on_bad_row="skip"))
+    assert [row["prompt"] for row in rows if not row.get("unreadable")] == left
+    assert [message in row["unreadable"] for row in rows if row.get("unreadable")] == [True]
+
+
+def test_quotes_of_the_first_line_of_a_csv_are_checked(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,chosen,"rejected\nq,a,b\n')
+    with pytest.raises(ValueError, match="lines 1 to 2 are not CSV"):
+        load_rows(str(path), on_bad_row="skip")
+
+
+TWICE = '{"prompt": "q", "chosen": "a", "chosen": "c", "rejected": "b"}'
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("rows.jsonl", TWICE),
+        ("rows.json", f"[{TWICE}]"),
+        ("rows.jsonl", '{"prompt": [{"role": "user", "content": "q", "content": "r"}], "chosen": "a"}'),
+    ],
+)
+def test_keys_that_are_written_twice_are_refused(name, text, tmp_path):
+    "Python keeps the last value, and the other would be lost without a word."
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match="an object has the key '(chosen|content)' twice; expected each key once"):
+        load_rows(str(path))
+
+
+def test_keys_that_are_written_twice_in_a_cell_are_refused(tmp_path):
+    path = tmp_path / "rows.csv"
+    message = '[{"role": "user", "content": "a", "content": "b"}]'
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([["prompt", "chosen", "rejected"], [message, "a", "b"]])
+    with pytest.raises(ValueError, match="an object has the key 'content' twice"):
+        load_rows(str(path))
+    with pytest.raises(ValueError, match="an object has the key 'k' twice"):
+        to_comparison({**PAIR, "chat_template_kwargs": '{"k": 1, "k": 2}'})
+
+
 CONVERSATIONS = [  # one conversation, as it may be written
     json.dumps(ASKED + FOUR),
     json.dumps(ASKED + FOUR, indent=2),

@@ -236,6 +236,11 @@ SHAREGPT = {
     "chosen": {"from": "gpt", "value": "x"},
     "rejected": {"from": "gpt", "value": "y"},
 }
+SHAREGPT_WITH_ROLES = {
+    "conversations": [{"role": "user", "content": "q"}],
+    "chosen": {"role": "assistant", "content": "x"},
+    "rejected": {"role": "assistant", "content": "y"},
+}
 OPENAI = {
     "input": {"messages": Q, "tools": [], "parallel_tool_calls": True},
     "preferred_output": [assistant("x")],
@@ -308,6 +313,7 @@ CASES = [
     ("distilabel", DISTILABEL, [Comparison(Q, TWO, (2, 1), ratings=(4.0, 5.0))]),
     ("argilla", ARGILLA, [rows_of("evol_instruct", FIRST)]),
     ("sharegpt", SHAREGPT, [FIRST]),
+    ("sharegpt", SHAREGPT_WITH_ROLES, [FIRST]),
     ("sharegpt", {**SHAREGPT, "system": "s"}, [
         Comparison([{"role": "system", "content": "s"}, *Q], TWO, (1, 2))
     ]),
@@ -392,7 +398,7 @@ BAD = [
     ("swift", {**SWIFT, "messages": Q}, "the messages end with 'user'; expected the chosen response"),
     ("swift", {**SWIFT, "images": ["a.png"]}, "its column 'images' is filled, and only texts are read"),
     ("distilabel", {**DISTILABEL, "system_prompt": "s"}, "its column 'system_prompt' is filled, which this form does"),
-    ("sharegpt", {**SHAREGPT, "chosen": {"from": "tool", "value": "x"}}, "no 'tool'"),
+    ("sharegpt", {**SHAREGPT, "chosen": {"from": "tool", "value": "x"}}, "a message is from 'tool'; expected one of"),
     ("nemo", {**NEMO, "completions": [{"rank": 0}]}, "no 'completion'"),
     ("oasst_trees", {**OASST, "prompt": "q"}, "is not a row of the form oasst_trees"),
 ]

@@ -398,6 +398,17 @@ def test_a_model_trained_in_mixed_precision_is_compared_by_its_rounding(tmp_path
     check_padding(model, list(rows.select(range(6))))
 
 
+@pytest.mark.parametrize("weight", [3e38, float("nan")])
+def test_rewards_that_are_not_finite_are_named(weight, tmp_path):
+    "They were reported as a model that mixes the texts of a batch: their difference is no number."
+    base = tiny_decoder(tmp_path / "base", synthetic_texts())
+    model = open_tiny(base)
+    torch.nn.init.constant_(model.score.weight, weight)
+    problem = r"torch.float32, gives \d+ of \d+ texts the reward -?(inf|nan); expected finite"
+    with pytest.raises(ValueError, match=problem):
+        choose_layout(model, list(tokenized(base, 40).select(range(6))))
+
+
 def test_rows_hold_every_comparison_once_and_are_full():
     draw = random.Random(0)
     lengths = [draw.randint(20, 600) for _ in range(64)]

@@ -10,6 +10,7 @@ __all__ = ['SYNONYMS', 'GENERAL', 'ON_COMMAND_LINE', 'options_by_name', 'option_
 import argparse
 import difflib
 import json
+import os
 import re
 import textwrap
 from enum import Enum
@@ -68,9 +69,13 @@ def read_config(
             f"{path!r} does not exist; expected a YAML file of arguments, or arguments that begin with --."
         )
     try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        text = Path(path).read_text(encoding="utf-8")
+        config = yaml.safe_load(text) or {}
+        repeated = _repeated_key(yaml.compose(text, yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:  # lists in lists in lists
         raise ValueError(f"{path} is not YAML: {error}") from error
+    if repeated:
+        raise ValueError(f"{path} has {repeated} more than once; expected one line for it.")
     if not isinstance(config, dict):
         raise ValueError(f"{path} contains a {type(config).__name__}; expected a mapping of arguments to values.")
     if "compute_environment" in config:
@@ -79,6 +84,21 @@ def read_config(
             f"{path} -m rlhf_reward train …"
         )
     return {str(name): value for name, value in config.items()}
+
+
+def _repeated_key(node):
+    "Return a key that a mapping in a YAML node has twice, of which PyYAML keeps the last value, or `None`."
+    kind = getattr(node, "id", "scalar") # an empty file has no node
+    if kind == "scalar":
+        return None
+    parts = node.value
+    if kind == "mapping":
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                return name
+        parts = [value for _, value in node.value]
+    return next(filter(None, map(_repeated_key, parts)), None)
 
 # %% ../../nbs/09j_cli_config.ipynb #7a10be02
 def _is_switch(action):
@@ -163,9 +183,15 @@ def expanded_arguments(
             words.append(f"--{name}" if value is None else f"--{name}={value}")
     for name, values in lists.items():
         words += [f"--{name}", *values]
-    if path is None:
-        return words
-    return [*_config_words(_found(path, recipes), options, given), *words]
+    if path is not None:
+        words = [*_config_words(_found(_with_home(path), recipes), options, given), *words]
+    return list(map(_with_home, words))
+
+
+def _with_home(word):
+    "Return a word with the user's folder for `~`, as shells write it, but not after = and not in a YAML file."
+    match = re.fullmatch(r"(--\w+=)?(~[/\\].*)", word, re.DOTALL)
+    return (match[1] or "") + os.path.expanduser(match[2]) if match else word
 
 
 def _switch(name, value, waiting):

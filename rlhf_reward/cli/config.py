@@ -184,7 +184,7 @@ def expanded_arguments(
     for name, values in lists.items():
         words += [f"--{name}", *values]
     if path is not None:
-        words = [*_config_words(_found(_with_home(path), recipes), options, given), *words]
+        words = [*_config_words(_file_or_recipe(_with_home(path), recipes), options, given), *words]
     return list(map(_with_home, words))
 
 
@@ -211,7 +211,7 @@ def _values(value, waiting):
     return values
 
 
-def _found(path, recipes):
+def _file_or_recipe(path, recipes):
     "Return the file of that name, or the recipe."
     if not recipes or Path(path).exists():
         return path

@@ -29,6 +29,7 @@ from .mixed_rows import own_row
 from .rows import read_row, to_comparison
 from .sequences import choose_reader
 from .tokens import tokenized_comparison
+from .trials import evaluating
 
 logger = logging.getLogger(__name__)
 
@@ -70,21 +71,17 @@ class RewardEngine:
         num_processes = processes.num_processes if processes else 1
         hide_bar = {} if progress and process_index == 0 else {"disable": True} # TQDM_DISABLE counts otherwise
         reward_of = {}
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with tqdm(total=len(batches), desc="Scoring", unit="batch", delay=3, **hide_bar) as bar:
-                for number, batch in enumerate(batches):
-                    if should_cancel():
-                        raise Cancelled
-                    if number % num_processes == process_index:
-                        computed = self._compute(batch, **options)
-                        if finite:
-                            _check_finite(computed, sequences)
-                        reward_of.update(computed)
-                    bar.update()
-        finally:
-            self.model.train(was_training)
+        bar = tqdm(total=len(batches), desc="Scoring", unit="batch", delay=3, **hide_bar)
+        with evaluating(self.model), bar:
+            for number, batch in enumerate(batches):
+                if should_cancel():
+                    raise Cancelled
+                if number % num_processes == process_index:
+                    computed = self._compute(batch, **options)
+                    if finite:
+                        _check_finite(computed, sequences)
+                    reward_of.update(computed)
+                bar.update()
         if num_processes > 1:
             reward_of = self._gather(reward_of)
         rewards = []

@@ -25,6 +25,7 @@ from .reward import RewardModel
 from .steps import StepLossMixin
 from .targets import make_targets
 from .tokens import TokenizedComparison
+from .trials import evaluating
 
 logger = logging.getLogger(__name__)
 
@@ -133,21 +134,15 @@ def pooled_states(
     device = input_device(model)
     by_length = sorted(range(len(examples)), key=lambda index: examples[index]["length"])
     states = [None] * len(examples)
-    was_training = model.training
     hook = model.score.register_forward_pre_hook(keep)
-    try:
-        model.eval()
+    with evaluating(model), hook:
         for start in range(0, len(examples), batch_size):
             indices = by_length[start:start + batch_size]
             batch = to_device(collator([examples[index] for index in indices]), device)
-            with torch.no_grad():
-                model(**model_inputs(batch, model))
+            model(**model_inputs(batch, model))
             sizes = [len(examples[index]["rests"]) for index in indices]
             for index, part in zip(indices, entered.pop().split(sizes)):
                 states[index] = part
-    finally:
-        hook.remove()
-        model.train(was_training)
     return torch.cat(states)
 
 # %% ../nbs/05l_head_start.ipynb #b44f76f0

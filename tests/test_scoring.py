@@ -274,7 +274,10 @@ def test_a_model_in_training_is_scored_without_dropout_and_trains_on(reward_mode
     prompts, responses = texts()
     expected = scorer.score(prompts, responses)
     model.train()
+    model.backbone.eval() # by hand, such as for frozen layers
+    modes = [module.training for module in model.modules()]
     assert scorer.score(prompts, responses) == expected and model.training
+    assert [module.training for module in model.modules()] == modes
 
 
 # ----- strings and messages

@@ -20,13 +20,6 @@ from .composite import text_config
 from .other_heads import convert_remedy, head_to_convert
 from .pooling import saved_head_shape
 
-# %% ../nbs/01n_heads.ipynb #314ba816
-def new_head(width, num_rows):
-    "Return a head in float32, with the initialization of Stiennon et al. 2020."
-    head = nn.Linear(width, num_rows, bias=False, dtype=torch.float32)
-    nn.init.normal_(head.weight, std=(width + 1) ** -0.5)
-    return head
-
 # %% ../nbs/01n_heads.ipynb #c19b4483
 class NoRewardHead(ValueError):
     "A checkpoint has no head that this library opens."
@@ -39,6 +32,13 @@ class NoRewardHead(ValueError):
         super().__init__(f"{problem} To start a new reward model on this backbone, use RewardModel(model_name).")
         self.model_name = str(model_name)
         self.problem = problem # without the remedy, for the command line has another one
+
+# %% ../nbs/01n_heads.ipynb #314ba816
+def new_head(width, num_rows):
+    "Return a head in float32, with the initialization of Stiennon et al. 2020."
+    head = nn.Linear(width, num_rows, bias=False, dtype=torch.float32)
+    nn.init.normal_(head.weight, std=(width + 1) ** -0.5)
+    return head
 
 # %% ../nbs/01n_heads.ipynb #dacd96a1
 def head_size(config):

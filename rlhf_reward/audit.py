@@ -25,6 +25,7 @@ from .attribute_rows import RatingCounts
 from .audit_single import constant_values, contradicts_label, judgments, single_numbers, single_statistics
 from .audit_statistics import comparison_statistics
 from .audit_text import audit_table # importable from here too
+from .empty_responses import has_empty_response
 from .encoding import encode
 from .forms import KNOWN_FORM
 from .mixed_rows import dataset_of, own_row
@@ -162,7 +163,7 @@ def _read_one(row, number, name, tokenizer, verdicts):
         dataset=dataset_of(row),
         **_length_numbers(comparison, prompt, responses),
         empty_prompt=not prompt,
-        empty_response=_is_split(comparison) and not all(responses),
+        empty_response=has_empty_response(comparison),
         identical=len(different) < len(pairs),
         repeats_prompt=_repeats_prompt(prompt, responses),
         prompt_key=text_key(comparison.prompt),
@@ -192,12 +193,6 @@ def _plain(text):
         else:
             contents.append(message["content"])
     return "\n\n".join(contents)
-
-
-def _is_split(comparison):
-    "Return whether a response can only be empty by mistake: one whole string or list of ids may begin another."
-    is_messages = isinstance(comparison.prompt, list) and not is_ids(whole_texts(comparison)[0])
-    return not comparison.whole or is_messages
 
 
 def _repeats_prompt(prompt, responses):

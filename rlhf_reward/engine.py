@@ -258,13 +258,14 @@ class ComparisonScorer(ABC):
         "Read and tokenize rows together, with an error that names the row in place of one that cannot be scored."
         numbers = numbers or range(1, len(rows) + 1)
         in_sets = [own_row(row, number, name) for number, row in zip(numbers, rows, strict=True)]
-        unread = list(filter(None, (unread_columns(row) for row, *_ in in_sets)))
-        if unread:
-            counts = Counter(itertools.chain.from_iterable(unread))
-            logger.warning("In %d of %d rows of %s, %s.", len(unread), len(rows), name, report_unread(counts))
         comparisons = []
         for row, own_number, own_name in in_sets:
             comparisons.append(_row_or_error(row, own_number, own_name, read))
+        usable = [row for (row, *_), result in zip(in_sets, comparisons) if not isinstance(result, ValueError)]
+        unread = list(filter(None, map(unread_columns, usable)))
+        if unread:
+            counts = Counter(itertools.chain.from_iterable(unread))
+            logger.warning("In %d of %d rows of %s, %s.", len(unread), len(rows), name, report_unread(counts))
         readable = [comparison for comparison in comparisons if not isinstance(comparison, ValueError)]
         tokenized = iter(self.tokenize_each(readable))
         results = []

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from .attributes import reward_alone
 from .columns import read_columns
 from .comparison import Comparison, Text, shared_length, without_prompt
+from .empty_responses import warn_of_empty_responses
 from .engine import NotFinite
 from .grouping import group_sequences
 from .intervals import Interval, JackknifeInterval, interval, jackknife, jackknife_p_value, sign_flip_p_value
@@ -266,6 +267,7 @@ def _usable_rows(scorer, data, on_bad_row, name, numbers, read):
         sequences.append(own_sequences)
     if not rows:
         raise ValueError(f"No comparison of {name} is left: {problems[0] if problems else 'it has no rows'}")
+    warn_of_empty_responses(comparisons, [number for number, _ in in_sets], name)
     left_out = LeftOut(rows=len(problems), first=problems[0]) if problems else None
     return _UsableRows(rows, in_sets, comparisons, sequences, left_out)
 

@@ -10,8 +10,10 @@ from typing import Any, Callable, Optional
 
 from datasets import Dataset
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments
+from transformers.trainer_utils import has_length
 
 from .model_tools import count_parameters
 
@@ -155,6 +157,21 @@ class LogLine(Opening, PrinterCallback):
 
 class LogLineAboveBar(Opening, ProgressCallback):
     "Shows a progress bar, and the lines above it."
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments, # of the run
+        state: TrainerState, # not changed
+        control: TrainerControl, # not changed
+        eval_dataloader: Any = None, # whose length is that of the bar
+        **kwargs: Any, # ignored
+    ) -> None:
+        is_first = state.is_world_process_zero and self.prediction_bar is None and has_length(eval_dataloader)
+        if is_first: # with a label; the one of transformers has none
+            is_alone = self.training_bar is None
+            total = len(eval_dataloader)
+            self.prediction_bar = tqdm(desc="Evaluation", total=total, leave=is_alone, dynamic_ncols=True)
+        super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
     def on_log(
         self,

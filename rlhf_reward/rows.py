@@ -51,7 +51,7 @@ def row_form(
     raise ValueError(
         f"it has the columns {sorted(filled)}; expected one of: {'; '.join(several)}; one of response, completion, "
         "text, messages with one of score, rating, label (all but the first with prompt, or with whole texts). Other "
-        "names can be mapped: --columns chosen=output_1."
+        "names can be mapped: --columns chosen=output_1. For rows without labels use rlhf_reward score."
     )
 
 # %% ../nbs/03a_rows.ipynb #2a8a83f1

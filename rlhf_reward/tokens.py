@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from .attribute_rows import is_unordered, ratings_in_order
 from .columns import read_columns
 from .comparison import CACHE_VERSION, Comparison, is_ids, ranked_pairs, shared_length, text_key
+from .empty_responses import empty_responses_line, has_empty_response
 from .grouping import group_key, grouped
 from .encoding import TooLong, encode, end_token, fit_length
 from .encoding import render, render_comparison, truncate_prompt # re-exported: this module was their home
@@ -153,6 +154,7 @@ def longer_wins(
 REPORTED = {
     "dropped": Value("string"), # why, or empty
     "cut": Value("int32"), # tokens removed from the prompt
+    "empty": Value("bool"), # whether a response is
     "not_ended": Value("bool"), # whether ids of a tokenized row end neither as texts do nor as conversations
     "omitted": List(Value("string")), # what the chat template leaves out
     "unread": List(Value("string")), # columns that would change the meaning
@@ -234,7 +236,7 @@ def _tokenized_row(rendered, sequences, arguments):
     if comparison is None:
         example = tokenized_comparison([], [], weight=0.0, row=rendered.number, dataset=rendered.dataset)
         report = {"dropped": "bad row", "cut": 0, "not_ended": False, "omitted": [], "detail": rendered.problem}
-        return {**example, **report, "group": 0}
+        return {**example, **report, "empty": False, "group": 0}
     names = arguments["attributes"]
     attributes = ratings_in_order(comparison.attributes, names, len(comparison.responses))
     keep_ties = attributes is not None or arguments["keep_ties"] and not is_unordered(comparison)
@@ -268,6 +270,7 @@ def _fitted(rendered, sequences, arguments, keep_ties):
     max_length = arguments["max_length"]
     report = {"dropped": "", "cut": 0, "omitted": list(rendered.omitted), "detail": ""}
     report["not_ended"] = is_ids(rendered.texts[0]) and _ends_differently(sequences, arguments)
+    report["empty"] = has_empty_response(rendered.comparison)
     if not all(sequences):
         return [], {**report, "dropped": "a response without any token"}
     length = max(map(len, sequences))
@@ -317,10 +320,11 @@ class _Report:
         self.is_stream = is_stream
         self.seen = 0
         self.dropped = Counter() # reason → rows; the empty reason counts those kept
-        self.noted = Counter() # "cut" and "not_ended" → kept rows; "omitted" and "unread" → rows
+        self.noted = Counter() # "cut", "empty" and "not_ended" → kept rows; "omitted" and "unread" → rows
         self.unread = Counter() # column → rows
         self.omitted = Counter() # what it leaves out → rows
         self.first_bad = "" # what is wrong with the first bad row
+        self.first_empty = 0 # number of the first kept row with an empty response
         self.next_log = 1 # of a stream, at this total
 
     def __call__(self, row):
@@ -336,6 +340,8 @@ class _Report:
         if not reason:
             self.noted["cut"] += row["cut"] > 0
             self.noted["not_ended"] += row["not_ended"]
+            self.noted["empty"] += row["empty"]
+            self.first_empty = self.first_empty or (row["row"] if row["empty"] else 0)
         if reason and self.dropped[reason] <= 3:
             logger.debug("Row %d of %s: %s; %s", row["row"], self.name, reason, row["detail"])
         elif row["cut"] and self.noted["cut"] <= 3:
@@ -348,7 +354,7 @@ class _Report:
         return not reason
 
     def total(self):
-        "Return the number of rows dropped, truncated, not ended, or not read or rendered completely."
+        "Return the number of rows dropped, truncated, empty, not ended, or not read or rendered completely."
         return self.seen - self.dropped[""] + self.noted.total()
 
     def reasons(self):
@@ -373,6 +379,8 @@ class _Report:
         if self.omitted:
             omissions = report_omissions(self.omitted)
             logger.warning("In %d of %d %s, %s.", self.noted["omitted"], self.seen, comparisons, omissions)
+        if self.noted["empty"]:
+            logger.warning(empty_responses_line(self.noted["empty"], self.seen, comparisons, self.first_empty))
         if self.noted["not_ended"]:
             logger.warning(
                 "%d of %d %s have token ids that do not end with %s (%d) as texts do; rewards are still read at their "

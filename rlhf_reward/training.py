@@ -141,6 +141,7 @@ class RewardTrainer(
         train_dataset = as_tables(train_dataset, "train_dataset")
         eval_dataset = as_tables(eval_dataset, "eval_dataset")
         check_inputs(model, train_dataset, eval_dataset)
+        self.shows_folder = args is None # nobody has chosen it
         args = args or default_config(model)
         check_arguments(args)
         if args.should_save:
@@ -210,11 +211,18 @@ class RewardTrainer(
                 output = super().train(checkpoint, **kwargs)
             self._check_finite()
             if self.args.save_strategy != "no":
-                with not_lost(self.last_checkpoint):
-                    self.save_model(_internal_call=True)
+                _save_at_the_end(self)
         return output
 
 # %% ../nbs/05_training.ipynb #f2bf27ca
+def _save_at_the_end(trainer):
+    "Save the model, and print its folder if nobody has chosen it."
+    with not_lost(trainer.last_checkpoint):
+        trainer.save_model(_internal_call=True)
+    if trainer.shows_folder and trainer.is_world_process_zero():
+        print(f"Checkpoint: {trainer.args.output_dir}", flush=True)
+
+
 def _start_offset(loss, dataset):
     "Start the offset of the loss binary by the labels of a table; of a stream they are not known."
     if isinstance(loss, Binary) and isinstance(dataset, Dataset):

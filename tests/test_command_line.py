@@ -436,3 +436,31 @@ def test_layers_are_kept_of_a_new_model_only(tiny, tmp_path):
         prepared("model", "1")
     with pytest.raises(ValueError, match="layers"): # weights of which are missing
         prepared("base", "9")
+
+
+@pytest.mark.parametrize("command", ["score", "evaluate"])
+def test_a_model_without_a_head_gets_the_remedy_of_its_caller(command, tiny, tmp_path):
+    base = str(tiny / "base")
+    with pytest.raises(SystemExit) as exited:
+        main([command, "--model", base, "--data", str(tiny / "pairs.jsonl"), "--output", str(tmp_path / "to.jsonl")])
+    assert f"rlhf_reward train --model {base} --dataset DATA" in str(exited.value)
+    assert "RewardModel(" not in str(exited.value)
+    with pytest.raises(ValueError, match=r"use RewardModel\(model_name\)\.$"):
+        RewardModel.from_pretrained(base)
+
+
+def test_evaluate_names_the_command_for_rows_without_labels(tiny, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"prompt": "p", "response": "iron"}))
+    arguments = ["--model", str(tiny / "model"), "--data", str(data), "--output", str(tmp_path / "report")]
+    with pytest.raises(SystemExit, match="For rows without labels use rlhf_reward score."):
+        main(["evaluate", *arguments])
+
+
+def test_rows_that_cannot_be_scored_get_one_message(tiny, tmp_path, caplog):
+    "The error names the columns; a warning about columns that are not read would repeat it."
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"question": "p", "answer": "iron"}))
+    with pytest.raises(SystemExit, match="columns \\['answer', 'question'\\]"):
+        main(["score", "--model", str(tiny / "model"), "--data", str(data), "--output", str(tmp_path / "scored.jsonl")])
+    assert not [message for message in caplog.messages if "question" in message]

@@ -84,3 +84,24 @@ def test_callbacks_of_others_stay(tmp_path):
 
 def test_logs_of_others_are_shown_whole():
     assert log_line({"temperature": 0.5, "phase": "warm", "epoch": 0.1}, 3, 0) == "step 3  temperature 0.5  phase warm"
+
+
+def test_the_bar_of_an_evaluation_has_a_label(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    model = RewardModel(tiny_decoder(tmp_path / "base", synthetic_texts()), device="cpu")
+    config = RewardConfig(str(tmp_path / "run"), report_to="none", use_cpu=True, disable_tqdm=False)
+    RewardTrainer(model, config, eval_dataset=synthetic_comparisons(4)).evaluate()
+    assert "Evaluation: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("has_args", [False, True])
+def test_a_folder_that_nobody_has_chosen_is_printed_at_the_end(has_args, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_decoder("base", synthetic_texts())
+    options = {"report_to": "none", "use_cpu": True, "max_steps": 1}
+    monkeypatch.setattr("rlhf_reward.starting.RewardConfig", lambda folder: RewardConfig(folder, **options))
+    args = RewardConfig("base-Reward", **options) if has_args else None
+    trainer = RewardTrainer("base", args, train_dataset=synthetic_comparisons(4))
+    trainer.train()
+    assert ("Checkpoint: base-Reward" in capsys.readouterr().out) == (not has_args)
+    assert (tmp_path / "base-Reward" / "model.safetensors").exists()

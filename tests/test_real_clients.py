@@ -151,7 +151,8 @@ def test_openai(server):
     close([item["probs"][0] for item in reply["data"]], server.text_rewards)
     with pytest.raises(openai.UnprocessableEntityError) as refused:
         client.embeddings.create(model="tiny", input=TEXTS, dimensions=2)
-    (problem,) = refused.value.body["detail"]  # its message has the status alone
+    assert str(refused.value).startswith("Error code: 422 - dimensions: ")
+    (problem,) = refused.value.body["detail"]
     assert problem["loc"] == ["body", "dimensions"]
 
 

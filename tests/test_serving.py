@@ -494,6 +494,37 @@ def test_bad_fields_are_named(path, body, field, shared):
     healthy(client, scorer)
 
 
+def test_a_body_of_another_type_names_the_header(client):
+    "Without the header, curl -d sends a form."
+    body = json.dumps({"prompts": ["w3"], "responses": ["w4"]})
+    for header, value in (
+        ({"Content-Type": "application/x-www-form-urlencoded"}, "is 'application/x-www-form-urlencoded'"),
+        ({}, "does not exist"),
+    ):
+        answer = client.post("/score", content=body, headers=header)
+        assert answer.status_code == 422
+        assert answer.json()["message"] == (
+            f"The header Content-Type {value}; expected application/json. With curl, add "
+            "-H 'Content-Type: application/json'."
+        )
+        assert answer.json()["detail"][0]["loc"] == ["body"]
+
+
+def test_errors_have_one_text(client, scorer):
+    "It is what OpenAI's client shows; `detail` is in the form of FastAPI."
+    answer = client.post("/rank", json={"prompt": "w3", "normalise": True}).json()
+    assert answer["message"] == "responses: Field required; normalise: Extra inputs are not permitted"
+    assert [problem["loc"][1] for problem in answer["detail"]] == ["responses", "normalise"]
+    answer = client.post("/score", json={"prompts": ["w3"], "responses": ["w4", "w5"]}).json()
+    assert answer["message"] == "responses: There are 1 prompts and 2 responses; expected one prompt for each."
+    answer = client.get("/no_such_path").json()
+    assert answer == {"detail": "Not Found", "message": "Not Found"}
+    locked = TestClient(make_app(scorer, token="secret"))
+    answer = locked.post("/score", json={}).json()
+    assert answer["message"] == answer["detail"]
+    assert "Authorization" in answer["message"]
+
+
 def test_counts_that_differ(client):
     answer = client.post("/score", json={"prompts": ["w3"], "responses": ["w4", "w5"]})
     expected = "There are 1 prompts and 2 responses; expected one prompt for each."

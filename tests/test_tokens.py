@@ -14,6 +14,8 @@ from chat_tokenizers import FAMILIES, chat_tokenizer
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, load_rows, tokenize_rows
 from rlhf_reward.comparison import CACHE_VERSION
 from rlhf_reward.data import ranked_pairs, to_comparison, whole_texts
+from rlhf_reward.empty_responses import has_empty_response
+from rlhf_reward.evaluation import Rule, evaluate
 from rlhf_reward.templates import Conversation
 from rlhf_reward.tokens import encode, longer_wins, render, truncate_prompt, whole_sequences
 
@@ -380,6 +382,34 @@ def test_nothing_dropped_is_reported_too(caplog):
     with caplog.at_level(logging.INFO, "rlhf_reward"):
         tokenize([PAIR], max_length=3)  # exactly as long
     assert caplog.messages == ["All 1 comparisons of the data are kept whole."]
+
+
+def test_empty_responses_are_kept_counted_and_reported(tmp_path, caplog):
+    (tmp_path / "rows.csv").write_text("prompt,chosen,rejected\nw5 ,w6,w7\nw5 ,,w7\nw5 ,w6,\n")
+    rows = load_rows(str(tmp_path / "rows.csv"))
+    warning = (
+        "2 of 3 comparisons of {} have an empty response, the first in row 2; they are used like any other. "
+        "If a value is missing there, leave out such rows."
+    )
+    with caplog.at_level(logging.INFO, "rlhf_reward"):
+        for _ in range(2): # the second is from the cache
+            assert len(tokenize_rows(rows, word_tokenizer(), 9, name="rows.csv")) == 3
+        evaluate(Rule(lambda prompt, response: float(len(response))), rows, name="the test set")
+    assert caplog.messages == 2 * [warning.format("rows.csv")] + [warning.format("the test set")]
+
+
+def test_which_responses_are_empty():
+    def is_empty(row):
+        return has_empty_response(to_comparison(row))
+
+    question = [{"role": "user", "content": "w5"}]
+    answer = [{"role": "assistant", "content": ""}]
+    call = [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "w6", "arguments": {}}}]}]
+    assert is_empty({"prompt": question, "chosen": answer, "rejected": call})
+    assert not is_empty({"prompt": question, "chosen": call, "rejected": call})
+    assert not is_empty({"chosen": "w5", "rejected": "w5 w6"}) # of whole texts, one may begin another
+    assert is_empty({"chosen": "w5", "rejected": ""})
+    assert not is_empty({"chosen_ids": [5], "rejected_ids": [5, 6]})
 
 
 def test_ties_are_kept_for_losses_that_ask_for_them():

@@ -12,6 +12,7 @@ __all__ = ['WEIGHTS_HELP', 'VERDICTS_HELP', 'FORM_HELP', 'FILES_HELP', 'DATA_HEL
 import argparse
 import json
 import logging
+import shlex
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -248,9 +249,18 @@ def scoring_parser(
 def opening(
     name: str,  # of the model, for messages
 ) -> Iterator[None]:
-    "Raise `ValueError` that names the model for any error that damaged files cause in the libraries that read them."
+    """
+    Raise `ValueError` that names the model for any error that damaged files cause in the libraries that read them.
+
+    A model without a reward head gets the remedy of the command line.
+    """
+    from rlhf_reward.heads import NoRewardHead
+
     try:
         yield
+    except NoRewardHead as error:
+        remedy = shlex.join(["rlhf_reward", "train", "--model", error.model_name, "--dataset", "DATA"])
+        raise ValueError(f"{error.problem} To train a reward model on this backbone: {remedy}") from None
     except (OSError, ImportError, MemoryError):
         raise
     except Exception as error:

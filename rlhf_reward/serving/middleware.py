@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from fastapi.responses import JSONResponse
 
+from .schemas import problem_body
+
 # %% ../../nbs/08c_middleware.ipynb #56652fd3
 class LimitBody:
     """
@@ -66,10 +68,10 @@ class LimitBody:
             headers = {"Connection": "close"} # the rest of the body is not read
             if refusal.status == 503:
                 headers["Retry-After"] = "1"
-            return JSONResponse({"detail": str(refusal)}, refusal.status, headers)
+            return JSONResponse(problem_body(str(refusal)), refusal.status, headers)
         except asyncio.TimeoutError:
             problem = f"The body did not arrive within {self.timeout} s."
-            return JSONResponse({"detail": problem}, 408, {"Connection": "close"})
+            return JSONResponse(problem_body(problem), 408, {"Connection": "close"})
 
     def _release(self, body):
         "Count the body no longer, and give back the memory of large ones a second later."
@@ -105,7 +107,7 @@ class Authorize:
         if scope["type"] == "http" and not self._is_open(scope) and not self._has_token(scope):
             problem = "The token is missing or wrong; expected the header Authorization: Bearer …"
             headers = {"WWW-Authenticate": "Bearer", "Connection": "close"}
-            refusal = JSONResponse({"detail": problem}, 401, headers)
+            refusal = JSONResponse(problem_body(problem), 401, headers)
             return await refusal(scope, receive, send)
         await self.app(scope, receive, send)
 
@@ -138,7 +140,7 @@ class CheckHost:
                         "The request is to a host that is no name of this machine; expected localhost or a loopback "
                         "address. For other names start the server with a token, or with allow_public."
                     )
-                    refusal = JSONResponse({"detail": problem}, 403, {"Connection": "close"})
+                    refusal = JSONResponse(problem_body(problem), 403, {"Connection": "close"})
                     return await refusal(scope, receive, send)
         await self.app(scope, receive, send)
 

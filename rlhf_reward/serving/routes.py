@@ -22,6 +22,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from .. import __version__
 from ..attributes import reward_alone
@@ -60,6 +61,7 @@ from rlhf_reward.serving.schemas import (
     RewardRequest,
     ScoreAnswer,
     SpreadAnswer,
+    problem_body,
 )
 from .tokenizing import RequestTokenizer
 
@@ -116,6 +118,7 @@ def make_app(
     if scorer.length_calibration:
         app.add_middleware(AddHeader, name="x-reward-calibration", value="length")
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
+    app.add_exception_handler(StarletteHTTPException, _answer_refusal)
     app.include_router(_status_routes(service))
     app.include_router(_reward_routes(service))
     return app
@@ -235,7 +238,24 @@ async def _answer_invalid_request(
         field = [part if isinstance(part, int) else printable(part) for part in without_form(problem["loc"])]
         message = ONLY_NULL if problem["type"] == "none_required" else printable(problem["msg"])
         details.append({"type": problem["type"], "loc": field, "msg": message})
-    return JSONResponse({"detail": details}, 422)
+    if isinstance(error.body, bytes): # it was not read as JSON
+        details = [{"type": "content_type", "loc": ["body"], "msg": _content_type_problem(request)}]
+    return JSONResponse(problem_body(details), 422)
+
+
+def _content_type_problem(request):
+    "Return what is wrong with the header of a body that is not read as JSON."
+    content_type = request.headers.get("content-type")
+    value = f"is {printable(content_type)[:100]!r}" if content_type else "does not exist"
+    return (
+        f"The header Content-Type {value}; expected application/json. "
+        "With curl, add -H 'Content-Type: application/json'."
+    )
+
+
+async def _answer_refusal(request, error):
+    "Return the answer to a request that a route refuses, or whose path does not exist."
+    return JSONResponse(problem_body(error.detail), error.status_code, error.headers)
 
 
 def printable(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Conversation', 'Text', 'Ids', 'ListOfStrings', 'RequestModel', 'Message', 'ScoreRequest', 'ScoreAnswer',
            'AttributesAnswer', 'SpreadAnswer', 'RankRequest', 'RankedResponse', 'RankAnswer', 'TruncationFields',
-           'ClassifyRequest', 'ClassifyResult', 'Usage', 'ClassifyAnswer', 'RewardRequest', 'Problem']
+           'ClassifyRequest', 'ClassifyResult', 'Usage', 'ClassifyAnswer', 'RewardRequest', 'Problem', 'problem_body']
 
 # %% ../../nbs/08b_schemas.ipynb #78ecbfcb
 from typing import Annotated, Any, Literal, Optional, Union
@@ -291,3 +291,17 @@ class Problem(BaseModel):
     "A message, or the fields at fault."
 
     detail: Union[str, list[dict[str, Any]]]
+    message: str # the same as one text, which clients such as OpenAI's show
+
+
+def problem_body(
+    detail: Union[str, list[dict[str, Any]]], # of an error, each item with its `loc` and `msg`
+) -> dict[str, Any]: # the fields of `Problem`
+    "Return the body of the answer to a request that is refused."
+    if not isinstance(detail, list):
+        return {"detail": detail, "message": str(detail)}
+    messages = []
+    for problem in detail:
+        field = ".".join(map(str, problem["loc"][1:])) # without "body"
+        messages.append(f"{field}: {problem['msg']}" if field else problem["msg"])
+    return {"detail": detail, "message": "; ".join(messages)}

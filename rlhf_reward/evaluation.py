@@ -254,11 +254,9 @@ def _usable_rows(scorer, data, on_bad_row, name, numbers, read):
             problems.append(str(result))
             continue
         comparison, own_sequences = result
-        reason = None
-        if not isinstance(row, Comparison):
-            is_rated = comparison.ratings is not None or comparison.labels is not None
-            reason = reason_dropped(comparison.ranks, own_sequences, keep_ties=is_rated)
-        if reason:
+        is_rated = comparison.ratings is not None or comparison.labels is not None
+        reason = reason_dropped(comparison.ranks, own_sequences, keep_ties=is_rated)
+        if reason and not isinstance(row, Comparison):
             problems.append(f"Row {number} of {own_name} carries no signal: {reason}.")
             continue
         rows.append(position)

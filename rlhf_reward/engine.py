@@ -71,8 +71,8 @@ class RewardEngine:
         num_processes = processes.num_processes if processes else 1
         hide_bar = {} if progress and process_index == 0 else {"disable": True} # TQDM_DISABLE counts otherwise
         reward_of = {}
-        bar = tqdm(total=len(batches), desc="Scoring", unit="batch", delay=3, **hide_bar)
-        with evaluating(self.model), bar:
+        options_of_bar = {"total": len(batches), "desc": "Scoring", "unit": "batch", "delay": 3, **hide_bar}
+        with evaluating(self.model), tqdm(**options_of_bar) as bar:
             for number, batch in enumerate(batches):
                 if should_cancel():
                     raise Cancelled

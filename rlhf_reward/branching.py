@@ -148,7 +148,7 @@ class BranchCache(DynamicCache):
         return branched
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        "Return the keys and values that attention sees, those of the prefixes first; the cache stays as it is."
+        # return the keys and values that attention sees, those of the prefixes first; the cache stays as it is
         layer = copy.copy(self.layers[layer_idx])
         if self.prefixes is None:
             self.attention[layer_idx] = key_states, value_states
@@ -164,7 +164,7 @@ class BranchCache(DynamicCache):
         return self._repeated(super().get_recurrent_state(layer_idx, state_idx))
 
     def update_conv_state(self, conv_states, layer_idx, state_idx=0, conv_kernel_size=None, **kwargs):
-        "Return the inputs of a convolution after those of the prefix, or keep the last ones of a prefix."
+        # return the inputs of a convolution after those of the prefix, or keep the last ones of a prefix
         before = self.get_conv_state(layer_idx, state_idx)
         if before is not None:
             return torch.cat([before, conv_states], dim=-1)
@@ -174,7 +174,7 @@ class BranchCache(DynamicCache):
         return states
 
     def update_recurrent_state(self, recurrent_states, layer_idx, state_idx=0, **kwargs):
-        "Keep the state after a prefix, and return it."
+        # keep the state after a prefix, and return it
         if self.prefixes is None:
             self.recurrence[layer_idx, state_idx] = recurrent_states
         return recurrent_states

@@ -26,7 +26,7 @@ from .card_notes import form_notes, usage_code
 from .checkpoint_files import ADAPTER_FILE, check_finite, local_name, open_tokenizer, open_weights
 from .checkpoint_files import read_offset
 from .evaluation import evaluate
-from .intervals import Interval
+from .intervals import Interval, show_interval
 from .markdown import code_span, markdown_table
 from .new_folder import check_new_folder, new_folder
 from .scoring import Scorer
@@ -105,20 +105,13 @@ def average_lines(
     for model in (*average.parts, average.result):
         factor = _show_number(model.factor)
         std = _show_number(model.reward_std)
-        lines.append((model.model, factor, std, _show_interval(model.accuracy)))
+        lines.append((model.model, factor, std, show_interval(model.accuracy)))
     return lines
 
 
 def _show_number(value):
     "Return a number as text, – for None."
     return "–" if value is None else f"{value:.4g}"
-
-
-def _show_interval(interval):
-    "Return an interval as text, – for None."
-    if interval is None:
-        return "–"
-    return f"{interval['value']:.4f} ({interval['low']:.4f} to {interval['high']:.4f})"
 
 
 def _card(average, first):

@@ -10,10 +10,8 @@ from typing import Any, Callable, Optional
 
 from datasets import Dataset
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments
-from transformers.trainer_utils import has_length
 
 from .model_tools import count_parameters
 
@@ -59,9 +57,9 @@ def model_line(
     "Return the line about the model: its name, its parameters, and where and in what precision it trains."
     total = count_parameters(model)
     trained = count_parameters(model, only_trainable=True)
-    share = "all" if trained == total else _large(trained)
+    trained_parameters = "all trained" if trained == total else f"{_large(trained)} trained"
     if not (args.learning_rate or args.head_learning_rate): # such as of the recipe head
-        share = "none"
+        trained_parameters = "none trained (learning rate 0)"
     dtype = str(model.dtype).removeprefix("torch.")
     if args.bf16 or args.fp16:
         dtype += ", computed in bfloat16" if args.bf16 else ", computed in float16"
@@ -69,7 +67,7 @@ def model_line(
     device = devices.pop() if len(devices) == 1 else f"{len(devices)} devices"
     parts = (
         f"model  {model.name_or_path} ({model.config.model_type})",
-        f"{_large(total)} parameters, {share} trained" + " (learning rate 0)" * (share == "none"),
+        f"{_large(total)} parameters, {trained_parameters}",
         f"{dtype} on {device}",
     )
     return "  ".join(parts)
@@ -163,15 +161,11 @@ class LogLineAboveBar(Opening, ProgressCallback):
         args: TrainingArguments, # of the run
         state: TrainerState, # not changed
         control: TrainerControl, # not changed
-        eval_dataloader: Any = None, # whose length is that of the bar
-        **kwargs: Any, # ignored
+        **kwargs: Any, # for the bar of transformers
     ) -> None:
-        is_first = state.is_world_process_zero and self.prediction_bar is None and has_length(eval_dataloader)
-        if is_first: # with a label; the one of transformers has none
-            is_alone = self.training_bar is None
-            total = len(eval_dataloader)
-            self.prediction_bar = tqdm(desc="Evaluation", total=total, leave=is_alone, dynamic_ncols=True)
-        super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
+        super().on_prediction_step(args, state, control, **kwargs)
+        if self.prediction_bar is not None and not self.prediction_bar.desc: # the bar is new
+            self.prediction_bar.set_description("Evaluation")
 
     def on_log(
         self,

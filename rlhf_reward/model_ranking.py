@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Optional, TypedDict
 
 import numpy as np
 
-from .intervals import Interval
+from .intervals import Interval, show_interval
 
 NOISE = 0.05 # two models whose adjusted p-value is at least this one are within noise of each other
 
@@ -114,7 +114,7 @@ def ranking_lines(
             "–".join(map(str, ranks)),
             line["model"],
             f"{line['value']:.4f}",
-            "" if difference is None else "{value:.4f} ({low:.4f} to {high:.4f})".format(**difference),
+            "" if difference is None else show_interval(difference),
             "" if line["p_value"] is None else f"{line['p_value']:.3g}",
             ", ".join(line["within_noise"]),
         ])

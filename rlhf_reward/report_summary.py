@@ -19,7 +19,7 @@ from rlhf_reward.evaluation import (
 )
 from .agreement import Estimate
 from .attribute_statistics import AttributeStatistics
-from .intervals import Interval
+from .intervals import Interval, show_interval
 from .omissions import report_omissions
 from .report_charts import SourceChart, Whisker, accuracy_whiskers, source_whiskers
 from .report_record import data_hash
@@ -68,8 +68,7 @@ def show_score_difference(
     difference: ScoreDifference, # from `evaluation.compare`
 ) -> tuple[str, str]: # the difference with its interval, and the p-value
     "Return the difference of two scores on a benchmark."
-    value, low, high = (difference[name] for name in ("value", "low", "high"))
-    return f"{value:.4f} ({low:.4f} to {high:.4f})", f"{difference['p_value']:.3g}"
+    return show_interval(difference), f"{difference['p_value']:.3g}"
 
 # %% ../nbs/07h_report_summary.ipynb #a7cf0650
 def figure_lines(

@@ -275,10 +275,10 @@ def with_constants_later(cells):
     num_texts = 0  # the title is the first; constants after a second are what it is about
     for index, cell in enumerate(cells):
         num_texts += cell.cell_type == "markdown"
-        found = list(definitions(cell)) if "export" in directives(cell) else []
-        if not all(map(is_constant, found)):
+        defined = list(definitions(cell)) if "export" in directives(cell) else []
+        if not all(map(is_constant, defined)):
             return [*others, cell, *constants, *cells[index + 1:]]
-        (constants if found and num_texts == 1 else others).append(cell)
+        (constants if defined and num_texts == 1 else others).append(cell)
     return cells
 
 

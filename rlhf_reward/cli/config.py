@@ -189,7 +189,7 @@ def expanded_arguments(
 
 
 def _with_home(word):
-    "Return a word with the user's folder for `~`, as shells write it, but not after = and not in a YAML file."
+    "Replace `~` by the user's folder, as shells do, but neither after = nor in a YAML file."
     match = re.fullmatch(r"(--\w+=)?(~[/\\].*)", word, re.DOTALL)
     return (match[1] or "") + os.path.expanduser(match[2]) if match else word
 

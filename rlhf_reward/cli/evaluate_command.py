@@ -192,13 +192,9 @@ def _evaluate_all(options, models, files, benchmarks, missing, processes, device
     return evaluations
 
 
-def _with_interval(share):
-    "Return a share with its interval as text."
-    return f"{share['value']:.4f} ({share['low']:.4f} to {share['high']:.4f})" if share else "–"
-
-
 def _print_summary(data, by_model):
     "Print the accuracies of all models on one set of data, and the baselines."
+    from rlhf_reward.intervals import show_interval
     from rlhf_reward.report_summary import agreement_lines
 
     reports = {model: evaluation.report for model, evaluation in by_model.items()}
@@ -211,7 +207,7 @@ def _print_summary(data, by_model):
         for model, model_report in reports.items():
             shares.append((f"{model} without the prompt", model_report["baselines"]["prompt-blind"]))
         shares += [(name, share) for name, share in first["baselines"].items() if name != "prompt-blind"]
-    lines = [(name, _with_interval(share)) for name, share in shares]
+    lines = [(name, show_interval(share)) for name, share in shares]
     for model, report in reports.items():
         lines += [(f"{model}, {label}", value) for label, value in agreement_lines(report)]
     width = max(len(name) for name, _ in lines)
@@ -222,7 +218,7 @@ def _print_summary(data, by_model):
         if "benchmark" in report:
             benchmark = report["benchmark"]
             interval = benchmark["score_interval"]
-            score = _with_interval(interval) if interval else format(benchmark["score"], ".4f")
+            score = show_interval(interval) if interval else format(benchmark["score"], ".4f")
             print(f"  {benchmark['name']} of {model}: {score}")
 
 

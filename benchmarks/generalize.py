@@ -3,7 +3,7 @@ Which way of training generalizes: one base, one budget, several methods, seeds 
 
     pip install 'rlhf_reward[benchmarks]'
     python benchmarks/generalize.py --model FOLDER --train TRAIN.jsonl --eval A.jsonl B.jsonl --output FOLDER
-        --methods trl default fitted --seeds 0 1 --minutes 8
+        --methods trl "fitted head" --seeds 0 1 --minutes 8
     python benchmarks/generalize.py --output FOLDER --table
 
 Each method and seed trains in a process of its own, on one thread, for so many minutes of that thread (from the call of
@@ -34,8 +34,6 @@ TRAINED = {"head_start": "fitted", "model": MEAN}
 METHODS = {
     "trl": {"side": "trl"}, # its learning rate, 1e-4
     "trl 3e-5": {"side": "trl", "learning_rate": 3e-5},
-    "random head": {},
-    "zero head": {"head_start": "zero"},
     "fitted head": {"head_start": "fitted"},
     "fitted head, 20 layers": {"head_start": "fitted", "model": {"num_hidden_layers": 20}},
     "mean, 20 layers": TRAINED,
@@ -53,12 +51,14 @@ METHODS = {
         "learning_rate": 0.0,
         "max_steps": 1,
     },
-    # one thing more than "mean, 20 layers"
+    # one thing other than in "mean, 20 layers"
     "BSR": {**TRAINED, "sum_to_zero_coefficient": 0.05},
     "GRM": {**TRAINED, "lm_coefficient": 0.1},
     "R-drop": {**TRAINED, "rdrop_coefficient": 1.0, "model": {**MEAN, "dropout": 0.1}},
     "label smoothing": {**TRAINED, "label_smoothing_factor": 0.1},
     "frozen layers": {**TRAINED, "freeze_layers": 15},
+    "random head": {**TRAINED, "head_start": "random"},
+    "zero head": {**TRAINED, "head_start": "zero"},
     "LoRA": {**TRAINED, "learning_rate": 1e-3, "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}},
     "attention": {**TRAINED, "model": {**MEAN, "pooling": "attention"}},
     "length residual": {**TRAINED, "length_loss": "residual"},
@@ -309,7 +309,8 @@ def main():
     parser.add_argument("--train", type=Path, help="JSON Lines of comparisons to train on")
     parser.add_argument("--eval", type=Path, nargs="+", default=[], help="held-out JSON Lines, only reported")
     parser.add_argument("--output", type=Path, required=True, help="folder of what is done")
-    parser.add_argument("--methods", nargs="+", default=["trl", "default"], help=f"of {', '.join(METHODS)}")
+    parser.add_argument("--methods", nargs="+", default=["trl", "fitted head"], choices=METHODS, metavar="METHOD",
+                        help=f"of {', '.join(METHODS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--minutes", type=float, default=8, help="of training, of one thread")
     parser.add_argument("--max_characters", type=int, default=1000, help="of a prompt with its longest response")

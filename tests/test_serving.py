@@ -510,6 +510,30 @@ def test_a_body_of_another_type_names_the_header(client):
         assert answer.json()["detail"][0]["loc"] == ["body"]
 
 
+@pytest.mark.parametrize(
+    "body, key",
+    [
+        (b'{"prompt": "w3", "prompt": "w4", "responses": ["w5"]}', "prompt"),
+        (b'{"messages": [{"role": "user", "content": "w3", "content": "w4"}]}', "content"),
+        (b'{"input": "w3", "\\udfff": 1, "\\udfff": 1}', r"\udfff"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_on_every_path(body, key, client):
+    paths = [path for path, methods in client.get("/openapi.json").json()["paths"].items() if "post" in methods]
+    assert {"/score", "/v1/rerank", "/pooling", "/tokenize"} <= set(paths)
+    for path in paths:
+        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422, path
+        assert answer.json()["message"] == f"an object has the key '{key}' twice; expected each key once."
+        assert answer.json()["detail"][0]["loc"] == ["body"]
+
+
+def test_bytes_that_are_no_text_are_named(client):
+    answer = client.post("/score", content=b'{"a": "\xff"}', headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["message"] == "The body is not utf-8: invalid start byte; expected JSON in UTF-8."
+
+
 def test_errors_have_one_text(client, scorer):
     "It is what OpenAI's client shows; `detail` is in the form of FastAPI."
     answer = client.post("/rank", json={"prompt": "w3", "normalise": True}).json()

@@ -44,16 +44,17 @@ def verdict(
     if not figures["pairs"]:
         return "No verdict: no comparison has a better and a worse response."
     advantages = figures["advantages"]
-    accuracy = _points(figures["accuracy_interval"])
-    rule = advantages["length_rule"]
-    length = f'"{rule}"' if rule else "chance, as no responses differ in length"
-    parts = [f"accuracy {accuracy.replace(' ', ' % ', 1)}", _against(advantages["over_length"], length)]
-    if advantages["over_no_prompt"]:
-        parts.append(_against(advantages["over_no_prompt"], "the model without the prompt"))
-        detail = f"{parts[0]}, {parts[1]}, and {parts[2]}"
+    value, low, high = _points(figures["accuracy_interval"])
+    accuracy = f"accuracy {value:.1f} % ({low:.1f} to {high:.1f})"
+    if advantages["length_rule"]:
+        of_length = _against(advantages["over_length"], f'"{advantages["length_rule"]}"')
     else:
-        detail = f"{parts[0]}, {parts[1]}; no prompt can be removed"
-    return f"{_headline(figures)}: {detail}."
+        of_length = f"{_against(advantages['over_length'], 'chance')}, as no responses differ in length"
+    if advantages["over_no_prompt"]:
+        of_prompt = f", and {_against(advantages['over_no_prompt'], 'the model without the prompt')}"
+    else:
+        of_prompt = "; no prompt can be removed"
+    return f"{_headline(figures)}: {accuracy}, {of_length}{of_prompt}."
 
 
 def standing(
@@ -147,14 +148,18 @@ def _named(word, baseline):
 
 
 def _against(difference, baseline):
-    "Return a difference in points, of which the sign is a word."
-    if difference["value"] >= 0:
-        return f"{_points(difference).replace(' ', ' points ', 1)} above {baseline}"
-    turned = Interval(value=-difference["value"], low=-difference["high"], high=-difference["low"])
-    return f"{_points(turned).replace(' ', ' points ', 1)} below {baseline}"
+    "Return how far a model is above or below a baseline, with the interval in the same words."
+    value, low, high = _points(difference)
+    is_below = value < 0 or (low < 0 and high <= 0)
+    if low < 0 < high:
+        ends = f"{-low:.1f} below to {high:.1f} above"
+    elif is_below:
+        ends = f"{abs(high):.1f} to {-low:.1f}"
+    else:
+        ends = f"{low:.1f} to {high:.1f}"
+    return f"{abs(value):.1f} points {'below' if is_below else 'above'} {baseline} ({ends})"
 
 
 def _points(figure):
-    "Return a share or a difference with its interval, times 100."
-    value, low, high = (round(100 * figure[name], 1) + 0.0 for name in ("value", "low", "high")) # no −0.0
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+    "Return a share or a difference, and the ends of its interval, times 100 and rounded."
+    return [round(100 * figure[name], 1) + 0.0 for name in ("value", "low", "high")] # no −0.0

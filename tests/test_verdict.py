@@ -41,20 +41,20 @@ SENTENCES = [
     (
         made(),
         "better",
-        f"Better than length and than no prompt: {ACCURACY}, 20.0 points (15.0 to 25.0) above {LONGER}, and 20.0 "
-        f"points (15.0 to 25.0) above {BLIND}.",
+        f"Better than length and than no prompt: {ACCURACY}, 20.0 points above {LONGER} (15.0 to 25.0), and 20.0 "
+        f"points above {BLIND} (15.0 to 25.0).",
     ),
     (
         made(LEVEL),
         "not better",
-        f"Not better than length, but better than no prompt: {ACCURACY}, 1.0 points (-3.0 to 5.0) above {LONGER}, and "
-        f"20.0 points (15.0 to 25.0) above {BLIND}.",
+        f"Not better than length, but better than no prompt: {ACCURACY}, 1.0 points above {LONGER} (3.0 below to 5.0 "
+        f"above), and 20.0 points above {BLIND} (15.0 to 25.0).",
     ),
     (
         made(BELOW),
         "worse",
-        f"Worse than length, but better than no prompt: {ACCURACY}, 10.0 points (5.0 to 15.0) below {LONGER}, and 20.0 "
-        f"points (15.0 to 25.0) above {BLIND}.",
+        f"Worse than length, but better than no prompt: {ACCURACY}, 10.0 points below {LONGER} (5.0 to 15.0), and 20.0 "
+        f"points above {BLIND} (15.0 to 25.0).",
     ),
     (made(ABOVE, LEVEL), "not better", "Better than length, but not better than no prompt: "),
     (made(ABOVE, BELOW), "worse", "Better than length, but worse than no prompt: "),
@@ -65,19 +65,20 @@ SENTENCES = [
     (
         made(ABOVE, None),
         "better",
-        f"Better than length: {ACCURACY}, 20.0 points (15.0 to 25.0) above {LONGER}; no prompt can be removed.",
+        f"Better than length: {ACCURACY}, 20.0 points above {LONGER} (15.0 to 25.0); no prompt can be removed.",
     ),
     (
         made(prompts=9),
         "unknown",
-        f"No verdict, 9 prompts are too few (expected 10 or more): {ACCURACY}, 20.0 points (15.0 to 25.0) above ",
+        f"No verdict, 9 prompts are too few (expected 10 or more): {ACCURACY}, 20.0 points above {LONGER} (15.0 to "
+        "25.0), ",
     ),
     (made(prompts=1), "unknown", "No verdict, 1 prompt is too few (expected 10 or more): "),
     (
         made(rule=None),
         "better",
-        f"Better than chance and than no prompt: {ACCURACY}, 20.0 points (15.0 to 25.0) above chance, as no responses "
-        "differ in length, and ",
+        f"Better than chance and than no prompt: {ACCURACY}, 20.0 points above chance (15.0 to 25.0), as no "
+        "responses differ in length, and ",
     ),
     (made(rule="shorter wins"), "better", f'Better than length and than no prompt: {ACCURACY}, 20.0 points'),
     ({"pairs": 0}, "unknown", "No verdict: no comparison has a better and a worse response."),
@@ -91,7 +92,21 @@ def test_each_case_has_its_sentence():
         assert result.endswith(".") and "-0.0" not in result
         assert standing(figures) == word, result
     assert '"shorter wins"' in verdict(made(rule="shorter wins"))
-    assert "0.0 points (0.0 to 0.0) above" in verdict(made((0.0, -0.0004, 0.0004)))
+
+
+@pytest.mark.parametrize("difference, words", [
+    ((0.05, -0.012, 0.11), "5.0 points above {} (1.2 below to 11.0 above)"),
+    ((-0.05, -0.11, 0.012), "5.0 points below {} (11.0 below to 1.2 above)"),
+    ((-0.05, -0.11, -0.012), "5.0 points below {} (1.2 to 11.0)"),
+    ((0.05, 0.0, 0.11), "5.0 points above {} (0.0 to 11.0)"),
+    ((-0.05, -0.11, 0.0), "5.0 points below {} (0.0 to 11.0)"),
+    ((0.0, -0.0004, 0.0004), "0.0 points above {} (0.0 to 0.0)"),
+    ((0.0, -0.02, 0.0), "0.0 points below {} (0.0 to 2.0)"),
+    ((0.0, -0.02, 0.03), "0.0 points above {} (2.0 below to 3.0 above)"),
+])
+def test_each_end_says_on_which_side_it_is(difference, words):
+    assert words.format(LONGER) in verdict(made(difference))
+    assert words.format(BLIND) in verdict(made(over_no_prompt=difference))
 
 
 def test_the_sets_of_a_mixture_have_their_own():

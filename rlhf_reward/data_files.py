@@ -104,11 +104,13 @@ def _files_of_saved(path, split):
 
 
 def _saved_files(path):
-    "Return the files of one saved set of rows. Raise `ValueError` if one is missing."
+    "Return the files of one saved set of rows. Raise `ValueError` if one is missing, or if there are none."
     files = [path / Path(name).name for name in _read_saved(path / SAVED_STATE, "_data_files", "filename")]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise ValueError(f"{missing[0]!r} does not exist; expected the whole folder that save_to_disk has written.")
+    if not files:
+        raise ValueError(f"the data set {str(path)!r} has no rows; expected rows of preference.")
     return [str(file) for file in files]
 
 

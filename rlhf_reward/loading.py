@@ -17,6 +17,7 @@ from typing import Any, Literal, Optional, Sequence, Union
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, Json, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from pyarrow import parquet
 
 from .columns import column_verdicts, with_verdicts
 from .comparison import CACHE_VERSION, text_key
@@ -93,13 +94,27 @@ def _load_dataset(name, source, streaming, config, revision, data_dir):
     if not source.files:
         options["data_dir"] = data_dir
     options = {option: value for option, value in options.items() if value is not None}
+    files = _with_rows(source.files) if source.kind == "parquet" else source.files
     return load_dataset(
         source.kind or name,
-        data_files=source.files or None,
+        data_files=files or None,
         split=source.split,
         streaming=streaming,
         **options,
     )
+
+
+def _with_rows(files):
+    "Return the Parquet files that have rows; `datasets` fails at others. Raise `ValueError` if no file has any."
+    filled = []
+    for file in files:
+        opened = gzip.open(file) if file.endswith(".gz") else open(file, "rb")
+        with opened:
+            if parquet.read_metadata(opened).num_rows:
+                filled.append(file)
+    if not filled:
+        raise ValueError("it has no rows; expected rows of preference.")
+    return filled
 
 # %% ../nbs/03b_loading.ipynb #0cf9106a
 def as_table(

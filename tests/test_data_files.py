@@ -1,5 +1,6 @@
 "Kinds of files, folders that save_to_disk has written, and splits: what is asked for is read, or refused."
 import csv
+import gzip
 import json
 import shutil
 
@@ -95,6 +96,26 @@ def test_saved_data_sets_are_read_with_their_types(streaming, tmp_path):
         f"data-0000{number}-of-00002.arrow" for number in range(2)
     ]
     assert not list((tmp_path / "one").glob("cache*")) # nothing is written next to the rows
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_without_rows(streaming, tmp_path):
+    "A part without rows, such as of a filter, is no fault where another has some; `datasets` fails at it."
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    full = Dataset.from_list([row])
+    empty = full.select([])
+    (tmp_path / "parts").mkdir()
+    empty.to_parquet(tmp_path / "parts/train-0.parquet")
+    for name in ("empty.parquet", "empty.parquet.gz"):
+        opened = gzip.open(tmp_path / name, "wb") if name.endswith(".gz") else open(tmp_path / name, "wb")
+        with opened:
+            opened.write((tmp_path / "parts/train-0.parquet").read_bytes())
+    empty.save_to_disk(tmp_path / "saved")
+    for name in ("parts", "empty.parquet", "empty.parquet.gz", "saved"):
+        with pytest.raises(ValueError, match="has no rows; expected rows of preference"):
+            load_rows(str(tmp_path / name), streaming=streaming)
+    full.to_parquet(tmp_path / "parts/train-1.parquet")
+    assert list(load_rows(str(tmp_path / "parts"), streaming=streaming)) == [row]
 
 
 def test_damaged_saved_data_sets_are_named(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any, Callable, Optional
 
 from datasets import Dataset
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments
 
@@ -175,8 +176,8 @@ class LogLineAboveBar(Opening, ProgressCallback):
         logs: dict[str, Any], # as in `LogLine`
         **kwargs: Any, # ignored
     ) -> None:
-        if state.is_world_process_zero and self.training_bar is not None:
-            self.training_bar.write(log_line(logs, state.global_step, state.max_steps))
+        if state.is_world_process_zero:
+            tqdm.write(log_line(logs, state.global_step, state.max_steps)) # above a bar, if there is one
 
 # %% ../nbs/05k_log_line.ipynb #8666282d
 def show_log_line(

@@ -92,8 +92,8 @@ class BaseScorer(ComparisonScorer):
         "Return one reward for each prompt and response. Raises `ValueError` that names the response at fault."
         if _is_text(responses) and (prompts is None or _is_text(prompts)):
             return self.score([prompts], [responses], normalize, attributes, uncertainty)[0]
-        prompts = _as_list("prompts", prompts, "For several responses to one prompt use rank.")
-        responses = _as_list("responses", responses, "For several responses to one prompt use rank.")
+        prompts = _as_list("prompts", prompts, " For several responses to one prompt use rank.")
+        responses = _as_list("responses", responses, " For several responses to one prompt use rank.")
         if len(prompts) != len(responses):
             raise ValueError(
                 f"There are {len(prompts)} prompts and {len(responses)} responses; "
@@ -193,14 +193,14 @@ def _is_text(value):
     return isinstance(value, str) or isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-def _as_list(name, values, remedy="expected a list of responses."):
+def _as_list(name, values, remedy=""):
     "Return the values as a list. Raises `ValueError` for a single text or conversation."
     if not isinstance(values, (str, dict, type(None))):
         values = list(values)
     is_list = isinstance(values, list)
     if not is_list or values and isinstance(values[0], dict):
         kind = "messages" if is_list else type(values).__name__
-        raise ValueError(f"{name} is {kind}; expected a list with one {name.removesuffix('s')} each. {remedy}")
+        raise ValueError(f"{name} is {kind}; expected a list with one {name.removesuffix('s')} each.{remedy}")
     return values
 
 

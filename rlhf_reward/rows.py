@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional
 
 from .attribute_rows import read_ratings
 from .comparison import BadResponse, Comparison, is_ids, ranks_of, shared_length
-from .fields import TEXT_FORMS, checked_text, finite_number, finite_numbers, from_json, without_nulls
+from .fields import TEXT_FORMS, checked_text, finite_number, finite_numbers, from_json, template_variables
 from .labels import row_labels
 from .mixed_rows import dataset_of, own_row
 from .single import as_list_row, single_forms
@@ -88,7 +88,7 @@ def to_comparison(
         preference=label.preference,
         weight=_weight(row),
         source=_source(row),
-        template=_template(row),
+        template=template_variables(row),
         whole=_is_guessed(row, prompt),
         labels=labels[0] if labels else None,
         attributes=read_ratings(row.get("ratings"), len(responses)),
@@ -120,7 +120,7 @@ def to_responses(
         responses=tuple(responses),
         ranks=(1,) * len(responses),
         source=_source(row),
-        template=_template(row),
+        template=template_variables(row),
         whole=is_guessed,
     )
     if is_guessed and not is_whole:
@@ -230,7 +230,8 @@ def _columns_to_score(row):
 def _prompt_and_responses(row, responses, fewest=2):
     "Return the prompt and the responses without it, both strings or both messages."
     if not isinstance(responses, (list, tuple)) or len(responses) < fewest:
-        raise ValueError(f"the responses are {responses!r:.80}; expected a list of at least {fewest}.")
+        found = f"the responses are {responses!r:.80}" if responses else "there are no responses"
+        raise ValueError(f"{found}; expected a list of at least {fewest}.")
     responses = _checked_responses(responses)
     are_messages = [not isinstance(response, str) for response in responses]
     if any(are_messages) != all(are_messages):
@@ -366,35 +367,3 @@ def _token_ids(row):
         if not is_list or not all(type(number) is int and number >= 0 for number in ids):
             raise ValueError(f"the {name} are {ids!r:.60}; expected a list of token ids, at least one.")
     return [list(row["chosen_ids"]), list(row["rejected_ids"])]
-
-# %% ../nbs/03a_rows.ipynb #f71bb931
-OF_THE_CALL = ( # arguments of `apply_chat_template` that are no variables of a template
-    "chat_template",
-    "conversation",
-    "add_generation_prompt",
-    "continue_final_message",
-    "tokenize",
-    "padding",
-    "truncation",
-    "max_length",
-    "return_tensors",
-    "return_dict",
-    "return_assistant_tokens_mask",
-    "tokenizer_kwargs",
-)
-
-
-def _template(row):
-    "Return the variables for the chat template: `chat_template_kwargs`, and `tools`."
-    tools = from_json("tools", row.get("tools"), list)
-    arguments = from_json("chat_template_kwargs", row.get("chat_template_kwargs"), dict) or {}
-    reserved = sorted(set(arguments) & set(OF_THE_CALL))
-    if reserved:
-        raise ValueError(
-            f"chat_template_kwargs has {reserved[0]!r}, which is not a variable of a chat template; expected those "
-            "that the template reads, such as enable_thinking."
-        )
-    template = without_nulls(arguments)
-    if tools:
-        template["tools"] = tools
-    return template

@@ -246,7 +246,8 @@ ARENA = {"prompt": "p", "response_a": "a", "response_b": "b"}
             {"prompt": "p", "responses": ["a"], "ranks": [1]},
             r"the responses are \['a'\]; expected a list of at least 2",
         ),
-        ({**K2, "responses": None, "scores": [1, 2]}, "the responses are None"),
+        ({**K2, "responses": None, "scores": [1, 2]}, "there are no responses; expected a list of at least 1"),
+        ({**K2, "responses": 3, "scores": [1, 2]}, "the responses are 3; expected a"),
         ({**K2, "responses": "ab", "scores": [1, 2]}, "the responses are not JSON"),
         ({**K2, "responses": ["a", None], "scores": [1, 2]}, "found None; expected a text"),
         (

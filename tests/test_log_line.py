@@ -86,12 +86,14 @@ def test_logs_of_others_are_shown_whole():
     assert log_line({"temperature": 0.5, "phase": "warm", "epoch": 0.1}, 3, 0) == "step 3  temperature 0.5  phase warm"
 
 
-def test_the_bar_of_an_evaluation_has_a_label(tmp_path, capsys, monkeypatch):
+def test_an_evaluation_alone_has_a_label_and_a_line(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     model = RewardModel(tiny_decoder(tmp_path / "base", synthetic_texts()), device="cpu")
     config = RewardConfig(str(tmp_path / "run"), report_to="none", use_cpu=True, disable_tqdm=False)
     RewardTrainer(model, config, eval_dataset=synthetic_comparisons(4)).evaluate()
-    assert "Evaluation: 100%" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "Evaluation: 100%" in printed.err
+    assert printed.out.replace("\r", "\n").splitlines()[-1].startswith("step 0  eval  loss "), printed.out
 
 
 @pytest.mark.parametrize("has_args", [False, True])

@@ -655,7 +655,8 @@ def test_adapters_open_as_scorers(reward_models, tmp_path):
         r"Response 1 cannot be scored: found \['w3'\]; expected a text",
     ),
     (lambda scorer: scorer.score([[{"content": "w3"}]], ["w4"]), "has no role"),
-    (lambda scorer: scorer.rank("w3", []), "expected a list of at least 1"),
+    (lambda scorer: scorer.rank("w3", []), "there are no responses; expected a list of at least 1"),
+    (lambda scorer: scorer.rank("w3", None), r"responses is NoneType; expected a list with one response each\.$"),
     (lambda scorer: scorer.rank("w3", "w4"), "responses is str"),
     (lambda scorer: scorer.best_of_n("w3", ["w4"], n=0), "n is 0"),
 ])

@@ -195,6 +195,11 @@ def test_training_on_a_stream_and_on_a_file_with_bad_lines(tmp_path, capsys):
     data = str(tmp_path / "rows.jsonl")
     streamed = [*out, "--dataset", data, "--eval_dataset", data, "--streaming", "--max_steps", "2"]
     assert train(streamed)["eval_pairs"] == 40
+    bad = '{"prompt": "I", "chosen": 3, "rejected": "owl"}'
+    (tmp_path / "bad.jsonl").write_text("\n".join([*rows[:12], bad, *rows[12:]]))
+    bad_rows = ["--dataset", str(tmp_path / "bad.jsonl"), "--eval_dataset", data, "--streaming", "--max_steps", "9"]
+    with pytest.raises(SystemExit, match=r"Row 13 of \S+bad.jsonl cannot be used"): # not where it was shuffled to
+        train([*out, *bad_rows])
     import rlhf_reward.data
 
     loaded = []

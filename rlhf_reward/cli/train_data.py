@@ -177,7 +177,7 @@ def load_data(
         for other, eval_rows in zip(eval_sets, eval_parts.values()):
             if is_single or data_set.name == other.name:
                 check_same_verdicts(rows, eval_rows)
-    train_rows = _as_one(train_parts, shares_of(sets), args)
+    train_rows = _as_one(train_parts, shares_of(sets), args, with_numbers=job.streaming)
     if job.streaming:
         train_rows = train_rows.shuffle(args.seed, buffer_size=10_000)
     return train_rows, _as_one(eval_parts, None, args)
@@ -200,11 +200,11 @@ def _load_sets(sets, args, split, streaming=False):
     return parts
 
 
-def _as_one(parts, shares, args):
-    "Return the rows of one set, or the mixture of several; `None` for none."
+def _as_one(parts, shares, args, with_numbers=False):
+    "Return the rows of one set, or the mixture of several, in which rows have their numbers; `None` for none."
     from rlhf_reward.mixtures import mix_rows
 
-    if len(parts) < 2:
+    if len(parts) < 2 and not with_numbers:
         return next(iter(parts.values()), None)
     with args.main_process_first(desc="mixing"):
         return mix_rows(parts, shares, args.seed)

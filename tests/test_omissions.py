@@ -209,9 +209,9 @@ def test_a_conversation_of_many_messages_is_checked_in_one_pass():
     conversation = []
     for number in range(10_000):
         conversation += [user(f"w{number}"), assistant("a")]
-    started = time.perf_counter()
+    started = time.process_time()
     assert kinds(conversation, EVERYTHING) == ([], False)
-    assert time.perf_counter() - started < 10 # about 1; a pass for each message would take minutes
+    assert time.process_time() - started < 10 # about 1; a pass for each message would take minutes
 
 
 def test_an_empty_response_is_as_it_was_given():

@@ -165,8 +165,8 @@ class LogLineAboveBar(Opening, ProgressCallback):
         **kwargs: Any, # for the bar of transformers
     ) -> None:
         super().on_prediction_step(args, state, control, **kwargs)
-        if self.prediction_bar is not None and not self.prediction_bar.desc: # the bar is new
-            self.prediction_bar.set_description("Evaluation")
+        if self.prediction_bar is not None:
+            self.prediction_bar.set_description("Evaluation", refresh=False)
 
     def on_log(
         self,

@@ -1,5 +1,8 @@
 "A run prints one line at each log, and trackers still get everything."
+import functools
+
 import pytest
+from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer
@@ -86,13 +89,16 @@ def test_logs_of_others_are_shown_whole():
     assert log_line({"temperature": 0.5, "phase": "warm", "epoch": 0.1}, 3, 0) == "step 3  temperature 0.5  phase warm"
 
 
-def test_an_evaluation_alone_has_a_label_and_a_line(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_an_evaluation_alone_has_a_label_and_a_line(is_hidden, tmp_path, capsys, monkeypatch):
+    "A bar that TQDM_DISABLE hides has not the attributes of others."
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     model = RewardModel(tiny_decoder(tmp_path / "base", synthetic_texts()), device="cpu")
     config = RewardConfig(str(tmp_path / "run"), report_to="none", use_cpu=True, disable_tqdm=False)
+    monkeypatch.setattr("transformers.trainer_callback.tqdm", functools.partial(tqdm, disable=is_hidden))
     RewardTrainer(model, config, eval_dataset=synthetic_comparisons(4)).evaluate()
     printed = capsys.readouterr()
-    assert "Evaluation: 100%" in printed.err
+    assert ("Evaluation: 100%" in printed.err) == (not is_hidden)
     assert printed.out.replace("\r", "\n").splitlines()[-1].startswith("step 0  eval  loss "), printed.out
 
 

@@ -9,6 +9,7 @@ __all__ = ['logger', 'UNSUPPORTED', 'INSTEAD', 'NOT_NEGATIVE', 'RewardConfig', '
 # %% ../nbs/05a_arguments.ipynb #cd33aabe
 import logging
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,8 @@ class RewardConfig(TrainingArguments):
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}; expected a finite number.")
-        if (self.bf16 or self.bf16_full_eval) and not torch.accelerator.is_available():
+        is_shared = int(os.environ.get("WORLD_SIZE", 1)) > 1 # otherwise, on a CPU, no process knows of the others
+        if (self.bf16 or self.bf16_full_eval or is_shared) and not torch.accelerator.is_available():
             self.use_cpu = True # which transformers asks for by name
         if self.logging_strategy == "no":
             self.logging_first_step = False # which transformers would log

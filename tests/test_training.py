@@ -571,3 +571,12 @@ def test_every_overridden_hook_is_listed():
 def test_bf16_on_a_cpu_needs_no_further_argument(tmp_path):
     config = RewardConfig(str(tmp_path), bf16=True, report_to="none")
     assert config.device.type == "cpu" and config.bf16
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without an accelerator")
+def test_several_processes_on_a_cpu_need_no_further_argument(tmp_path, monkeypatch):
+    "Without use_cpu transformers starts no process group there, and each process trains alone."
+    monkeypatch.setattr(RewardConfig, "_setup_devices", torch.device("cpu")) # otherwise it waits for the other process
+    assert not RewardConfig(str(tmp_path), report_to="none").use_cpu
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert RewardConfig(str(tmp_path), report_to="none").use_cpu

@@ -437,6 +437,15 @@ def test_unsupported_arguments_are_rejected(base, tmp_path, option):
         make_trainer(base, tmp_path, **{option: True})
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"],
+)
+def test_a_batch_of_nothing_is_rejected(base, tmp_path, option):
+    with pytest.raises(ValueError, match=f"^{option} is 0; expected 1 or more"):
+        make_trainer(base, tmp_path, **{option: 0})
+
+
 @pytest.mark.parametrize("option", ["dispatch_batches", "split_batches"])
 def test_slicing_batches_between_processes_is_rejected(base, tmp_path, option):
     with pytest.raises(ValueError, match="a batch of comparisons cannot be sliced"):

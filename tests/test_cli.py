@@ -1,4 +1,5 @@
 import json
+import logging
 import subprocess
 import sys
 
@@ -328,6 +329,14 @@ def test_longer_wins_is_one_number(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert metrics["eval_longer_wins"] == 1 and "Longer wins:       1.0000" in printed
     assert '"longer wins"' in printed and "| longer wins | 100.0 |" in (tmp_path / "out/README.md").read_text()
+
+
+def test_warnings_of_the_hub_are_printed_once(capsys):
+    "The commands print what reaches the root logger, and the hub has a handler of its own."
+    main(["env"])
+    assert "transformers" in capsys.readouterr().out
+    logger = logging.getLogger("huggingface_hub")
+    assert logger.handlers and not logger.propagate
 
 
 def test_an_error_in_training_is_one_line(tmp_path):

@@ -55,10 +55,9 @@ def newest_checkpoint(
         logger.warning("The checkpoint %s is incomplete (%s); trying the one before.", folder, problem)
     else:
         hint = f" Of {of_others[0][0].name}, {of_others[0][1]}" if of_others else ""
-        raise ValueError(
-            f"{str(output_dir)!r} has no complete checkpoint{' of this run' * bool(of_others)}, of {len(checkpoints)}; "
-            f"expected one to resume from. Train without resuming to start over.{hint}"
-        )
+        count = f"complete checkpoint{' of this run' * bool(of_others)}, of {len(checkpoints)}"
+        problem = f"{str(output_dir)!r} has no {count if checkpoints else 'checkpoint'}; expected one to resume from."
+        raise ValueError(f"{problem} Train without resuming to start over.{hint}")
     if of_others:
         newest, difference = of_others[0]
         logger.warning(

@@ -1,4 +1,5 @@
 import json
+import logging
 import subprocess
 import sys
 
@@ -335,10 +336,18 @@ def test_longer_wins_is_one_number(tmp_path, capsys):
     assert '"longer wins"' in printed and "| longer wins | 100.0 |" in (tmp_path / "out/README.md").read_text()
 
 
+def test_warnings_of_the_hub_are_printed_once(capsys):
+    "The commands print what reaches the root logger, and the hub has a handler of its own."
+    main(["env"])
+    assert "transformers" in capsys.readouterr().out
+    logger = logging.getLogger("huggingface_hub")
+    assert logger.handlers and not logger.propagate
+
+
 def test_an_error_in_training_is_one_line(tmp_path):
     with pytest.raises(SystemExit) as exit:
         main(["train", *QUICK, "--output_dir", str(tmp_path), "--resume_from_checkpoint", "true"])
-    assert str(exit.value).startswith(f"rlhf_reward train: {str(tmp_path)!r} has no complete checkpoint, of 0; ")
+    assert str(exit.value).startswith(f"rlhf_reward train: {str(tmp_path)!r} has no checkpoint; ")
 
 
 NO_TEMPLATES = [(b"{% if %}x", "cannot be read, line 1"), (b"\xff\xfe{{ x }}", "is not text")]

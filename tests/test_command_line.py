@@ -157,6 +157,8 @@ def test_train_takes_the_names_of_the_others(tmp_path):
 @pytest.mark.parametrize("command, argv, message", [
     ("score", ["--model", "m", "--dta", "a"], "unknown argument '--dta' on the command line (a YAML file comes first)"),
     ("score", ["--datset", "a"], "did you mean 'dataset'?"),
+    ("score", ["none"], "'none' does not exist; expected a YAML file of arguments, or arguments that begin with --."),
+    ("score", [str(Path(__file__).parent)], "is a folder; expected a YAML file of arguments"),
     ("serve", ["--model", "m", "--max-bodi", "1"], "did you mean 'max_body'?"),
     ("evaluate", ["--benchmrk", "suite"], "did you mean 'benchmark'?"),
     ("audit", ["a", "--find-flip"], "did you mean 'find_flips'?"),

@@ -7,10 +7,14 @@ import os
 import random
 import re
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import accelerate
 import pandas as pd
 import pytest
+import torch
 from architectures import save_chat_reward_model
 from datasets import Dataset
 from filelock import FileLock
@@ -18,6 +22,7 @@ from programs import run
 
 from rlhf_reward import RewardModel, files
 from rlhf_reward.cli import main
+from rlhf_reward.cli.arguments import shared_processes
 from rlhf_reward.files import _run_options, score_file
 from rlhf_reward.output_folder import check_writable
 from rlhf_reward.rows import to_responses
@@ -395,6 +400,15 @@ def test_killed_twenty_times(model, tmp_path, python):
 def shared(python, *arguments):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return run(python, *launcher, *arguments, timeout=200).stdout
+
+
+@pytest.mark.parametrize("device, on_cpu", [(None, True), ("cpu", True), ("cuda", False)])
+def test_processes_without_a_gpu_know_of_each_other(device, on_cpu, monkeypatch):
+    "A process group on CPUs is one that accelerate is told of; without it each process would write the whole file."
+    monkeypatch.setattr(torch.cuda, "is_available", bool)
+    monkeypatch.setattr(accelerate, "PartialState", partial(SimpleNamespace, num_processes=1))
+    processes, _ = shared_processes(SimpleNamespace(device=device))
+    assert processes.cpu is on_cpu
 
 
 def test_two_processes_write_the_file_of_one(model, tmp_path, python):

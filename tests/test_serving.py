@@ -535,6 +535,16 @@ def test_bytes_that_are_no_text_are_named(client):
     assert answer.json()["message"] == "The body is not utf-8: invalid start byte; expected JSON in UTF-8."
 
 
+@pytest.mark.parametrize("body, character, problem", [
+    ('{"prompts": ["w3"]', 18, "Expecting ',' delimiter"),
+    ("{'prompts': ['w3']}", 1, "Expecting property name enclosed in double quotes"),
+])
+def test_a_body_that_is_not_json_is_refused_with_the_reason(client, body, character, problem):
+    answer = client.post("/score", content=body, headers={"Content-Type": "application/json"}).json()
+    expected = f"The body is not JSON at character {character}: {problem}; expected a JSON object."
+    assert answer["detail"] == [{"type": "json_invalid", "loc": ["body", character], "msg": expected}]
+
+
 def test_errors_have_one_text(client, scorer):
     "It is what OpenAI's client shows; `detail` is in the form of FastAPI."
     answer = client.post("/rank", json={"prompt": "w3", "normalise": True}).json()

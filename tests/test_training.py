@@ -437,6 +437,15 @@ def test_unsupported_arguments_are_rejected(base, tmp_path, option):
         make_trainer(base, tmp_path, **{option: True})
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"],
+)
+def test_a_batch_of_nothing_is_rejected(base, tmp_path, option):
+    with pytest.raises(ValueError, match=f"^{option} is 0; expected 1 or more"):
+        make_trainer(base, tmp_path, **{option: 0})
+
+
 @pytest.mark.parametrize("option", ["dispatch_batches", "split_batches"])
 def test_slicing_batches_between_processes_is_rejected(base, tmp_path, option):
     with pytest.raises(ValueError, match="a batch of comparisons cannot be sliced"):
@@ -571,3 +580,12 @@ def test_every_overridden_hook_is_listed():
 def test_bf16_on_a_cpu_needs_no_further_argument(tmp_path):
     config = RewardConfig(str(tmp_path), bf16=True, report_to="none")
     assert config.device.type == "cpu" and config.bf16
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without an accelerator")
+def test_several_processes_on_a_cpu_need_no_further_argument(tmp_path, monkeypatch):
+    "Without use_cpu transformers starts no process group there, and each process trains alone."
+    monkeypatch.setattr(RewardConfig, "_setup_devices", torch.device("cpu")) # otherwise it waits for the other process
+    assert not RewardConfig(str(tmp_path), report_to="none").use_cpu
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert RewardConfig(str(tmp_path), report_to="none").use_cpu

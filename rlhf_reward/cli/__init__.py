@@ -85,6 +85,7 @@ def main(
     argv = sys.argv[1:] if argv is None else argv
     name, rest = _chosen(argv)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at every start it warns of what a CPU does not have
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings; the root logger would once more
     try:
         COMMANDS[name].run(rest)
     except KeyboardInterrupt as stop:  # such as while it imports torch; some commands end in a line of their own

@@ -345,8 +345,11 @@ def shared_processes(
     "Return the processes that share the work."
     from accelerate import PartialState
 
+    from rlhf_reward.placing import best_device
+
     logging.basicConfig(format="%(message)s")
-    processes = PartialState(cpu=options.device == "cpu")
+    device = options.device or best_device()
+    processes = PartialState(cpu=device == "cpu") # otherwise, on a CPU, no process knows of the others
     return processes, str(processes.device) if processes.num_processes > 1 else None
 
 

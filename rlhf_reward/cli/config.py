@@ -65,9 +65,8 @@ def read_config(
     import yaml
 
     if not Path(path).is_file():
-        raise ValueError(
-            f"{path!r} does not exist; expected a YAML file of arguments, or arguments that begin with --."
-        )
+        problem = "is a folder" if Path(path).is_dir() else "does not exist"
+        raise ValueError(f"{path!r} {problem}; expected a YAML file of arguments, or arguments that begin with --.")
     try:
         text = Path(path).read_text(encoding="utf-8")
         config = yaml.safe_load(text) or {}

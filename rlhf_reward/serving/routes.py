@@ -226,6 +226,9 @@ async def _answer_invalid_request(
     for problem in error.errors()[:20]:
         field = [part if isinstance(part, int) else printable(part) for part in without_form(problem["loc"])]
         message = ONLY_NULL if problem["type"] == "none_required" else printable(problem["msg"])
+        if problem["type"] == "json_invalid":
+            syntax_error = problem["ctx"]["error"]
+            message = f"The body is not JSON at character {field[-1]}: {syntax_error}; expected a JSON object."
         details.append({"type": problem["type"], "loc": field, "msg": message})
     if isinstance(error.body, bytes): # it was not read as JSON
         details = [{"type": "content_type", "loc": ["body"], "msg": _content_type_problem(request)}]

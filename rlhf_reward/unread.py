@@ -6,6 +6,7 @@
 __all__ = ['OF_THE_PROMPT', 'MEDIA', 'unread_columns', 'report_unread', 'media_columns', 'check_media', 'plain_rows']
 
 # %% ../nbs/03i_unread.ipynb #dfa5d013
+import difflib
 import re
 from functools import cache
 from typing import Any, Union
@@ -51,13 +52,15 @@ def unread_columns(
     "Return the columns that are filled, are not read, and would change what the row means."
     if isinstance(row, Comparison):
         return ()
-    expected = OF_THE_PROMPT if row.get("prompt") is not None else OF_THE_PROMPT | _IN_PLACE_OF_PROMPT
+    has_prompt = row.get("prompt") is not None
+    expected = OF_THE_PROMPT if has_prompt else OF_THE_PROMPT | _IN_PLACE_OF_PROMPT
     if _holds_response(row):
         expected = expected - {"message"}
     unread = []
     for name, value in row.items():
         is_filled = value is not None and not (hasattr(value, "__len__") and len(value) == 0)
-        if is_filled and name != "prompt" and _key(name) in expected:
+        is_expected = _key(name) in expected or (not has_prompt and _is_misspelled_prompt(name))
+        if is_filled and name != "prompt" and is_expected:
             unread.append(name)
     return tuple(unread)
 
@@ -74,6 +77,12 @@ def _key(name):
     "Return a column's name in snake case, without a plural's s."
     words = re.sub(r"(?<=[a-z])(?=[A-Z])|\W+", "_", name) # systemPrompt, System Prompt
     return words.lower().removesuffix("s")
+
+
+@cache # of each column of each row
+def _is_misspelled_prompt(name):
+    "Return whether a column's name differs from `prompt` by a letter or two, as promt does, but prompt_id does not."
+    return difflib.SequenceMatcher(None, _key(name), "prompt").ratio() > 0.82
 
 
 def report_unread(

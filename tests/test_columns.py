@@ -127,6 +127,16 @@ def test_what_may_be_the_prompt_is_reported_where_there_is_none(name):
     assert unread_columns({name: "w4", **PAIR}) == ()  # as in UltraFeedback
 
 
+@pytest.mark.parametrize("name", ["promt", "propmt", "Prmpt", "promptt"])
+def test_a_misspelled_prompt_is_reported_in_rows_without_one(name):
+    responses = {"chosen": "w6", "rejected": "w7"}
+    assert unread_columns({name: "w4", **responses}) == (name,)
+    assert unread_columns({name: "w4", **PAIR}) == ()
+    assert unread_columns({"prompt_id": "w4", "prompt_length": 4, "promoted": "w5", **responses}) == ()
+    report = audit(Dataset.from_list([{name: "w4", **responses}] * 3))
+    assert any(f"{name} (3)" in problem for problem in report["problems"])
+
+
 @pytest.mark.parametrize("name", ["images", "Image", "image_url", "video", "videos", "audio"])
 def test_columns_of_images_are_refused_by_name(name, base, tmp_path):
     rows = [PAIR, {**PAIR, name: ["x.png"]}, {**PAIR, name: []}, {**PAIR, name: None}]

@@ -1134,7 +1134,7 @@ def test_a_port_in_use_is_found_before_the_model_opens(host, monkeypatch):
         port = other.getsockname()[1]
         with pytest.raises(SystemExit) as exit:
             main(["serve", "--model", "no/such/model", "--device", "cpu", "--host", host, "--port", str(port)])
-    assert f"cannot listen on port {port}" in exit.value.code and "choose another port" in exit.value.code
+    assert f"cannot listen on port {port}" in exit.value.code and "choose another one with --port" in exit.value.code
 
 
 # ----- one client does not stop others

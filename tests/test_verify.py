@@ -676,7 +676,9 @@ def test_command(folder, tmp_path, capsys):
         return end.value.code
 
     assert run("--with", "transformers") == 0
-    assert "Equal: " in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "Equal: " in printed.out
+    assert "tokens with transformers; on a CPU, a large model takes minutes." in printed.err
     report = tmp_path / "report.json"
     template = tmp_path / "template.jinja"
     template.write_text(CHATML)

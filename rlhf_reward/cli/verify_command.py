@@ -101,6 +101,12 @@ def _report(options: argparse.Namespace) -> Any:
     verifier = Verifier(scorer, tolerance=options.tolerance, template=template)
     if server:
         return verifier.compare(server.ask(verifier.probes, scorer.tokenizer, options.send))
+    longest = max(len(ids) for ids in verifier.ids)
+    print(
+        f"Scoring {len(verifier.ids)} texts of up to {longest} tokens with {options.tool or options.folder}; on a CPU, "
+        "a large model takes minutes.",
+        file=sys.stderr,
+    )
     return verifier.compare(_ask_library(options, scorer, verifier.probes))
 
 

@@ -131,5 +131,5 @@ def _check_port(
                 continue
             raise ValueError(
                 f"The server cannot listen on port {port} of {host!r} ({error.strerror}); expected a free one: stop "
-                "the server that uses it, or choose another port."
+                "the server that uses it, or choose another one with --port."
             ) from None

@@ -179,7 +179,7 @@ def test_training_on_a_file_ends_with_accuracy_baseline_and_checkpoint(tmp_path,
     RewardModel.from_pretrained(tmp_path / "out", device="cpu")
 
 
-def test_training_on_a_stream_and_on_a_file_with_bad_lines(tmp_path, capsys):
+def test_training_on_a_stream_and_on_a_file_with_bad_lines(tmp_path, capsys, caplog):
     from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
 
     rows = ['{"prompt": "I like birds %d. ", "chosen": "robin robin", "rejected": "owl"}' % n for n in range(40)]
@@ -190,6 +190,7 @@ def test_training_on_a_stream_and_on_a_file_with_bad_lines(tmp_path, capsys):
     with pytest.raises(SystemExit, match="line 10 is not JSON"):
         train([*out, "--dataset", str(tmp_path / "broken.jsonl")])
     assert train([*out, "--dataset", str(tmp_path / "broken.jsonl"), "--on_bad_row", "skip"])["eval_pairs"] == 4
+    assert "Held out for the evaluation: 4 of 40 comparisons, by prompt." in caplog.messages
     with pytest.raises(SystemExit):
         train([*out, "--dataset", str(tmp_path / "rows.jsonl"), "--streaming"])
     assert "--streaming goes with --eval_dataset" in capsys.readouterr().err

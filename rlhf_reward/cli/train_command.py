@@ -154,6 +154,8 @@ def prepare_trainer(
     eval_set = tokenize(eval_rows, label_of(evaluation_sets(job)))
     if eval_set is None:
         train_set, eval_set = hold_out(train_set, seed=args.seed)
+        counts = (len(eval_set), len(eval_set) + len(train_set))
+        logging.getLogger("rlhf_reward").info("Held out for the evaluation: %d of %d comparisons, by prompt.", *counts)
         eval_rows = rows_with_prompts(train_rows, eval_set["prompt_key"])
     trainer = RewardTrainer(
         model,

@@ -124,8 +124,9 @@ def test_no_prompt_is_on_both_sides_of_the_split(tmp_path):
     read = data.read_rows(file, 1000)
     assert len(read) == 40 and data.read_rows(file, 1000) == read
     train, held_back = data.split_by_prompt(read, 0.2)
-    prompts = [{row["key"] for row in part} for part in (train, held_back)]
-    assert [len(part) for part in prompts] == [16, 4] and not prompts[0] & prompts[1]
+    prompts = {row["key"] for row in train}
+    others = {row["key"] for row in held_back}
+    assert (len(prompts), len(others)) == (16, 4) and not prompts & others
     assert len(train) == 32 and len(data.first_responses(train, 9)) == 4
 
 

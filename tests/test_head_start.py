@@ -319,6 +319,14 @@ def test_the_head_learns_at_its_rate(base, tmp_path):
     trainer.train() # once more, with the same optimizer
 
 
+def test_both_rates_warm_up_together(base, tmp_path):
+    options = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 4, "learning_rate": 1e-5}
+    trainer = make_trainer(base, tmp_path, head_learning_rate=1e-2, max_steps=1, **options)
+    trainer.train()
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    assert rates == pytest.approx([2.5e-6, 2.5e-6, 2.5e-3]) # of the second step
+
+
 def test_a_run_with_a_rate_of_the_head_resumes(base, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "head_learning_rate": 1e-2}
     whole = make_trainer(base, tmp_path / "whole", **options)

@@ -7,11 +7,15 @@ Which way of training generalizes: one base, one budget, several methods, seeds 
     python benchmarks/generalize.py --output FOLDER --table
 
 Each method and seed trains in a process of its own, on one thread, for so many minutes of that thread (from the call of
-`train()`: with the fit of a head, without loading and evaluation), with the learning rate going down to 0 over the
-time. What is done already is skipped, so a run that was stopped continues. A part of the training prompts is held back
-(`held back`): methods are chosen on the training prompts only. The other sets are only reported. The tables have
-accuracies with 95 % intervals, differences from the first method paired by prompt, and accuracies in which pairs whose
-better response is longer weigh as much as those whose is shorter.
+`train()`: with the fit of a head, without loading and evaluation) or, with `--steps`, for so many steps, with the
+learning rate going down to 0 over the budget. What is done already is skipped, so a run that was stopped continues. A
+part of the training prompts is held back (`held back`): methods are chosen on the training prompts only. The other sets
+are only reported. The tables have accuracies with 95 % intervals, differences from the first method paired by prompt,
+accuracies in which pairs whose better response is longer weigh as much as those whose is shorter, and accuracies
+without the prompt, of the run with seed 0.
+
+Where only the head differs, `generalize_heads.py` and `generalize_mismatched.py` keep the states of the backbone, so
+that hundreds of heads are fitted after one pass.
 """
 import argparse
 import json
@@ -59,6 +63,7 @@ METHODS = {
     "frozen layers": {**TRAINED, "freeze_layers": 15},
     "random head": {**TRAINED, "head_start": "random"},
     "zero head": {**TRAINED, "head_start": "zero"},
+    "small head": {**TRAINED, "head_start": "small"},
     "LoRA": {**TRAINED, "learning_rate": 1e-3, "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}},
     "attention": {**TRAINED, "model": {**MEAN, "pooling": "attention"}},
     "length residual": {**TRAINED, "length_loss": "residual"},
@@ -73,15 +78,20 @@ COMMON = {"per_device_train_batch_size": 8, "learning_rate": 1e-4}
 
 
 class Clock:
-    "A budget of CPU seconds of this process, and the learning rate that goes down to 0 over it."
+    "A budget of CPU seconds of this process, or of steps, and the learning rate that goes down to 0 over it."
 
-    def __init__(self, seconds, warmup=0.05):
+    def __init__(self, seconds, steps=None, warmup=0.05):
         self.seconds = seconds
-        self.warmup = warmup # share of the time
+        self.steps = steps # in place of the seconds
+        self.warmup = warmup # share of the budget
         self.rates = None
+        self.steps_done = 0
 
     def start(self):
         self.begin = time.process_time()
+
+    def minutes(self):
+        return (time.process_time() - self.begin) / 60
 
     def callback(self):
         import transformers
@@ -93,13 +103,15 @@ class Clock:
                 clock.set_rates(optimizer)
 
             def on_step_end(self, args, state, control, **kwargs):
+                clock.steps_done += 1
                 if clock.spent() >= 1:
                     control.should_training_stop = True
 
         return Callback()
 
     def spent(self):
-        return (time.process_time() - self.begin) / self.seconds
+        "Return the share of the budget that is spent."
+        return self.steps_done / self.steps if self.steps else 60 * self.minutes() / self.seconds
 
     def set_rates(self, optimizer):
         groups = optimizer.param_groups
@@ -180,7 +192,7 @@ def run_one(arguments, method, seed):
     if options.get("side") == "average":
         scorer, figures = average_seeds(arguments.output, options["of"])
     else:
-        clock = Clock(60 * arguments.minutes)
+        clock = Clock(60 * arguments.minutes, arguments.steps)
         scorer, figures = train_one(arguments.model, train, options, seed, clock)
         if arguments.keep:
             scorer.model.save_pretrained(model_folder(target), scorer.tokenizer)
@@ -206,7 +218,7 @@ def train_one(model_name, train, options, seed, clock):
         trainer = {"ours": train_ours, "trl": train_trl}[side](model_name, train, options, seed, clock, folder)
         steps = trainer.state.global_step
         figures = {
-            "minutes": clock.spent() * clock.seconds / 60,
+            "minutes": clock.minutes(),
             "steps": steps,
             "comparisons": steps * options["per_device_train_batch_size"],
             "gigabytes": peak_gigabytes(),
@@ -313,6 +325,7 @@ def main():
                         help=f"of {', '.join(METHODS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--minutes", type=float, default=8, help="of training, of one thread")
+    parser.add_argument("--steps", type=int, help="of training, in place of the minutes")
     parser.add_argument("--max_characters", type=int, default=1000, help="of a prompt with its longest response")
     parser.add_argument("--most", type=int, default=300, help="responses of a held-out set")
     parser.add_argument("--keep", action="store_true", help="the trained models, for `average`")

@@ -1,5 +1,5 @@
 """
-The tables of `generalize.py`, from the pairs that each run has written.
+The tables of `generalize.py`, from the pairs that each run has written; `summary` has their figures as CSV.
 
 Accuracies are means over pairs, then over seeds. Intervals (95 %) are by a bootstrap that draws prompts and, apart from
 them, seeds; differences are paired: the same draws for both methods. The length-controlled accuracy is the mean of two:
@@ -7,7 +7,7 @@ of the pairs whose better response is longer, and of those whose better response
 """
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +94,18 @@ def figure(runs_of_sets, names, statistic, other=None):
     return once(draw=False), low, high
 
 
+def without_prompt(runs):
+    "Return the seeds and pairs with a reward without the prompt: as they are, and with that reward. None if none has."
+    seeds = ~np.isnan(runs.blind).all(axis=1)
+    if not seeds.any():
+        return None
+    pairs = ~np.isnan(runs.blind[seeds]).any(axis=0)
+    blind = runs.blind[seeds][:, pairs]
+    right = runs.right[seeds][:, pairs]
+    measured = replace(runs, right=right, blind=blind, longer_by=runs.longer_by[pairs], prompts=runs.prompts[pairs])
+    return measured, replace(measured, right=blind)
+
+
 def _seeds(rng, runs, names, draw):
     num_seeds = len(runs[names[0]].right)
     return rng.integers(num_seeds, size=num_seeds) if draw else np.arange(num_seeds)
@@ -104,7 +116,7 @@ def show(value, low, high, sign=""):
 
 
 def print_tables(folder, first="trl"):
-    "Print accuracies, differences from the method `first` and what each run took; write figures.csv and losses.csv."
+    "Print accuracies, differences from the method `first` and what each run took; write them in CSV files."
     figures, runs = read_runs(folder)
     if not runs:
         raise SystemExit(f"{folder} has no run; give --model, --train and --eval.")
@@ -131,13 +143,7 @@ def print_tables(folder, first="trl"):
                 summary.append((title, method, name, *value))
             if difference is not None:
                 summary.append((title, method, f"mean minus {first}", *difference))
-    print("\nWithout the prompt, accuracy\n")
-    print("| method | " + " | ".join(sets) + " |")
-    print("|" + "---|" * (len(sets) + 1))
-    for method, own in runs.items():
-        blind = [own[name].blind[~np.isnan(own[name].blind)] for name in sets]
-        cells = [f"{part.mean():.3f}" if len(part) else "not measured" for part in blind]
-        print(f"| {method} | " + " | ".join(cells) + " |")
+    summary += print_without_prompt(runs, sets, reported)
     print("\n| method | seeds | minutes | steps | comparisons seen | gigabytes | first and last loss |")
     print("|---|" + "---|" * 6)
     for method, own in figures.items():
@@ -154,8 +160,35 @@ def print_tables(folder, first="trl"):
     (Path(folder) / "summary").mkdir(exist_ok=True)
     pd.DataFrame(summary, columns=columns).round(4).to_csv(Path(folder) / "summary/figures.csv", index=False)
     losses = []
+    taken = []
+    names = ["minutes", "steps", "comparisons", "gigabytes"]
     for method, own in figures.items():
         for run in own:
             losses += [(method, run["seed"], step, loss) for step, loss in run["losses"]]
+            taken.append((method, run["seed"], *(run[name] for name in names)))
     curves = pd.DataFrame(losses, columns=["method", "seed", "step", "loss"])
     curves.round(4).to_csv(Path(folder) / "summary/losses.csv", index=False)
+    taken = pd.DataFrame(taken, columns=["method", "seed", *names])
+    taken.round(2).to_csv(Path(folder) / "summary/runs.csv", index=False)
+
+
+def print_without_prompt(runs, sets, reported):
+    "Print the accuracies without the prompt, and the differences from those with it. Return lines of the summary."
+    print("\nAccuracy without the prompt\n")
+    print("| method | " + " | ".join(sets) + " | mean of the sets reported | with the prompt minus without |")
+    print("|" + "---|" * (len(sets) + 3))
+    lines = []
+    for method, own in runs.items():
+        parts = {name: without_prompt(own[name]) for name in sets}
+        if None in parts.values():
+            print(f"| {method} | " + " | ".join(["not measured"] * (len(sets) + 2)) + " |")
+            continue
+        measured = {name: part[0] for name, part in parts.items()}
+        blind = {name: part[1] for name, part in parts.items()}
+        values = [figure(blind, [name], accuracy) for name in sets]
+        values.append(figure(blind, reported, accuracy))
+        difference = figure(measured, reported, accuracy, blind)
+        print(f"| {method} | " + " | ".join(show(*value) for value in values) + f" | {show(*difference, sign='+')} |")
+        for name, value in zip([*sets, "mean", "mean with minus without"], [*values, difference]):
+            lines.append(("Accuracy without the prompt", method, name, *value))
+    return lines

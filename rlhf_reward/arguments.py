@@ -61,9 +61,9 @@ class RewardConfig(TrainingArguments):
     rdrop_coefficient: float = field(default=0.0, metadata={
         "help": "Coefficient of the divergence of the preferences with two draws of dropout (R-Drop), such as 1; with "
                 "losses on pairs."})
-    head_start: Literal["random", "zero", "fitted"] = field(default="random", metadata={
-        "help": "How a new head starts: with random numbers, with 0, or fitted to the states that the untrained "
-                "backbone has of up to 1,024 comparisons. A trained head stays as it is."})
+    head_start: Literal["random", "small", "zero", "fitted"] = field(default="random", metadata={
+        "help": "How a new head starts: with random numbers, with small ones, with 0, or fitted to the states that the "
+                "untrained backbone has of up to 1,024 comparisons. A trained head stays as it is."})
     head_learning_rate: Optional[float] = field(default=None, metadata={
         "help": "Initial learning rate of the head, with the schedule of learning_rate, which is the default."})
     freeze_layers: int = field(default=0, metadata={
@@ -175,8 +175,8 @@ def check_arguments(
         value = getattr(args, name)
         if value is not None and value < 0:
             raise ValueError(f"{name} is {value}; expected 0 or more.")
-    if args.head_start not in ("random", "zero", "fitted"):
-        raise ValueError(f"head_start is {args.head_start!r}; expected 'random', 'zero' or 'fitted'.")
+    if args.head_start not in ("random", "small", "zero", "fitted"):
+        raise ValueError(f"head_start is {args.head_start!r}; expected 'random', 'small', 'zero' or 'fitted'.")
     if not 0 <= args.mismatched_share <= 1:
         raise ValueError(f"mismatched_share is {args.mismatched_share}; expected a share from 0 to 1, such as 0.15.")
     if args.ema_decay is not None and not 0 < args.ema_decay < 1:

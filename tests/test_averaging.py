@@ -25,6 +25,8 @@ from rlhf_reward.laplace import fit_laplace
 from rlhf_reward.reward import is_reward_model
 from rlhf_reward.rl import RewardFunction
 from rlhf_reward.scoring import Scorer
+from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
+from tiny import tiny_trainer
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])
 ROWS = [{"prompt": f"w{i} w{i + 1} ", "chosen": f"w{i + 7}", "rejected": f"w{i + 9} w{i + 2}"} for i in range(4, 24)]
@@ -239,6 +241,20 @@ def test_data_measures_the_scale_the_parts_and_the_average(parts, tmp_path, caps
     assert_close(normalized, (values[0] - values.mean()) / values.std(unbiased=False), rtol=1e-3, atol=1e-4)
     with pytest.raises(SystemExit, match="rlhf_reward average: .*exists; expected the name of a new folder"):
         main(["average", *parts, "--output", mean])
+
+
+def test_checkpoints_of_one_run_are_averaged(tmp_path):
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    base = tiny_decoder(tmp_path / "base", synthetic_texts(), **small)
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    tiny_trainer(base, tmp_path / "run", options).train()
+    checkpoints = [str(tmp_path / f"run/checkpoint-{step}") for step in (1, 2)]
+    main(["average", *checkpoints, "--output", str(tmp_path / "mean"), "--unaligned"])
+    first, second = map(weights, checkpoints)
+    averaged = weights(tmp_path / "mean")
+    for name, value in averaged.items():
+        assert_close(value, (first[name] + second[name]) / 2)
+    assert not torch.equal(averaged["score.weight"], first["score.weight"])
 
 
 def test_without_data_the_scale_of_the_average_is_not_known(parts, tmp_path):

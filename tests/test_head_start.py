@@ -215,14 +215,39 @@ def test_the_head_starts_as_it_is_told(base, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(head_start, "RIDGES", (0.01,))
     rows = tokenized(base, 24)
     losses = {}
-    for start in ("random", "zero", "fitted"):
+    for start in ("random", "small", "zero", "fitted"):
         trainer = make_trainer(base, tmp_path, rows, head_start=start, max_steps=1, per_device_train_batch_size=24)
         with caplog.at_level("INFO"):
             trainer.train()
         losses[start] = trainer.state.log_history[0]["loss"]
     assert losses["zero"] == pytest.approx(math.log(2), abs=1e-6)
     assert losses["fitted"] < losses["zero"] - 0.05 and losses["random"] != losses["zero"]
+    distances = {start: abs(loss - losses["zero"]) for start, loss in losses.items()}
+    assert 0 < distances["small"] < distances["random"]
     assert "fit to 24 comparisons" in caplog.text and "prompts that were left out" in caplog.text
+
+
+def test_a_small_head_is_the_random_one_in_another_size(base, tmp_path):
+    heads = {}
+    for start in ("random", "small"):
+        trainer = make_trainer(base, tmp_path, model=open_tiny(base), head_start=start, learning_rate=0.0, max_steps=1)
+        trainer.train()
+        heads[start] = trainer.model.score.weight.detach()
+    torch.testing.assert_close(heads["small"] * math.sqrt(17), heads["random"]) # of width 16
+    assert heads["small"].any()
+
+
+def test_the_head_can_learn_alone_first(base, tmp_path):
+    "A run with its rate alone, then another from its folder, which starts at that head."
+    first = make_trainer(base, tmp_path, learning_rate=0.0, head_learning_rate=1e-2, weight_decay=0.1)
+    moved = changes(first)
+    assert moved.pop("score.weight") > 1e-3 and not any(moved.values())
+    first.save_model(str(tmp_path / "head"))
+    opened = RewardModel.from_pretrained(tmp_path / "head", device="cpu")
+    assert torch.equal(opened.score.weight, first.model.score.weight)
+    second = changes(make_trainer(base, tmp_path / "all", model=opened, head_start="zero"))
+    assert all(change > 0 for change in second.values())
+    assert (opened.score.weight - first.model.score.weight).abs().max() < 1e-2 # from the head of the first run
 
 
 def test_a_trained_head_stays(base, tmp_path):
@@ -294,6 +319,14 @@ def test_the_head_learns_at_its_rate(base, tmp_path):
     trainer.train() # once more, with the same optimizer
 
 
+def test_both_rates_warm_up_together(base, tmp_path):
+    options = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 4, "learning_rate": 1e-5}
+    trainer = make_trainer(base, tmp_path, head_learning_rate=1e-2, max_steps=1, **options)
+    trainer.train()
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    assert rates == pytest.approx([2.5e-6, 2.5e-6, 2.5e-3]) # of the second step
+
+
 def test_a_run_with_a_rate_of_the_head_resumes(base, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "head_learning_rate": 1e-2}
     whole = make_trainer(base, tmp_path / "whole", **options)
@@ -351,7 +384,7 @@ def test_values_that_make_no_sense_are_refused(tmp_path):
     args = RewardConfig(str(tmp_path), use_cpu=True, report_to="none")
     problems = {"freeze_layers": -1, "head_learning_rate": -1e-3, "lm_coefficient": -2.0, "head_start": "warm"}
     for name, value in problems.items():
-        expected = "'random', 'zero' or 'fitted'" if name == "head_start" else "0 or more"
+        expected = "'random', 'small', 'zero' or 'fitted'" if name == "head_start" else "0 or more"
         with pytest.raises(ValueError, match=f"{name} is {value!r}; expected {expected}"):
             check_arguments(replace(args, **{name: value}))
 

@@ -392,6 +392,10 @@ def test_what_is_marked_for_the_style_of_the_site(docs):
     head = "<table>\n<thead>\n<tr>\n<th>{}</th>\n<th>Type</th>\n<th>Default</th>".format
     assert hooks.on_page_content(head("")) == head("").replace("<table>", "<table data-parameters>")
     assert hooks.on_page_content(head("x")) == head("x")
+    head = '<table>\n<thead>\n<tr style="x">\n<th>option</th>\n<th>{}</th>\n<th>commands</th>'.format
+    stacked = head("what it means").replace("<table>", "<table data-parameters data-options>")
+    assert hooks.on_page_content(head("what it means")) == stacked
+    assert hooks.on_page_content(head("x")) == head("x")
 
 
 def test_imports_of_a_module_are_one_statement(docs):
@@ -994,6 +998,8 @@ SEEN_AT_A_WIDTH = """() => ({
     hasPictures: [...document.images].every(image => image.complete && image.naturalWidth > 0),
     scrolled: [...document.querySelectorAll("article pre code, article .md-typeset__scrollwrap")]
         .filter(block => block.scrollWidth > block.clientWidth).map(block => block.innerText),
+    scrolledCommands: [...document.querySelectorAll("article .language-sh pre code")]
+        .filter(block => block.scrollWidth > block.clientWidth).map(block => block.innerText),
     broken: [...document.querySelectorAll("article .option")]
         .filter(option => option.getClientRects().length > 1).map(option => option.innerText),
     scrolledParameters: [...document.querySelectorAll("article [data-parameters]")]
@@ -1040,7 +1046,7 @@ def test_every_page_at_desktop_and_phone_width(browser, site):
             seen = page.evaluate(SEEN_AT_A_WIDTH)
             assert seen["hasPictures"] and seen["width"] <= width, name
             assert width != 1280 or seen["scrolled"] == [], name
-            assert seen["broken"] == [] and seen["scrolledParameters"] == [], name
+            assert seen["broken"] == [] and seen["scrolledParameters"] == [] and seen["scrolledCommands"] == [], name
         assert page.wrong == [], name
         load_next(page)
     context.close()
@@ -1072,6 +1078,14 @@ def test_tables_can_be_read_on_a_phone(browser):
     page.goto(urljoin(browser.address, "tutorials/moving.html"))
     table = page.locator("article table").first  # of long code in two columns
     assert table.evaluate("table => table.scrollWidth <= table.clientWidth")
+    codes = """[...document.querySelectorAll("article td:first-child > code")]
+        .filter(code => code.getClientRects().length > 1).map(code => code.innerText)
+        .filter(text => /^\\w+$/.test(text))"""
+    for name in ("benchmarks.html", "tutorials/rankings.html", "cli.html"):
+        page.goto(urljoin(browser.address, name))
+        assert page.evaluate(codes) == [], name
+    widths = page.locator("article [data-options] td").evaluate_all("cells => cells.map(cell => cell.clientWidth)")
+    assert len(widths) > 20 and min(widths[1::3] + widths[2::3]) > 300
     page.goto(urljoin(browser.address, "arguments.html"))
     types = page.locator("article [data-parameters] td:nth-child(2)")
     texts, heights = types.all_inner_texts(), types.evaluate_all("cells => cells.map(cell => cell.clientHeight)")

@@ -8,6 +8,7 @@ CODE = re.compile(r"<td>.*?</td>|<code>.*?</code>", flags=re.DOTALL)  # tables h
 TAG = re.compile(r"(<[^>]*>)")
 OPTION = re.compile(r"(?<![\w-])(--?[a-z][\w-]*)")  # of a command; a browser breaks a line after any of its hyphens
 PARAMETERS = re.compile(r"<table>(\s*<thead>\s*<tr>\s*<th></th>\s*<th>Type</th>\s*<th>Default</th>)")
+OPTIONS = re.compile(r"<table>(\s*<thead>\s*<tr[^>]*>\s*<th>option</th>\s*<th>what it means</th>\s*<th>commands</th>)")
 
 
 def with_options_whole(match):
@@ -23,6 +24,7 @@ def on_page_content(html, **_):
     "Leave formulas out of the search, which would show them as raw TeX, and mark what docs/assets/site.css shows."
     html = html.replace('class="arithmatex"', 'class="arithmatex" data-search-exclude')
     html = PARAMETERS.sub(r"<table data-parameters>\1", html)
+    html = OPTIONS.sub(r"<table data-parameters data-options>\1", html)
     return CODE.sub(with_options_whole, html)
 
 

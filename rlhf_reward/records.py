@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../nbs/03k_records.ipynb #aee43f4a
+import codecs
 import functools
 import gzip
 import importlib.util
@@ -41,8 +42,16 @@ def _open_text(file):
         return io.TextIOWrapper(io.BytesIO(stream.read()), **options)
 
 
+def _check_encoding(file):
+    "Raise `ValueError` for the first bytes of UTF-16, in which Excel writes Unicode text."
+    with open(file, "rb") as raw:
+        if raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise ValueError("it is UTF-16 text; expected UTF-8, as Excel saves it with the type CSV UTF-8.")
+
+
 def _records(file, text_columns=(), numbers=frozenset()):
     "Yield each row of a JSON or CSV file, or what is wrong with it and where. CSV has no types but in `text_columns`."
+    _check_encoding(file)
     with _open_text(file) as lines:
         suffix = last_suffix(Path(file))
         if suffix in (".csv", ".tsv"):

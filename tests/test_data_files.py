@@ -99,6 +99,17 @@ def test_saved_data_sets_are_read_with_their_types(streaming, tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl", "rows.json"])
+def test_utf_16_is_named(name, encoding, streaming, tmp_path):
+    write(tmp_path / name, PLAIN)
+    text = "\ufeff" * (encoding == "utf-16-be") + (tmp_path / name).read_text()
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match=f"{name}' cannot be read: it is UTF-16 text; expected UTF-8"):
+        list(load_rows(str(tmp_path / name), on_bad_row="skip", streaming=streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_files_without_rows(streaming, tmp_path):
     "A part without rows, such as of a filter, is no fault where another has some; `datasets` fails at it."
     row = {"prompt": "q", "chosen": "a", "rejected": "b"}

@@ -108,7 +108,7 @@ def _with_rows(files):
     "Return the Parquet files that have rows; `datasets` fails at others. Raise `ValueError` if no file has any."
     filled = []
     for file in files:
-        opened = gzip.open(file) if file.endswith(".gz") else open(file, "rb")
+        opened = gzip.open(file, "rb") if file.endswith(".gz") else open(file, "rb")
         with opened:
             if parquet.read_metadata(opened).num_rows:
                 filled.append(file)

@@ -243,6 +243,7 @@ def state_of(model):
 def test_asking_leaves_every_part_of_the_model_as_it_was(family, attention, tmp_path, monkeypatch):
     "Asked twice, and with an error in each of the passes that a choice takes. Some of its modules are frozen."
     model = open_model(family, tmp_path, attention).train()
+    examples = FEW_EXAMPLES[:2] if family == "mamba" else FEW_EXAMPLES # it computes token by token
     next(model.backbone.children()).eval().requires_grad_(False)
     model.score.register_forward_hook(lambda *_: None)
     calls = itertools.count()
@@ -256,16 +257,16 @@ def test_asking_leaves_every_part_of_the_model_as_it_was(family, attention, tmp_
     monkeypatch.setattr(packing, "model_inputs", inputs)
     before = state_of(model)
     for ask in (choose_layout, choose_collator, partial(choose_layout, for_training=True)):
-        ask(model, FEW_EXAMPLES)
+        ask(model, examples)
         assert state_of(model) == before
     calls = itertools.count()
-    choose_layout(model, FEW_EXAMPLES)
+    choose_layout(model, examples)
     num_passes = next(calls)
-    assert num_passes >= len(FEW_EXAMPLES) + 1
+    assert num_passes >= len(examples) + 1
     for fails_in in range(num_passes):
         calls = itertools.count()
         with pytest.raises(torch.OutOfMemoryError):
-            choose_layout(model, FEW_EXAMPLES)
+            choose_layout(model, examples)
         assert state_of(model) == before
 
 

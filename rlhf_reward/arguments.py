@@ -24,6 +24,7 @@ from .attribute_rows import check_all_rated, check_ratings, rated_attributes
 from .columns import check_same_verdicts
 from .length_losses import LENGTH_LOSSES
 from .losses import LOSSES, PlackettLuce, RewardLoss
+from .mixed_rows import row_name
 from .reward import RewardModel
 from .run_record import CHANGEABLE
 
@@ -349,7 +350,7 @@ def _weights(dataset):
 
 def _check_example(example, loss, name):
     "Raise `ValueError` for a comparison without what the loss learns from."
-    row = f"Row {example['row']} of {example['dataset'] or name}"
+    row = f"Row {row_name(example['row'])} of {example['dataset'] or name}"
     margins = example["margins"] # none of a soft label of one half
     if loss == "margin_scaled" and not (margins and all(margin > 0 for margin in margins)):
         raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any, Optional, Sequence
 
 from .comparison import Comparison
 from .fields import finite_number, from_json
+from .mixed_rows import row_name
 from .tokenized import TokenizedComparison
 
 # %% ../nbs/03o_attribute_rows.ipynb #88ce8525
@@ -72,7 +73,7 @@ def check_ratings(
     attributes: Sequence[str], # of the model
 ) -> None:
     "Raise `ValueError` for ratings that are missing, of other attributes, or that a loss would take for a tie."
-    row = f"Row {example['row']} of {name}"
+    row = f"Row {row_name(example['row'])} of {name}"
     names = example.get("attribute_names")
     if names is not None and list(names) != list(attributes):
         raise ValueError(

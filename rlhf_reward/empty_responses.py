@@ -10,6 +10,7 @@ import logging
 from typing import Sequence
 
 from .comparison import Comparison, is_ids, whole_texts
+from .mixed_rows import row_name
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +36,12 @@ def empty_responses_line(
     count: int, # of the comparisons with an empty response
     total: int, # of all of them
     comparisons: str, # what the message calls them
-    row: int, # the number of the first row
+    row: int, # the number of the first one
 ) -> str:
     "Return the warning about empty responses, which may be missing values."
     return (
-        f"{count} of {total} {comparisons} have an empty response, the first in row {row}; they are used like any "
-        "other. If a value is missing there, leave out such rows."
+        f"{count} of {total} {comparisons} have an empty response, the first in row {row_name(row)}; they are used "
+        "like any other. If a value is missing there, leave out such rows."
     )
 
 

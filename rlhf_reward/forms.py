@@ -17,7 +17,7 @@ from datasets import Dataset, Features, IterableDataset, Json
 from .comparison import CACHE_VERSION, Comparison
 from .known_forms import KNOWN_FORMS
 from .rows import UNREADABLE, row_form, to_responses
-from .unread import check_media, plain_rows, unread_columns
+from .unread import all_rows, check_media, plain_rows, unread_columns
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +152,8 @@ def _with_assembled(rows, form):
 
 def _generate_assembled(rows, form, version=None, as_json=False):
     "Yield rows of this library. `version` is only part of the key of the cache."
+    if isinstance(rows, IterableDataset):
+        rows = all_rows(rows)
     for row in assembled(rows, form):
         for values in read_known_form(row, form):
             yield {name: json.dumps(value) for name, value in values.items()} if as_json else values

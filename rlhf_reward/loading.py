@@ -186,7 +186,10 @@ def _read(files, columns, on_bad_row, streaming, form=None):
     if columns and is_unchecked:
         _check_first_rows(files, columns, on_bad_row)
     if streaming:
-        return IterableDataset.from_generator(_generate, gen_kwargs=arguments)
+        if form in KNOWN_FORMS and KNOWN_FORMS[form].assemble:
+            arguments["files"] = tuple(files) # one after another, since only those of a list are divided
+        return IterableDataset.from_generator(_generate, gen_kwargs={**arguments, "names_files": True})
+    arguments["names_files"] = len(files) > 1 # `load_rows` names a single one
     features = _features(arguments)
     if not features:
         return []
@@ -239,9 +242,9 @@ def _features_of(are_strings):
     return Features(features)
 
 
-def _generate(files, columns, on_bad_row, features=None, form=None, **cache_key):
+def _generate(files, columns, on_bad_row, features=None, form=None, names_files=False, **cache_key):
     "Yield the rows of the files in the form of this library; with `features` all with the same columns."
-    rows = _records(files, columns, on_bad_row, form)
+    rows = _records(files, columns, on_bad_row, form, names_files)
     if form in KNOWN_FORMS:
         rows = _rows_of_form(rows, form)
     for row in rows:
@@ -254,7 +257,7 @@ def _rows_of_form(records, form):
         yield from read_known_form(record, form)
 
 
-def _records(files, columns, on_bad_row, form):
+def _records(files, columns, on_bad_row, form, names_files):
     "Yield the rows of the files with the names of this library. A CSV cell is read by the form, if one is given."
     ours_of = {theirs: ours for ours, theirs in columns.items()}
     text_columns = set() if form in KNOWN_FORMS else {columns.get(name, name) for name in TEXT_COLUMNS}
@@ -262,7 +265,7 @@ def _records(files, columns, on_bad_row, form):
     for file in files:
         for record in readable_records(file, text_columns, numbers):
             if UNREADABLE in record and on_bad_row == "error":
-                where = f" of {file}" if len(files) > 1 else ""
+                where = f" of {file}" if names_files else ""
                 raise ValueError(
                     f"{record[UNREADABLE]}{where}. Fix it, or leave such lines out with on_bad_row='skip'."
                 )

@@ -18,8 +18,8 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from .columns import audited_columns, nulls_of_tables, read_columns
 from .comparison import CACHE_VERSION
-from .mixed_rows import MIXED, mixed_row
-from .unread import plain_rows
+from .mixed_rows import MIXED, mixed_row, number_in_file
+from .unread import all_rows, plain_rows
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,9 @@ def mix_rows(
     """
     Return several sets as one. With shares, it ends where the first set is used up, and no row occurs twice.
 
-    Streams are read from their beginnings, by the shares; without shares in turn, until all are used up. Raise
-    `ValueError` for shares that do not sum to 1, and `UnclearVerdict` as `column_verdicts` does.
+    Streams are read from their beginnings, by the shares; without shares in turn, until all are used up. A single one
+    keeps its files, which `shuffle` and the workers of a `DataLoader` take in any order. Raise `ValueError` for shares
+    that do not sum to 1, and `UnclearVerdict` as `column_verdicts` does.
     """
     are_streams = {isinstance(rows, IterableDataset) for rows in sets.values()}
     kinds = {type(rows).__name__ for rows in sets.values()}
@@ -203,13 +204,15 @@ def _mixed_streams(sets, shares):
         weights = {name: 1 for name in sets}
     else:
         weights = {name: float(share) for name, share in checked_shares(shares, sets).items()}
+    if len(sets) == 1:
+        return _numbered_stream(sets, verdicts)
     arguments = {"sets": sets, "verdicts": verdicts, "weights": weights, "has_shares": shares is not None}
     return IterableDataset.from_generator(_rows_in_turn, MIXED, gen_kwargs=arguments)
 
 
 def _rows_in_turn(sets, verdicts, weights, has_shares):
     "Yield rows of streams, the next one of the set that is furthest below its weight."
-    iterators = {name: iter(plain_rows(rows)) for name, rows in sets.items()}
+    iterators = {name: all_rows(rows) for name, rows in sets.items()}
     num_taken = {name: 0 for name in sets}
     while iterators:
         name = min(iterators, key=lambda name: (num_taken[name] + 0.5) / weights[name])
@@ -221,3 +224,19 @@ def _rows_in_turn(sets, verdicts, weights, has_shares):
             return
         else:
             del iterators[name]
+
+
+def _numbered_stream(sets, verdicts):
+    "Return one stream with the columns `MIXED`. It has as many files as before."
+    (name, rows), = sets.items()
+    arguments = {"files": list(range(rows.num_shards)), "rows": rows, "name": name, "verdicts": verdicts[name]}
+    return IterableDataset.from_generator(_rows_of_files, MIXED, gen_kwargs=arguments)
+
+
+def _rows_of_files(files, rows, name, verdicts):
+    "Yield the rows of some files of a stream."
+    for file in files:
+        for number, row in enumerate(all_rows(rows.shard(rows.num_shards, file)), start=1):
+            if rows.num_shards > 1:
+                number = number_in_file(number, file + 1)
+            yield mixed_row(row, number, name, verdicts)

@@ -12,7 +12,7 @@ from .attribute_rows import read_ratings
 from .comparison import BadResponse, Comparison, is_ids, ranks_of, shared_length
 from .fields import TEXT_FORMS, checked_text, finite_number, finite_numbers, from_json, template_variables
 from .labels import row_labels
-from .mixed_rows import dataset_of, own_row
+from .mixed_rows import dataset_of, own_row, row_name
 from .single import as_list_row, single_forms
 from .soft_labels import read_label
 from .unread import check_media
@@ -142,7 +142,7 @@ def read_row(
         return read(row)
     except (ValueError, RecursionError) as error: # lists in lists in lists
         kind = UnclearVerdict if isinstance(error, UnclearVerdict) else ValueError
-        raise kind(f"Row {number} of {name} cannot be used: {error}") from None
+        raise kind(f"Row {row_name(number)} of {name} cannot be used: {error}") from None
 
 # %% ../nbs/03a_rows.ipynb #27184599
 def _read_ids(row):

@@ -25,6 +25,7 @@ from .attributes import attribute_losses
 from .bootstrap import step_losses
 from .losses import Regression, RewardLoss
 from .metrics import PairMetrics, pair_metrics
+from .mixed_rows import row_name
 from .packing import by_comparison, model_inputs
 from .reward import RewardModel
 from .soft_loss import decided_ranks
@@ -253,8 +254,10 @@ def _table(parts: list[torch.Tensor]) -> np.ndarray:
 
 
 def _message_of_losses(step: int, rows: list[int], datasets: list[str]) -> str:
-    named = [f"{row} of {dataset}" if dataset else str(row) for row, dataset in zip(rows, datasets)]
-    shown = ", ".join(named[:10])
+    names = []
+    for row, dataset in zip(rows[:10], datasets):
+        names.append(f"{row_name(row)} of {dataset}" if dataset else row_name(row))
+    shown = ", ".join(names)
     if len(rows) > 10:
         shown += ", …"
     return (

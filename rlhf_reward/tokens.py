@@ -24,7 +24,7 @@ from .empty_responses import empty_responses_line, has_empty_response
 from .grouping import group_key, grouped
 from .encoding import TooLong, encode, end_token, fit_length
 from .encoding import render, render_comparison, truncate_prompt # re-exported: this module was their home
-from .mixed_rows import ReportsBySet, dataset_of, own_row
+from .mixed_rows import ReportsBySet, dataset_of, own_row, row_name
 from .omissions import render_checked, report_omissions
 from .response_tokens import rendered_prompts, response_starts
 from .rows import read_row, to_comparison
@@ -286,7 +286,7 @@ def _fitted(rendered, sequences, arguments, keep_ties):
             arguments["max_positions"],
         )
     except TooLong as error:
-        raise ValueError(f"Row {rendered.number} of {rendered.name} {error}") from None
+        raise ValueError(f"Row {row_name(rendered.number)} of {rendered.name} {error}") from None
     if kept is None:
         without_prompt = " without the prompt" if arguments["on_overlong"] == "truncate_prompt" else ""
         return [], {**report, "dropped": f"longer than {max_length} tokens{without_prompt}"}
@@ -343,11 +343,11 @@ class _Report:
             self.noted["empty"] += row["empty"]
             self.first_empty = self.first_empty or (row["row"] if row["empty"] else 0)
         if reason and self.dropped[reason] <= 3:
-            logger.debug("Row %d of %s: %s; %s", row["row"], self.name, reason, row["detail"])
+            logger.debug("Row %s of %s: %s; %s", row_name(row["row"]), self.name, reason, row["detail"])
         elif row["cut"] and self.noted["cut"] <= 3:
-            logger.debug(
-                "Row %d of %s: %d tokens of its prompt were cut; %s", row["row"], self.name, row["cut"], row["detail"]
-            )
+            name = row_name(row["row"])
+            cut = row["cut"]
+            logger.debug("Row %s of %s: %d tokens of its prompt were cut; %s", name, self.name, cut, row["detail"])
         if self.is_stream and self.total() >= self.next_log:
             self.log()
             self.next_log *= 10

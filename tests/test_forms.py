@@ -3,6 +3,7 @@ import json
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from torch.utils.data import DataLoader
 
 from rlhf_reward.audit import audit
 from rlhf_reward.comparison import Comparison
@@ -480,6 +481,18 @@ def test_messages_of_open_assistant_are_assembled_to_trees(tmp_path):
         for streaming in (False, True):
             read = load_rows(str(tmp_path / name), streaming=streaming)
             assert [to_comparison(row) for row in read] == expected, (name, streaming)
+    for suffix in ("jsonl", "parquet"): # a tree that begins in one file and ends in the next
+        folder = tmp_path / suffix
+        folder.mkdir()
+        for number, half in enumerate((rows[:3], rows[3:])):
+            if suffix == "parquet":
+                Dataset.from_list(half).to_parquet(folder / f"{number}.parquet")
+            else:
+                (folder / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in half))
+        stream = load_rows(str(folder), streaming=True)
+        for workers in (0, 2):
+            read = DataLoader(stream, batch_size=None, num_workers=workers)
+            assert list(map(to_comparison, read)) == expected, (suffix, workers)
     (tmp_path / "apart.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*tree[:3], *other, *tree[3:]]))
     read = load_rows(str(tmp_path / "apart.jsonl"))
     with pytest.raises(ValueError, match="the parent 'x' of the message 'r' is not before it; expected the messages"):

@@ -15,6 +15,7 @@ import torch
 import yaml
 from datasets import Dataset
 from test_runs import assert_same_tensors, distributed, make, ragged, seen_rows
+from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 from rlhf_reward import RewardModel, Scorer, load_rows, tokenize_rows
@@ -24,7 +25,7 @@ from rlhf_reward.cli.train_data import training_sets
 from rlhf_reward.columns import column_verdicts
 from rlhf_reward.evaluation import evaluate
 from rlhf_reward.loading import hold_out
-from rlhf_reward.mixed_rows import NotKept, from_json, own_row, to_json
+from rlhf_reward.mixed_rows import NotKept, from_json, own_row, row_name, to_json
 from rlhf_reward.mixtures import drawn_rows, mix_rows
 from rlhf_reward.packing import pack_comparisons
 from rlhf_reward.rows import read_row, to_comparison
@@ -153,6 +154,47 @@ def test_streams_give_each_row_at_most_once_until_the_first_is_used_up():
     resumed = mix_rows(streams, {"sums": 0.7, "chats": 0.3})
     resumed.load_state_dict(state)
     assert drawn_of(resumed) == drawn[20:]
+
+
+def folders_of_files(folder, names=("sums", "chats")):
+    "Return streams of three files each, the rows of one file as they are numbered in it."
+    streams = {}
+    for name in names:
+        (folder / name).mkdir()
+        for number in range(3):
+            rows = pairs(f"{name} {number}", 4)
+            (folder / name / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        streams[name] = load_rows(str(folder / name), streaming=True)
+    return streams
+
+
+def test_workers_leave_out_no_row_of_a_mixture_of_streams(tmp_path):
+    "A stream divides its files among the workers, and only one worker reads the mixture."
+    mixture = mix_rows(folders_of_files(tmp_path))
+    drawn = drawn_of(mixture)
+    assert len(set(drawn)) == 24
+    assert drawn_of(DataLoader(mixture, batch_size=None, num_workers=2)) == drawn
+
+
+def test_the_files_of_one_stream_are_shuffled_and_its_rows_keep_their_numbers(tmp_path):
+    stream = mix_rows({"sums": folders_of_files(tmp_path)["sums"]})
+    assert stream.num_shards == 3
+    by_name = {}
+    for row in stream:
+        by_name[row_name(row["dataset_row"])] = json.loads(row["row_as_json"])["prompt"]
+    assert len(by_name) == 12 and list(by_name)[3:5] == ["4 of file 1", "1 of file 2"]
+    assert by_name["2 of file 3"] == "sums 2 1 = "
+    shuffled = stream.shuffle(1, buffer_size=1)
+    order = drawn_of(shuffled)
+    assert order != drawn_of(stream) and sorted(order) == drawn_of(stream)
+    assert sorted(drawn_of(DataLoader(shuffled, batch_size=None, num_workers=2))) == drawn_of(stream)
+    (tmp_path / "sums/1.jsonl").write_text('{"prompt": "p", "chosen": 3, "rejected": "tin"}\n')
+    rows = mix_rows({"sums": load_rows(str(tmp_path / "sums"), streaming=True)})
+    with pytest.raises(ValueError, match="^Row 1 of file 2 of sums cannot be used"):
+        list(map(read_row, rows, range(100)))
+    (tmp_path / "sums/1.jsonl").write_text("{")
+    with pytest.raises(ValueError, match=r"line 1 is not JSON .* of \S+sums/1.jsonl"):
+        list(load_rows(str(tmp_path / "sums"), streaming=True))
 
 
 # ----- rows keep their meaning

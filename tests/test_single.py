@@ -22,12 +22,14 @@ from rlhf_reward.agreement import (
     weighted_spearman,
 )
 from rlhf_reward.audit import audit, audit_table
+from rlhf_reward.cli.train_data import shuffled_stream
 from rlhf_reward.columns import column_verdicts, with_verdicts
 from rlhf_reward.comparison import Comparison
 from rlhf_reward.evaluation import compare, evaluate
 from rlhf_reward.grouping import MOST_GROUPED, group_indices, group_key
 from rlhf_reward.labels import read_labels
 from rlhf_reward.loading import load_rows
+from rlhf_reward.mixtures import mix_rows
 from rlhf_reward.report import report_markdown, write_report
 from rlhf_reward.rows import to_comparison, to_responses
 from rlhf_reward.rule import Rule
@@ -238,6 +240,19 @@ def test_overlong_pointwise_rows_are_dropped_by_themselves(caplog):
     tokenized = tokenize_rows(Dataset.from_list(rows), word_tokenizer(), 64)
     assert len(tokenized[0]["rests"]) == 2
     assert "Dropped 1 of 11 comparisons of the data: longer than 64 tokens (1)." in caplog.text
+
+
+def test_single_responses_of_a_shuffled_stream_meet_those_of_their_prompt():
+    rows = []
+    for n in range(600): # 1,200 rows, in two batches
+        prompt = "".join(f"w{8 + int(digit)} " for digit in f"{n:03}")
+        rows += [{"prompt": prompt, "response": f"w{4 + score}", "score": score} for score in (1, 0)]
+    stream = mix_rows({"a": Dataset.from_list(rows).to_iterable_dataset()})
+    tokenize = partial(tokenize_rows, tokenizer=word_tokenizer(), max_length=9)
+    shuffled = list(shuffled_stream(stream, tokenize, seed=1))
+    assert [example["ranks"] for example in shuffled] == 600 * [[1, 2]]
+    numbers = [example["row"] for example in shuffled]
+    assert sorted(numbers) == list(range(1, 1200, 2)) != numbers
 
 
 # ----- training

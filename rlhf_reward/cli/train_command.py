@@ -17,7 +17,7 @@ from .attributes import learn_weights, load_pairs
 from .heads import check_heads
 from .parser import print_next
 from .train_arguments import TrainArguments, parse_train
-from .train_data import SYNTHETIC, evaluation_sets, label_of, load_data, training_sets
+from .train_data import SYNTHETIC, evaluation_sets, label_of, load_data, shuffled_stream, training_sets
 from .train_help import show_train_help
 
 # %% ../../nbs/09b_cli_train.ipynb #9b938616
@@ -150,7 +150,11 @@ def prepare_trainer(
     if job.chat_template:
         tokenizer.chat_template = read_chat_template(job.chat_template)
     tokenize = partial(tokenize_for_model, model, tokenizer, args)
-    train_set = tokenize(train_rows, label_of(training_sets(job)))
+    tokenize_training = partial(tokenize, name=label_of(training_sets(job)))
+    if job.streaming:
+        train_set = shuffled_stream(train_rows, tokenize_training, args.seed)
+    else:
+        train_set = tokenize_training(train_rows)
     eval_set = tokenize(eval_rows, label_of(evaluation_sets(job)))
     if eval_set is None:
         train_set, eval_set = hold_out(train_set, seed=args.seed)

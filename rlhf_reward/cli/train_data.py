@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['SYNTHETIC', 'NamedSet', 'parse_set', 'names_of', 'training_sets', 'shares_of', 'evaluation_sets', 'load_data',
-           'label_of']
+           'shuffled_stream', 'label_of']
 
 # %% ../../nbs/09i_cli_train_data.ipynb #a9d61dbf
 import difflib
 import json
 import numbers
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Optional, Union
+from itertools import islice
+from typing import Any, Callable, Optional, Union
 
 from .arguments import data_source, parse_columns, parse_verdicts
 
@@ -178,9 +180,32 @@ def load_data(
             if is_single or data_set.name == other.name:
                 check_same_verdicts(rows, eval_rows)
     train_rows = _as_one(train_parts, shares_of(sets), args, with_numbers=job.streaming)
-    if job.streaming:
-        train_rows = train_rows.shuffle(args.seed, buffer_size=10_000)
     return train_rows, _as_one(eval_parts, None, args)
+
+
+def shuffled_stream(
+    rows: Any, # a stream, from `load_data`
+    tokenize: Callable[[Any], Any], # of a stream, which groups single responses by prompt
+    seed: int = 0, # of the order
+) -> Any: # a stream, tokenized
+    "Shuffle the files of a stream, and its rows within 10,000: before they are tokenized, single responses after it."
+    if _has_single_responses(rows):
+        return tokenize(rows).shuffle(seed, buffer_size=10_000)
+    return tokenize(rows.shuffle(seed, buffer_size=10_000)) # takes less memory, and the first step comes sooner
+
+
+def _has_single_responses(rows):
+    "Return whether one of the first rows has a single response."
+    from rlhf_reward.mixed_rows import own_row
+    from rlhf_reward.rows import row_form
+    from rlhf_reward.single import single_forms
+
+    for number, mixed in enumerate(islice(rows, 100), start=1):
+        row, *_ = own_row(mixed, number)
+        with suppress(ValueError): # `tokenize` reports rows of no form
+            if row_form(row) in single_forms():
+                return True
+    return False
 
 
 def _load_sets(sets, args, split, streaming=False):

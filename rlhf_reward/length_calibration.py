@@ -26,6 +26,7 @@ from .markdown import code_span
 from .new_folder import changed_checkpoint
 from .response_tokens import num_marked
 from .rows import to_responses
+from .unread import plain_rows
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def calibrate_length(
         raise ValueError(f"share is {share}; expected a share of the responses above 0, at most 1.")
     if scorer.length_calibration is not None:
         raise ValueError("The scorer is calibrated already; expected one that is opened with calibrated=False.")
-    sequences, rewards = _scored(scorer, list(rows), name, on_bad_row)
+    sequences, rewards = _scored(scorer, list(plain_rows(rows)), name, on_bad_row)
     lengths = np.array(list(map(num_marked, itertools.chain.from_iterable(sequences))), dtype=float)
     values = np.array(list(map(reward_alone, itertools.chain.from_iterable(rewards))))
     if len(np.unique(lengths)) < 2:

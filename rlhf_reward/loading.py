@@ -140,7 +140,12 @@ def hold_out(
     fraction: float = 0.1, # of the prompts, at least one
     seed: int = 0, # of the choice
 ) -> tuple[Dataset, Dataset]: # for training, for evaluation
-    "Split by prompt, so that no prompt is in both parts. Raise `ValueError` if a part would be empty."
+    "Split by prompt, so that no prompt is in both parts. Raise `ValueError` if a part would be empty, or for a stream."
+    if not isinstance(rows, Dataset):
+        raise ValueError(
+            f"the rows are of the type {type(rows).__name__}; expected a datasets.Dataset, such as load_rows(file) "
+            "without streaming, or as_table(list_of_rows)."
+        )
     keys = _prompt_keys(rows) # (num_rows,)
     prompts = np.unique(keys)
     num_held = max(1, round(fraction * len(prompts)))

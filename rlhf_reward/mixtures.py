@@ -117,6 +117,9 @@ def audited_sets(
     name: str = "the data", # what messages call the rows
 ) -> tuple[Dataset, dict[str, str], list[str], list[str]]: # rows, what their verdicts mean, problems, notes
     "Return rows as one table, and what `audited_columns` and `nulls_of_tables` find in the columns of each set."
+    for part in rows.values() if isinstance(rows, dict) else [rows]:
+        if isinstance(plain_rows(part), IterableDataset):
+            raise ValueError(f"the rows of {name} are a stream; expected a table: load_rows(file) without streaming.")
     if not isinstance(rows, dict):
         return rows, *audited_columns(rows, name), nulls_of_tables(rows)
     parts = []

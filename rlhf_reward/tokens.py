@@ -59,8 +59,13 @@ def tokenize_rows(
     """
     _check_option("on_overlong", on_overlong, ("drop", "truncate_prompt", "error"))
     _check_option("on_bad_row", on_bad_row, ("error", "skip"))
-    freeze_date(tokenizer)
     rows = plain_rows(rows)
+    if not isinstance(rows, (Dataset, IterableDataset)):
+        raise ValueError(
+            f"the rows are of the type {type(rows).__name__}; expected a datasets.Dataset, such as load_rows(file) or "
+            "as_table(list_of_rows)."
+        )
+    freeze_date(tokenizer)
     limit = min(limit for limit in (max_length, max_positions, math.inf) if limit is not None)
     is_shorter = max_positions is not None and limit < (max_length or math.inf)
     note = f"max_length is {max_length}, but the model and its tokenizer take {limit} tokens." if is_shorter else ""

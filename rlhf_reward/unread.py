@@ -9,6 +9,7 @@ __all__ = ['OF_THE_PROMPT', 'MEDIA', 'unread_columns', 'report_unread', 'media_c
 import difflib
 import re
 from functools import cache
+from os import PathLike
 from typing import Any, Iterator, Union
 
 from datasets import Dataset, IterableDataset
@@ -121,7 +122,12 @@ def check_media(
 def plain_rows(
     rows: Any, # a table or stream of `datasets`, of any format, or other rows
 ) -> Any: # the same, in Python objects
-    "Return rows as they are stored."
+    "Return rows as they are stored. Raise `ValueError` for a name, a `DatasetDict` or a `DataFrame`."
+    if isinstance(rows, (str, PathLike, dict)) or hasattr(rows, "iterrows"):
+        raise ValueError(
+            f"the rows are of the type {type(rows).__name__}; expected a list of rows, or a datasets.Dataset of them, "
+            "such as rlhf_reward.load_rows(file), one split of a DatasetDict, or Dataset.from_pandas(frame)."
+        )
     if isinstance(rows, IterableDataset):
         return rows.with_format(None)
     if not isinstance(rows, Dataset) or rows.format["type"] in (None, "custom"):

@@ -3,11 +3,13 @@
 import gzip
 import json
 from functools import partial
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from architectures import save_language_model, word_tokenizer
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, load_rows, tokenize_rows
 from rlhf_reward.audit import audit
@@ -16,6 +18,7 @@ from rlhf_reward.unread import plain_rows, unread_columns
 from rlhf_reward.evaluation import Rule, evaluate
 from rlhf_reward.files import score_file
 from rlhf_reward.fields import checked_text
+from rlhf_reward.length_calibration import calibrate_length
 from rlhf_reward.loading import hold_out
 from rlhf_reward.rl import RewardFunction
 from rlhf_reward.rows import to_comparison, to_responses
@@ -55,6 +58,28 @@ def test_the_format_of_a_table_changes_nothing(shown_as, columns):
 def test_the_format_of_a_stream_changes_nothing(shown_as):
     stream = IterableDataset.from_generator(partial(iter, ROWS))
     assert tokenize(stream.with_format(shown_as)) == tokenize(Dataset.from_list(ROWS))
+
+
+@pytest.mark.parametrize("rows, problem", [
+    ("pairs.jsonl", "str"),
+    (Path("pairs.jsonl"), "PosixPath"),
+    (DatasetDict(train=Dataset.from_list(ROWS)), "DatasetDict"),
+    (pd.DataFrame(ROWS), "DataFrame"),
+])
+def test_what_is_no_rows_is_named(rows, problem):
+    "And not taken apart into letters, splits or columns."
+    reading = [tokenize, hold_out, partial(evaluate, LONGER), partial(calibrate_length, LONGER)]
+    for read in reading if isinstance(rows, dict) else [*reading, audit]: # which takes several sets by name
+        with pytest.raises(ValueError, match=f"^the rows are of the type {problem}; expected a "):
+            read(rows)
+
+
+def test_a_stream_is_no_table():
+    stream = Dataset.from_list(ROWS).to_iterable_dataset()
+    with pytest.raises(ValueError, match="of the type IterableDataset; expected .* without streaming"):
+        hold_out(stream)
+    with pytest.raises(ValueError, match="^the rows of the data are a stream; expected a table"):
+        audit(stream)
 
 
 def test_a_transform_is_applied():

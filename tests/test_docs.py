@@ -788,6 +788,25 @@ def test_code_is_of_a_kind_that_is_run():
         assert set(fences[::2]) <= {"sh", "python", "text"} and set(fences[1::2]) <= {""}, path
 
 
+COMMAND = re.compile(r"(\$ )?(rlhf_reward|python|pip|git|make|accelerate|curl|vllm|[A-Z_]+=)")  # how a command begins
+
+
+def test_commands_fit_the_page():
+    "A command that is too long for a page of 1280 pixels is broken with a backslash, not by the browser."
+    fits = 96  # characters, next to the button that copies
+    long = []
+    for path, text in markdown_texts().items():
+        for kind, block in re.findall(r"^```(sh|text)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+            for command in re.split(r"(?<!\\)\n", block):
+                if kind == "sh" or COMMAND.match(command):  # other text is wrapped: it is printed
+                    long += [(path.name, line) for line in command.split("\n") if len(line) > fits]
+    for path in notebooks():
+        for cell in cells(path, "code"):
+            lines = [line.removeprefix("!") for line in cell.source.splitlines() if line.startswith("!")]
+            long += [(path.name, line) for line in lines if len(line) > fits]
+    assert long == []
+
+
 SHELL_BLOCKS = markdown_blocks("sh")
 COMMAND_BLOCKS = [block for block in SHELL_BLOCKS if "curl" not in block.values[0]]
 REQUEST_BLOCKS = [block for block in SHELL_BLOCKS if "curl" in block.values[0]]

@@ -367,6 +367,19 @@ def test_outputs_as_they_are(docs, tmp_path):
     assert text.count("plot()") == 1 and "```text\nshown\n```" in text
 
 
+def test_the_name_of_an_index_is_in_the_header_of_its_table(docs):
+    import pandas as pd
+
+    table = pd.DataFrame({"x": [1], "y": [2]}, index=pd.Index(["a"], name="step"))
+    for columns in (table, table.rename_axis(columns="set"), pd.concat({"p": table, "q": table}, axis=1)):
+        rows = re.findall(r"<tr.*?</tr>", docs.bare_table(columns.to_html()), flags=re.DOTALL)
+        headers = [re.findall(r"<th[^>]*>(.*?)</th>", row) for row in rows]
+        assert len(headers) == columns.columns.nlevels + 1
+        assert headers[-2] == ["step", *["x", "y"] * columns.columns.nlevels]
+    plain = table.rename_axis(None).to_html()
+    assert docs.bare_table(plain) == plain.replace(' border="1" class="dataframe"', "")
+
+
 def test_commands_can_be_pasted_and_have_no_progress_bars(docs):
     cell = nbformat.v4.new_code_cell("!rlhf_reward train run.yaml\n!ls")
     docs.as_commands(cell)
@@ -387,7 +400,11 @@ def test_what_is_marked_for_the_style_of_the_site(docs):
     code = f"a {marked('-m')} b {marked('--output_dir')} <b>{marked('--x-y')}</b> c--d"
     assert shown == f"<p>x --no</p><code>{code}</code>"
     assert hooks.on_page_content("<td>see --x-y</td>") == f"<td>see {marked('--x-y')}</td>"
-    formula = '<td><span class="arithmatex" data-search-exclude>\\(-a\\)</span></td>'
+    numbers = "<p>5 % of {}, <b>2</b> %</p><pre>5 % of 1e-5</pre><i>{}, a1e-5</i>".format
+    assert hooks.on_page_content(numbers("1e-5", "2.5e-07")) == numbers(marked("1e-5"), marked("2.5e-07")).replace(
+        "<p>5 %", "<p>5\u00a0%"
+    )
+    formula = '<td><span class="arithmatex" data-search-exclude>\\(-a 1e-5 %\\)</span></td>'
     assert hooks.on_page_content(formula.replace(" data-search-exclude", "")) == formula
     head = "<table>\n<thead>\n<tr>\n<th>{}</th>\n<th>Type</th>\n<th>Default</th>".format
     assert hooks.on_page_content(head("")) == head("").replace("<table>", "<table data-parameters>")

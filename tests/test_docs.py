@@ -3,6 +3,7 @@ The site: built strictly, no broken link, every name with its reference and an e
 browser shows.
 """
 import ast
+import base64
 import builtins
 import functools
 import http.server
@@ -146,6 +147,57 @@ def test_search_has_lessons_first_and_no_formulas(site, docs):
             boost = docs.GLOSSARY_BOOST
         assert entry.get("boost", 1) == boost, entry["location"]
     assert docs.GLOSSARY_BOOST >= 8 > docs.BOOST >= 3
+
+
+def test_outputs_do_not_depend_on_where_and_how_often_a_notebook_ran():
+    "No warning of an installed package, with its path, and no run that found the folder of an earlier one."
+    wrong = []
+    for path in notebooks():
+        texts = []
+        for cell in cells(path, "code"):
+            texts += [output.get("text", "") for output in cell.outputs]
+        wrong += [path.name for text in texts if "site-packages" in text]
+        if path.name != "05e_resuming.ipynb":  # it shows such a run
+            wrong += [path.name for text in texts if "of an earlier run" in text]
+    assert wrong == []
+
+
+PHONE = 358  # pixels that a page has there
+
+
+def widest_inches(png):
+    "Return the width of a PNG on paper, by the pixels for an inch that matplotlib writes into it."
+    width = int.from_bytes(png[16:20], "big")
+    start = png.index(b"pHYs") + 4
+    return width / (int.from_bytes(png[start:start + 4], "big") * 0.0254)
+
+
+def smallest_text(svg):
+    "Return the pixels of the smallest text of a picture on a phone."
+    width = float(re.search(r'viewBox="\S+ \S+ (\S+) ', svg)[1])
+    sizes = re.findall(r'font-size[=:]\s*"?([\d.]+)', svg)
+    sizes += [100 * float(scale) for scale in re.findall(r"scale\(([\d.]+) -", svg)]  # of letters that are drawn
+    return min(map(float, sizes)) * PHONE / width
+
+
+def test_text_in_pictures_can_be_read_on_a_phone(docs):
+    "It has nine pixels at least: a PNG, whose text has ten points by default, is not drawn wider than 5.6 inches."
+    small = {}
+    scrolled = {"terminal.svg"}  # by docs/assets/site.css
+    drawn = [(path.name, path.read_text()) for path in (ROOT / "docs/assets").glob("*.svg")]
+    for path in notebooks():
+        data_of_pictures = []
+        for cell in cells(path, "code"):
+            data_of_pictures += [output.data for output in cell.outputs if docs.is_picture(output)]
+        for data in data_of_pictures:
+            if "image/svg+xml" in data:
+                drawn.append((path.name, data["image/svg+xml"]))
+            elif (inches := widest_inches(base64.b64decode(data["image/png"]))) > 5.6:
+                small[path.name] = f"{inches:.1f} inches"
+    for name, svg in drawn:
+        if name not in scrolled and smallest_text(svg) < 9:
+            small[name] = f"{smallest_text(svg):.1f} pixels"
+    assert len(drawn) > 8 and small == {}
 
 
 def test_each_picture_is_described(docs):

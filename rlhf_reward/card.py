@@ -208,7 +208,7 @@ def draw_curves(
         return False
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    figure = Figure(figsize=(5.5, 2.6), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy")):
         for name, label, style in ((metric, "training", "-"), (f"eval_{metric}", "evaluation", "o-")):
             if curves[name]:
@@ -217,7 +217,7 @@ def draw_curves(
         axes.set(xlabel="step", ylabel=metric)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=130)
     return True
 
 # %% ../nbs/05f_card.ipynb #98b8e48e

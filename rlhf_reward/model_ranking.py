@@ -125,10 +125,11 @@ def ranking_note(
     ranking: Ranking, # from `rank_models`
 ) -> str: # one paragraph
     "Return what the columns of the table mean."
+    pairs = "one pair" if ranking["pairs"] == 1 else f"{ranking['pairs']} pairs"
     method = "the jackknife" if ranking["figure"].startswith("the score") else "a paired bootstrap"
     return (
         f"Ranked by {ranking['figure']}. The 95 % interval of each difference, by {method} over prompts, is of this "
-        f"pair alone; the p-values are adjusted by Holm's method over {ranking['pairs']} pair(s) of models. Models "
+        f"pair alone; the p-values are adjusted by Holm's method over {pairs} of models. Models "
         f"with p ≥ {NOISE} are within noise of each other and share a range of places."
     )
 

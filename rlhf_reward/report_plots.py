@@ -147,7 +147,7 @@ def _draw_rewards(axes, evaluation):
         values = reward[evaluation.pairs[column]]
         axes.hist(values, bins=edges, alpha=0.5, color=color, label=label)
     axes.set(xlabel="reward", ylabel="pairs")
-    axes.legend(frameon=False)
+    _add_legend_above(axes)
 
 
 def _draw_ratings(axes, evaluation):
@@ -164,7 +164,13 @@ def _draw_labels(axes, evaluation):
     for label, name, color in ((1, "good", BLUE), (0, "bad", VERMILION)):
         axes.hist(responses["reward"][responses["label"] == label], bins=edges, alpha=0.5, color=color, label=name)
     axes.set(xlabel="reward", ylabel="responses")
-    axes.legend(frameon=False)
+    _add_legend_above(axes)
+
+
+def _add_legend_above(axes):
+    "Add the legend of a histogram in one line above the highest bar, wherever that is."
+    axes.margins(y=0.2)
+    axes.legend(frameon=False, loc="upper center", ncols=2)
 
 
 def _draw_margins(axes, evaluation):

@@ -3,6 +3,7 @@ The site: built strictly, no broken link, every name with its reference and an e
 browser shows.
 """
 import ast
+import base64
 import builtins
 import functools
 import http.server
@@ -146,6 +147,57 @@ def test_search_has_lessons_first_and_no_formulas(site, docs):
             boost = docs.GLOSSARY_BOOST
         assert entry.get("boost", 1) == boost, entry["location"]
     assert docs.GLOSSARY_BOOST >= 8 > docs.BOOST >= 3
+
+
+def test_outputs_do_not_depend_on_where_and_how_often_a_notebook_ran():
+    "No warning of an installed package, with its path, and no run that found the folder of an earlier one."
+    wrong = []
+    for path in notebooks():
+        texts = []
+        for cell in cells(path, "code"):
+            texts += [output.get("text", "") for output in cell.outputs]
+        wrong += [path.name for text in texts if "site-packages" in text]
+        if path.name != "05e_resuming.ipynb":  # it shows such a run
+            wrong += [path.name for text in texts if "of an earlier run" in text]
+    assert wrong == []
+
+
+PHONE = 358  # pixels that a page has there
+
+
+def widest_inches(png):
+    "Return the width of a PNG on paper, by the pixels for an inch that matplotlib writes into it."
+    width = int.from_bytes(png[16:20], "big")
+    start = png.index(b"pHYs") + 4
+    return width / (int.from_bytes(png[start:start + 4], "big") * 0.0254)
+
+
+def smallest_text(svg):
+    "Return the pixels of the smallest text of a picture on a phone."
+    width = float(re.search(r'viewBox="\S+ \S+ (\S+) ', svg)[1])
+    sizes = re.findall(r'font-size[=:]\s*"?([\d.]+)', svg)
+    sizes += [100 * float(scale) for scale in re.findall(r"scale\(([\d.]+) -", svg)]  # of letters that are drawn
+    return min(map(float, sizes)) * PHONE / width
+
+
+def test_text_in_pictures_can_be_read_on_a_phone(docs):
+    "It has nine pixels at least: a PNG, whose text has ten points by default, is not drawn wider than 5.6 inches."
+    small = {}
+    scrolled = {"terminal.svg"}  # by docs/assets/site.css
+    drawn = [(path.name, path.read_text()) for path in (ROOT / "docs/assets").glob("*.svg")]
+    for path in notebooks():
+        data_of_pictures = []
+        for cell in cells(path, "code"):
+            data_of_pictures += [output.data for output in cell.outputs if docs.is_picture(output)]
+        for data in data_of_pictures:
+            if "image/svg+xml" in data:
+                drawn.append((path.name, data["image/svg+xml"]))
+            elif (inches := widest_inches(base64.b64decode(data["image/png"]))) > 5.6:
+                small[path.name] = f"{inches:.1f} inches"
+    for name, svg in drawn:
+        if name not in scrolled and smallest_text(svg) < 9:
+            small[name] = f"{smallest_text(svg):.1f} pixels"
+    assert len(drawn) > 8 and small == {}
 
 
 def test_each_picture_is_described(docs):
@@ -367,6 +419,19 @@ def test_outputs_as_they_are(docs, tmp_path):
     assert text.count("plot()") == 1 and "```text\nshown\n```" in text
 
 
+def test_the_name_of_an_index_is_in_the_header_of_its_table(docs):
+    import pandas as pd
+
+    table = pd.DataFrame({"x": [1], "y": [2]}, index=pd.Index(["a"], name="step"))
+    for columns in (table, table.rename_axis(columns="set"), pd.concat({"p": table, "q": table}, axis=1)):
+        rows = re.findall(r"<tr.*?</tr>", docs.bare_table(columns.to_html()), flags=re.DOTALL)
+        headers = [re.findall(r"<th[^>]*>(.*?)</th>", row) for row in rows]
+        assert len(headers) == columns.columns.nlevels + 1
+        assert headers[-2] == ["step", *["x", "y"] * columns.columns.nlevels]
+    plain = table.rename_axis(None).to_html()
+    assert docs.bare_table(plain) == plain.replace(' border="1" class="dataframe"', "")
+
+
 def test_commands_can_be_pasted_and_have_no_progress_bars(docs):
     cell = nbformat.v4.new_code_cell("!rlhf_reward train run.yaml\n!ls")
     docs.as_commands(cell)
@@ -387,7 +452,11 @@ def test_what_is_marked_for_the_style_of_the_site(docs):
     code = f"a {marked('-m')} b {marked('--output_dir')} <b>{marked('--x-y')}</b> c--d"
     assert shown == f"<p>x --no</p><code>{code}</code>"
     assert hooks.on_page_content("<td>see --x-y</td>") == f"<td>see {marked('--x-y')}</td>"
-    formula = '<td><span class="arithmatex" data-search-exclude>\\(-a\\)</span></td>'
+    numbers = "<p>5 % of {}, <b>2</b> %</p><pre>5 % of 1e-5</pre><i>{}, a1e-5</i>".format
+    assert hooks.on_page_content(numbers("1e-5", "2.5e-07")) == numbers(marked("1e-5"), marked("2.5e-07")).replace(
+        "<p>5 %", "<p>5\u00a0%"
+    )
+    formula = '<td><span class="arithmatex" data-search-exclude>\\(-a 1e-5 %\\)</span></td>'
     assert hooks.on_page_content(formula.replace(" data-search-exclude", "")) == formula
     head = "<table>\n<thead>\n<tr>\n<th>{}</th>\n<th>Type</th>\n<th>Default</th>".format
     assert hooks.on_page_content(head("")) == head("").replace("<table>", "<table data-parameters>")
@@ -786,6 +855,25 @@ def test_code_is_of_a_kind_that_is_run():
     for path, text in markdown_texts().items():
         fences = re.findall(r"^ *(?:```+|~~~+)(.*)$", text, flags=re.MULTILINE)
         assert set(fences[::2]) <= {"sh", "python", "text"} and set(fences[1::2]) <= {""}, path
+
+
+COMMAND = re.compile(r"(\$ )?(rlhf_reward|python|pip|git|make|accelerate|curl|vllm|[A-Z_]+=)")  # how a command begins
+
+
+def test_commands_fit_the_page():
+    "A command that is too long for a page of 1280 pixels is broken with a backslash, not by the browser."
+    fits = 96  # characters, next to the button that copies
+    long = []
+    for path, text in markdown_texts().items():
+        for kind, block in re.findall(r"^```(sh|text)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+            for command in re.split(r"(?<!\\)\n", block):
+                if kind == "sh" or COMMAND.match(command):  # other text is wrapped: it is printed
+                    long += [(path.name, line) for line in command.split("\n") if len(line) > fits]
+    for path in notebooks():
+        for cell in cells(path, "code"):
+            lines = [line.removeprefix("!") for line in cell.source.splitlines() if line.startswith("!")]
+            long += [(path.name, line) for line in lines if len(line) > fits]
+    assert long == []
 
 
 SHELL_BLOCKS = markdown_blocks("sh")

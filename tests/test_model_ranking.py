@@ -63,7 +63,7 @@ def test_places():
     assert second["to_first"] == {"value": -0.02, "low": -0.03, "high": pytest.approx(0)}  # the other way round
     assert third["p_value"] == pytest.approx(3 * 0.01) and last["p_value"] == pytest.approx(6 * 0.0001)
     assert ranking_lines(ranking)[2] == ["2–3", "c", "0.7000", "-0.0400 (-0.0600 to -0.0300)", "0.03", "b"]
-    assert "over 6 pair(s) of models" in ranking_note(ranking) and "paired bootstrap" in ranking_note(ranking)
+    assert "over 6 pairs of models" in ranking_note(ranking) and "paired bootstrap" in ranking_note(ranking)
 
 
 def noisy(seed, noise):
@@ -94,9 +94,10 @@ def test_the_ranking_of_a_report(monkeypatch):
     markdown, page = report_markdown({"data": models}), report_html({"data": models})
     for cell in ranking_lines(ranking)[1]:
         assert cell in page and f"| {cell} " in markdown
-    assert "adjusted by Holm&#39;s method over 3 pair(s)" in page
-    same = compare({"one": models["bad"], "two": models["bad"]})["ranking"]["models"]
-    assert [line["within_noise"] for line in same] == [["two"], ["one"]] and same[1]["p_value"] == 1
+    assert "adjusted by Holm&#39;s method over 3 pairs of models" in page
+    same = compare({"one": models["bad"], "two": models["bad"]})["ranking"]
+    assert [line["within_noise"] for line in same["models"]] == [["two"], ["one"]]
+    assert same["models"][1]["p_value"] == 1 and "over one pair of models" in ranking_note(same)
 
 
 def test_the_ranking_on_a_benchmark_is_by_its_score(tmp_path):

@@ -182,6 +182,28 @@ def test_what_the_plots_draw(monkeypatch):
     assert report["length"]["reward_per_token"] > 0.5
 
 
+def test_a_legend_covers_no_bar(monkeypatch):
+    "Rewards that are spread evenly, so that no corner of the plot is empty."
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    labeled = [Comparison(f"p{row}", (f"{row % 7}", f"{row % 5}"), (1, 2), labels=(1, 0)) for row in range(35)]
+    spread = evaluate(Rule(lambda prompt, response: float(response) if prompt else 0.0), labeled)
+    plots(spread)
+    legends = 0
+    for figure in figures:
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        legend = axes.get_legend()
+        if legend is not None:
+            box = legend.get_window_extent()
+            bars = [bar.get_window_extent() for bar in axes.patches]
+            assert len(bars) == 60 and not any(map(box.overlaps, bars)), axes.get_title()
+            legends += 1
+    assert legends == 2
+
+
 def test_sources_with_all_baselines_and_rows_without_one():
     mixed = [
         *ROWS[:20],

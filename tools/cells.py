@@ -4,6 +4,13 @@ import textwrap
 
 from signatures import WIDTH
 
+# The last row of column names, from its first cell on, and the row below it, which has the name of the index alone.
+INDEX_NAME = re.compile(
+    r"(<tr[^>]*>\s*<th>)[^<]*(</th>(?:(?!<tr).)*</tr>)"
+    r"\s*<tr>\s*<th>([^<]+)</th>(?:\s*<th></th>)+\s*</tr>(?=\s*</thead>)",
+    flags=re.DOTALL,
+)
+
 
 def is_picture(output):
     return bool({"image/png", "image/svg+xml"} & output.get("data", {}).keys())
@@ -42,8 +49,9 @@ def fenced(output):
 
 
 def bare_table(html):
-    "Return a table of pandas without its style."
-    return re.sub(r"<style scoped>.*?</style>\n?|( border=\"1\")? class=\"dataframe\"", "", html, flags=re.DOTALL)
+    "Return a table of pandas without its style, and with the name of its index in the first cell of its header."
+    bare = re.sub(r"<style scoped>.*?</style>\n?|( border=\"1\")? class=\"dataframe\"", "", html, flags=re.DOTALL)
+    return INDEX_NAME.sub(r"\1\3\2", bare)
 
 
 def without_empty_sections(cells):

@@ -200,7 +200,7 @@ def draw_curves(history, scheme, target):
     text, *colors = COLORS[scheme]
     settings = {"text.color": text, "axes.labelcolor": text, "axes.edgecolor": text, "xtick.color": text}
     with plt.rc_context({**settings, "ytick.color": text, "svg.hashsalt": "curves", "font.size": 11}):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.9), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(6, 2.9), layout="constrained")
         for axes, metric in ((left, "loss"), (right, "accuracy")):
             axes.axhline(CHANCE[metric], color="#808080", linewidth=1)
             for name, label, color in zip((metric, f"eval_{metric}"), ("training", "held out"), colors):

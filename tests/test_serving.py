@@ -559,7 +559,7 @@ def test_errors_have_one_text(client, scorer):
     answer = client.post("/score", json={"prompts": ["w3"], "responses": ["w4", "w5"]}).json()
     assert answer["message"] == "responses: There are 1 prompts and 2 responses; expected one prompt for each."
     answer = client.get("/no_such_path").json()
-    assert answer == {"detail": "Not Found", "message": "Not Found"}
+    assert answer["detail"] == answer["message"] == "The path /no_such_path does not exist. GET /docs lists all paths."
     locked = TestClient(make_app(scorer, token="secret"))
     answer = locked.post("/score", json={}).json()
     assert answer["message"] == answer["detail"]
@@ -619,6 +619,21 @@ def test_no_error_has_words_of_pydantic():
             errors = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
             for problem in field_problems(errors, "/score", model):
                 assert not re.search(r"[Ii]nput should|required|permitted|valid|list\[", problem["msg"]), problem
+
+
+@pytest.mark.parametrize("path, nearest", [
+    ("/score/", "POST /score"),  # a redirect of a POST is followed by few clients
+    ("/v1/score/", "POST /v1/score"),
+    ("/v1/rank", "POST /rank"),
+    ("/get-reward", "POST /get_reward"),
+    ("/Metrics", "GET /metrics"),
+    ("/doc", "GET /docs"),
+])
+def test_a_path_that_does_not_exist_gets_the_nearest(path, nearest, shared):
+    client, _ = shared
+    answer = client.post(path, json=ONE, follow_redirects=False)
+    message = f"The path {path} does not exist; did you mean {nearest}? GET /docs lists all paths."
+    assert answer.status_code == 404 and answer.json() == {"detail": message, "message": message}
 
 
 def test_counts_that_differ(client):

@@ -17,7 +17,7 @@ from typing import Any, Optional, Union
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -41,7 +41,7 @@ from .bodies import UniqueKeysRoute
 from .clients import add_client_routes, classify_answer, sglang_classify, vllm_score
 from .middleware import AddHeader, AnswerHead, Authorize, CountRequests, LimitBody, body_size
 from .monitoring import ServerMetrics
-from .problems import answer_invalid_request, printable
+from .problems import answer_invalid_request, answer_refusal, path_methods, printable
 from .ranking import check_pessimism, rank_answer
 from rlhf_reward.serving.reading import (
     LocatedComparison,
@@ -61,7 +61,6 @@ from rlhf_reward.serving.schemas import (
     RewardRequest,
     ScoreAnswer,
     SpreadAnswer,
-    problem_body,
 )
 from .tokenizing import RequestTokenizer
 
@@ -107,6 +106,7 @@ def make_app(
         description=f"Rewards of {code_span(name)}, whose texts have at most {scorer.max_length} tokens.",
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False, # many clients do not follow the redirect of a POST
     )
     app.state.batcher = service.batcher
     max_values = max_waiting + 100_000 # a token id each, and what is around them
@@ -118,9 +118,11 @@ def make_app(
     if scorer.length_calibration:
         app.add_middleware(AddHeader, name="x-reward-calibration", value="length")
     app.add_exception_handler(RequestValidationError, answer_invalid_request)
-    app.add_exception_handler(StarletteHTTPException, _answer_refusal)
-    app.include_router(_status_routes(service))
-    app.include_router(_reward_routes(service))
+    routers = [_status_routes(service), _reward_routes(service)]
+    methods = path_methods(app.routes, *(router.routes for router in routers))
+    app.add_exception_handler(StarletteHTTPException, partial(answer_refusal, methods))
+    for router in routers:
+        app.include_router(router)
     return app
 
 # %% ../../nbs/08f_routes.ipynb #03ca9449
@@ -212,11 +214,6 @@ def _status_routes(
         return FileResponse(files("rlhf_reward") / "serving.html", media_type="text/html")
 
     return api
-
-
-async def _answer_refusal(request, error):
-    "Return the answer to a request that a route refuses, or whose path does not exist."
-    return JSONResponse(problem_body(error.detail), error.status_code, error.headers)
 
 # %% ../../nbs/08f_routes.ipynb #ca020675
 CHARACTERS_PER_TOKEN = 8 # that a request may have at most, over all of its text

@@ -636,6 +636,20 @@ def test_a_path_that_does_not_exist_gets_the_nearest(path, nearest, shared):
     assert answer.status_code == 404 and answer.json() == {"detail": message, "message": message}
 
 
+@pytest.mark.parametrize("method, path, expected", [
+    ("GET", "/rank", "POST /rank with a JSON body, as GET /docs describes"),
+    ("PUT", "/v2/rerank", "POST /v2/rerank with a JSON body, as GET /docs describes"),
+    ("POST", "/health", "GET /health"),
+    ("POST", "/", "GET /"),
+])
+def test_another_method_than_that_of_the_path(method, path, expected, shared):
+    client, _ = shared
+    answer = client.request(method, path)
+    message = f"{method} {path} does not exist; expected {expected}."
+    assert answer.status_code == 405 and answer.json() == {"detail": message, "message": message}
+    assert answer.headers["allow"] == expected.split()[0]
+
+
 def test_counts_that_differ(client):
     answer = client.post("/score", json={"prompts": ["w3"], "responses": ["w4", "w5"]})
     expected = "There are 1 prompts and 2 responses; expected one prompt for each."

@@ -148,6 +148,9 @@ async def answer_refusal(
         path = request.scope["path"].removeprefix(mount)
         if error.status_code == 404:
             detail = path_problem(path, methods)
+        elif error.status_code == 405:
+            body = " with a JSON body, as GET /docs describes" if methods.get(path) == "POST" else ""
+            detail = f"{request.method} {path} does not exist; expected {error.headers['Allow']} {path}{body}."
     return JSONResponse(problem_body(detail), error.status_code, error.headers)
 
 # %% ../../nbs/08n_problems.ipynb #1b845438

@@ -531,10 +531,15 @@ def test_a_key_that_is_there_twice_is_refused_on_every_path(body, key, client):
         assert answer.json()["detail"][0]["loc"] == ["body"]
 
 
-def test_bytes_that_are_no_text_are_named(client):
-    answer = client.post("/score", content=b'{"a": "\xff"}', headers={"Content-Type": "application/json"})
-    assert answer.status_code == 400
-    assert answer.json()["message"] == "The body is not utf-8: invalid start byte; expected JSON in UTF-8."
+@pytest.mark.parametrize("body, status, message", [
+    (b'{"a": "\xff"}', 400, "The body is not utf-8: invalid start byte; expected JSON in UTF-8."),
+    (b'{"a": [-' + b"9" * 10_000 + b"]}", 422, "a number has 10000 digits; expected at most 4300."),
+    (b'{"a": ' * 9_000, 400, "The body has too many lists and objects inside each other; expected a few, as /docs "
+     "describes."),
+])
+def test_a_body_that_python_cannot_read_gets_no_advice_about_python(body, status, message, client):
+    answer = client.post("/score", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status and answer.json()["message"] == message
 
 
 @pytest.mark.parametrize("body, character, problem", [

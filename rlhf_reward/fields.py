@@ -11,8 +11,9 @@ import json
 import math
 import numbers
 import re
+import sys
 from decimal import Decimal
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from .comparison import Text
 
@@ -25,7 +26,7 @@ def from_json(
     "Return a list or dict that may be written as JSON. Raise `ValueError` for anything else."
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value, object_pairs_hook=unique_keys)
+            value = read_json(value)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"the {name} are not JSON ({error}); expected JSON, or a {kind.__name__}.") from None
     if value is None or isinstance(value, (str, list, tuple, dict)) and not value:
@@ -36,6 +37,28 @@ def from_json(
     return value
 
 # %% ../nbs/03f_fields.ipynb #683c2189
+def read_json(
+    text: Union[str, bytes],
+    **options: Any, # of `json.loads`
+) -> Any:
+    "Return the value of JSON whose objects have each key once. Raise `ValueError` for anything else."
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys, **options)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError: # a key twice, or a long number; a function for each integer takes too long for all texts
+        return json.loads(text, object_pairs_hook=unique_keys, parse_int=_to_integer, **options)
+
+
+def _to_integer(digits):
+    "Return an integer. Raise `ValueError` for one that Python reads only with another setting."
+    try:
+        return int(digits)
+    except ValueError:
+        most = sys.get_int_max_str_digits()
+        raise ValueError(f"a number has {len(digits.lstrip('-'))} digits; expected at most {most}") from None
+
+
 def unique_keys(
     pairs: list[tuple[str, Any]], # of an object, as `json.loads` passes them to `object_pairs_hook`
 ) -> dict[str, Any]:
@@ -161,7 +184,8 @@ def parsed_cell(
         return cell
     text = cell.strip()
     try:
-        value, end = json.JSONDecoder(parse_constant=str, object_pairs_hook=unique_keys).raw_decode(text)
+        decoder = json.JSONDecoder(parse_constant=str, parse_int=_to_integer, object_pairs_hook=unique_keys)
+        value, end = decoder.raw_decode(text)
     except (ValueError, RecursionError) as error:
         if text.startswith("[") and _MESSAGE_KEY.search(text):
             raise ValueError(

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Features, IterableDataset, Json, Value
 
-from .fields import TEXT_COLUMNS, parsed_cell, unique_keys
+from .fields import TEXT_COLUMNS, parsed_cell, read_json
 from .rows import FORMS, UNREADABLE
 
 # %% ../nbs/03k_records.ipynb #44994050
@@ -71,7 +71,7 @@ class _NotFinite(str):
     "NaN or Infinity, which is not JSON, as it is written. A table would make it null, as if no number was given."
 
 
-_AS_WRITTEN = {"parse_constant": _NotFinite, "object_pairs_hook": unique_keys} # for `json`
+_AS_WRITTEN = {"parse_constant": _NotFinite} # for `read_json`
 
 
 NUMBERS = { # where it is refused
@@ -118,7 +118,7 @@ def readable_records(file, text_columns, numbers):
 def _json_line(line, where, numbers=frozenset()):
     "Return the row of a line of JSON, or what is wrong with it."
     try:
-        row = json.loads(line, **_AS_WRITTEN)
+        row = read_json(line, **_AS_WRITTEN)
     except json.JSONDecodeError as error:
         problem = error.msg.removesuffix(" at")
         return {UNREADABLE: f"{where} is not JSON ({problem} at character {error.pos})"}
@@ -239,7 +239,7 @@ def _json_elements(lines):
     if has_more and not first.lstrip().startswith("[") and _from_json_or_none(first) is not None:
         return None
     if first.lstrip().startswith("["):
-        return json.load(lines, **_AS_WRITTEN)
+        return read_json(lines.read(), **_AS_WRITTEN)
     value = _from_json_or_none(lines.read())
     lines.seek(0)
     return _rows_of_object(value) if isinstance(value, dict) else None
@@ -247,7 +247,7 @@ def _json_elements(lines):
 
 def _from_json_or_none(text):
     try:
-        return json.loads(text, **_AS_WRITTEN)
+        return read_json(text, **_AS_WRITTEN)
     except (ValueError, RecursionError):
         return None
 

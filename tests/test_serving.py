@@ -29,14 +29,16 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import ValidationError
 
 import rlhf_reward
 from rlhf_reward import RewardModel
 from rlhf_reward.cli import main
 from rlhf_reward.data import to_responses
 from rlhf_reward.scoring import Scorer
-from rlhf_reward.serving import make_app, reading, tokenizing
+from rlhf_reward.serving import make_app, reading, schemas, tokenizing
 from rlhf_reward.serving.connections import RepeatFilter
+from rlhf_reward.serving.problems import field_problems
 
 TEMPLATE = (
     "{% if tools %}w9 w9 {% endif %}"
@@ -274,13 +276,13 @@ def test_classify_takes_what_clients_of_vllm_send_by_default(client, scorer):
 @pytest.mark.parametrize(
     "field, value, expected",
     [
-        ("truncate_prompt_tokens", 3, "Input should be -1"),
+        ("truncate_prompt_tokens", 3, "found 3; expected -1. Length and truncation are settings of the server."),
         ("chat_template", "{{ messages }}", "expected null, or no such field"),
         ("documents", [{"title": "w3"}], "expected null, or no such field"),
         ("tools", [{"type": "function"}], "expected null, or no such field"),
         ("mm_processor_kwargs", {"size": 1}, "expected null, or no such field"),
-        ("add_generation_prompt", True, "Input should be False"),
-        ("continue_final_message", True, "Input should be False"),
+        ("add_generation_prompt", True, "found true; expected false."),
+        ("continue_final_message", True, "found true; expected false."),
     ],
 )
 def test_classify_refuses_what_would_change_the_reward(field, value, expected, shared):
@@ -529,10 +531,15 @@ def test_a_key_that_is_there_twice_is_refused_on_every_path(body, key, client):
         assert answer.json()["detail"][0]["loc"] == ["body"]
 
 
-def test_bytes_that_are_no_text_are_named(client):
-    answer = client.post("/score", content=b'{"a": "\xff"}', headers={"Content-Type": "application/json"})
-    assert answer.status_code == 400
-    assert answer.json()["message"] == "The body is not utf-8: invalid start byte; expected JSON in UTF-8."
+@pytest.mark.parametrize("body, status, message", [
+    (b'{"a": "\xff"}', 400, "The body is not utf-8: invalid start byte; expected JSON in UTF-8."),
+    (b'{"a": [-' + b"9" * 10_000 + b"]}", 422, "a number has 10000 digits; expected at most 4300."),
+    (b'{"a": ' * 9_000, 400, "The body has too many lists and objects inside each other; expected a few, as /docs "
+     "describes."),
+])
+def test_a_body_that_python_cannot_read_gets_no_advice_about_python(body, status, message, client):
+    answer = client.post("/score", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status and answer.json()["message"] == message
 
 
 @pytest.mark.parametrize("body, character, problem", [
@@ -548,16 +555,104 @@ def test_a_body_that_is_not_json_is_refused_with_the_reason(client, body, charac
 def test_errors_have_one_text(client, scorer):
     "It is what OpenAI's client shows; `detail` is in the form of FastAPI."
     answer = client.post("/rank", json={"prompt": "w3", "normalise": True}).json()
-    assert answer["message"] == "responses: Field required; normalise: Extra inputs are not permitted"
+    assert answer["message"] == (
+        "responses: The request has no 'responses'; /rank expects responses. normalise: The request has the field "
+        "'normalise', which /rank does not know; did you mean 'normalize'? Expected: prompt, responses, normalize, "
+        "pessimism, tools, chat_template_kwargs."
+    )
     assert [problem["loc"][1] for problem in answer["detail"]] == ["responses", "normalise"]
     answer = client.post("/score", json={"prompts": ["w3"], "responses": ["w4", "w5"]}).json()
     assert answer["message"] == "responses: There are 1 prompts and 2 responses; expected one prompt for each."
     answer = client.get("/no_such_path").json()
-    assert answer == {"detail": "Not Found", "message": "Not Found"}
+    assert answer["detail"] == answer["message"] == "The path /no_such_path does not exist. GET /docs lists all paths."
     locked = TestClient(make_app(scorer, token="secret"))
     answer = locked.post("/score", json={}).json()
     assert answer["message"] == answer["detail"]
     assert "Authorization" in answer["message"]
+
+
+FIELDS_OF_SCORE = "Expected: prompts, responses, normalize, tools, chat_template_kwargs."
+EXAMPLE = 'expected a JSON object such as {"prompt": "Ada likes birds.", "responses": [" iron", " robin wren"]}.'
+TEXT_OR_MESSAGES = "expected a string or a list of messages with role and content."
+
+
+@pytest.mark.parametrize("path, body, message", [
+    ("/score", {"promts": ["w3"], "responses": ["w4"]},
+     "promts: The request has the field 'promts', which /score does not know; did you mean 'prompts'? "
+     + FIELDS_OF_SCORE),
+    ("/score", {"prompt": "w3", "responses": ["w4"]},
+     "prompt: The request has the field 'prompt', which /score does not know; did you mean 'prompts'? "
+     + FIELDS_OF_SCORE),
+    ("/rank", {"prompts": ["w3"], "responses": ["w4"]},
+     "prompts: The request has the field 'prompts', which /rank does not know; did you mean 'prompt'? Expected: "
+     "prompt, responses, normalize, pessimism, tools, chat_template_kwargs."),
+    ("/rank", None, f"The request has no body; {EXAMPLE}"),
+    ("/rank", [], f"The body is an empty list; {EXAMPLE}"),
+    ("/rank", {"responses": ["w4"], "pessimism": -1}, "pessimism: found -1; expected 0 or more."),
+    ("/rank", {"responses": []}, "responses: found 0 elements; expected 1 or more. Strings or messages."),
+    ("/score", {"prompts": ["w3"], "responses": [7]}, f"responses.0: found 7; {TEXT_OR_MESSAGES}"),
+    ("/score", {"prompts": [user("w3")], "responses": ["w4"]}, f"prompts.0: found an object; {TEXT_OR_MESSAGES}"),
+    ("/rank", {"prompt": [{"content": "w3"}], "responses": ["w4"]},
+     "prompt.0.role: This object has no 'role'; expected one."),
+    ("/classify", {"input": ["w3", None]}, "input.1: found null; expected a string."),
+    ("/classify", {"input": [[3, -1]]}, "input.0.1: found -1; expected 0 or more."),
+    ("/predict", {"inputs": ["w3", "w4", "w5"]}, "inputs: found 3 elements; expected at most 2. A complete text, a "
+     "pair of query and text, or a list of [text] and [query, text]."),
+    ("/rerank", {"query": "w3", "documents": [{"txt": "w4"}]}, "documents.0.txt: This object has the field 'txt', "
+     "which is not known here; did you mean 'text'?"),
+    ("/v1/embeddings", {"input": "w3", "encoding_format": "int8"},
+     "encoding_format: found 'int8'; expected 'float' or 'base64'."),
+])
+def test_a_field_at_fault_has_one_sentence(path, body, message, shared):
+    client, _ = shared
+    answer = client.post(path, json=body) if body is not None else client.post(path)
+    assert answer.status_code == 422 and answer.json()["message"] == message
+    assert len(answer.json()["detail"]) == 1
+
+
+def test_no_error_has_words_of_pydantic():
+    "A value of each kind in each field of each request."
+    values = (None, True, 7, -1, "w3", [], [7], [[]], {}, [{}], [[{}]], [None])
+    models = set(schemas.RequestModel.__subclasses__())
+    for model in list(models):
+        models.update(model.__subclasses__())
+    for model, value in itertools.product(models | {schemas.RewardRequest}, values):
+        body = dict.fromkeys(model.model_fields, value) # a wrong value in every field
+        try:
+            model.model_validate({**body, "zz": 1})
+        except ValidationError as error:
+            errors = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
+            for problem in field_problems(errors, "/score", model):
+                assert not re.search(r"[Ii]nput should|required|permitted|valid|list\[", problem["msg"]), problem
+
+
+@pytest.mark.parametrize("path, nearest", [
+    ("/score/", "POST /score"),  # a redirect of a POST is followed by few clients
+    ("/v1/score/", "POST /v1/score"),
+    ("/v1/rank", "POST /rank"),
+    ("/get-reward", "POST /get_reward"),
+    ("/Metrics", "GET /metrics"),
+    ("/doc", "GET /docs"),
+])
+def test_a_path_that_does_not_exist_gets_the_nearest(path, nearest, shared):
+    client, _ = shared
+    answer = client.post(path, json=ONE, follow_redirects=False)
+    message = f"The path {path} does not exist; did you mean {nearest}? GET /docs lists all paths."
+    assert answer.status_code == 404 and answer.json() == {"detail": message, "message": message}
+
+
+@pytest.mark.parametrize("method, path, expected", [
+    ("GET", "/rank", "POST /rank with a JSON body, as GET /docs describes"),
+    ("PUT", "/v2/rerank", "POST /v2/rerank with a JSON body, as GET /docs describes"),
+    ("POST", "/health", "GET /health"),
+    ("POST", "/", "GET /"),
+])
+def test_another_method_than_that_of_the_path(method, path, expected, shared):
+    client, _ = shared
+    answer = client.request(method, path)
+    message = f"{method} {path} does not exist; expected {expected}."
+    assert answer.status_code == 405 and answer.json() == {"detail": message, "message": message}
+    assert answer.headers["allow"] == expected.split()[0]
 
 
 def test_counts_that_differ(client):

@@ -12,7 +12,7 @@ from typing import Any, Callable
 from fastapi import HTTPException, Request
 from fastapi.routing import APIRoute
 
-from ..fields import unique_keys
+from ..fields import read_json
 from .reading import field_error
 
 # %% ../../nbs/08m_bodies.ipynb #e7d35067
@@ -35,11 +35,14 @@ class _UniqueKeysRequest(Request):
         "Return the body. Raise `HTTPException` with 422 for a key that an object has twice, with 400 for other bytes."
         body = await self.body()
         try:
-            return json.loads(body, object_pairs_hook=unique_keys)
+            return read_json(body)
         except json.JSONDecodeError: # which FastAPI answers
             raise
         except UnicodeDecodeError as error:
             problem = f"The body is not {error.encoding}: {error.reason}; expected JSON in UTF-8."
+            raise HTTPException(400, problem) from None
+        except RecursionError:
+            problem = "The body has too many lists and objects inside each other; expected a few, as /docs describes."
             raise HTTPException(400, problem) from None
         except ValueError as error:
             raise field_error(422, [], f"{error}.") from None

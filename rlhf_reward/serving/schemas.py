@@ -39,7 +39,10 @@ class Message(BaseModel):
         for part in content:
             text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
             if not isinstance(text, str):
-                raise ValueError("expected a string, or parts of type text")
+                raise ValueError(
+                    "The content has a part that is no text; expected a string, or parts of type text: leave the "
+                    "others out."
+                )
             texts.append(text)
         return "\n".join(texts)
 
@@ -319,5 +322,7 @@ def problem_body(
     messages = []
     for problem in detail:
         field = ".".join(map(str, problem["loc"][1:])) # without "body"
+        if problem["type"] == "json_invalid": # its path is a character
+            field = ""
         messages.append(f"{field}: {problem['msg']}" if field else problem["msg"])
-    return {"detail": detail, "message": "; ".join(messages)}
+    return {"detail": detail, "message": " ".join(messages)}

@@ -261,9 +261,8 @@ def test_one_page_that_needs_nothing_else(evaluations, html_page, tmp_path):
     both, sources, *_ = re.findall(r"<h3>(.*?)</h3>(.*?)(?=<h3>)", page, flags=re.DOTALL) # charts of whiskers
     labels = [re.findall(r'class="label">(.*?)<', chart) for _, chart in (both, sources)]
     assert (both[0], sources[0]) == ("Accuracy over all pairs, %", "By source")
-    assert labels[0] == [
-        "length", "first", "length without the prompt", "first without the prompt", "longer wins", "shorter wins", "random"
-    ]
+    without = ["length without the prompt", "first without the prompt"]
+    assert labels[0] == ["length", "first", *without, "longer wins", "shorter wins", "random"]
     assert labels[1] == 2 * ["length", "first", "longer wins"]
     for name, report in evaluations["pairs.jsonl"].items():
         share = report.report["accuracy_interval"]

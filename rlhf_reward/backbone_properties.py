@@ -13,7 +13,7 @@ from typing import Optional, Union
 import torch
 from torch import nn
 from torchtyping import TensorType
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapter_checkpoints import save_adapter
 from .attributes import AttributesMixin
@@ -28,6 +28,7 @@ from .uncertainty import UncertaintyMixin
 # %% ../nbs/01r_backbone_properties.ipynb #2b678735
 class BackboneProperties(AttributesMixin, UncertaintyMixin, ModelTools, nn.Module):
     "The part of `RewardModel` that its `backbone` and config answer for trainers and tools."
+    backbone: PreTrainedModel # with 'classifier' without its last linear layer
 
     @property
     def config(self) -> PretrainedConfig: # the backbone's

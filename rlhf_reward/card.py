@@ -48,6 +48,7 @@ def model_card(
             repo or args.hub_model_id or model_name,
             any(held_out_set.is_chat for held_out_set in held_out),
             _names(dataset) == ["synthetic"],
+            is_folder=not (repo or args.hub_model_id),
         ),
     ]
     metrics = _last_metrics(log_history)
@@ -122,25 +123,39 @@ def _last_metrics(log_history):
 
 
 def _curves(log_history):
-    "Return the columns of the log and at most 20 of its rows, evenly from the first."
+    "Return the columns of the log and at most 20 of its steps, with the first, the last and evaluations."
     logged = []
     for entry in log_history:
-        is_curve = "loss" in entry or "eval_loss" in entry
-        if is_curve and not (logged and _is_same_point(entry, logged[-1])):
+        if "loss" not in entry and "eval_loss" not in entry:
+            continue
+        if logged and _is_same_point(entry, logged[-1]):
+            logged[-1] = {**logged[-1], **entry}
+        else:
             logged.append(entry)
-    every = max(1, -(-len(logged) // 20))
-    logged = logged[::every]
+    evaluated = [index for index, entry in enumerate(logged) if "eval_loss" in entry]
+    evaluated = _evenly(evaluated, 10)
+    shown = {*evaluated, *_evenly(range(len(logged)), 20 - len(evaluated))}
     names = set().union(*logged)
     columns = [name for name in CURVES if name in names]
     rows = []
-    for entry in logged:
+    for index in sorted(shown):
+        entry = logged[index]
         rows.append((entry["step"], *(_number(entry.get(name, "")) for name in columns)))
     return columns, rows
 
 
 def _is_same_point(entry, other):
-    "Return whether a model was evaluated twice, at the last step and after it."
-    return all(entry.get(name) == other.get(name) for name in ("step", *CURVES))
+    "Return whether two logs are of one step: its training and its evaluation, also where that was done twice."
+    shared = entry.keys() & other.keys() & set(CURVES)
+    return entry["step"] == other["step"] and all(entry[name] == other[name] for name in shared)
+
+
+def _evenly(values, count):
+    "Return at most so many values, evenly from the first to the last."
+    if len(values) <= count:
+        return list(values)
+    last = len(values) - 1
+    return [values[round(number * last / (count - 1))] for number in range(count)]
 
 
 def _number(value):

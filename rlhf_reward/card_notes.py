@@ -45,6 +45,7 @@ def usage_code(
     name: str, # of the model: a folder, or a name on the hub
     is_chat: bool = False, # whether its data have messages
     is_synthetic: bool = False, # whether it has learned from the synthetic words alone
+    is_folder: bool = False, # whether the name is that of the folder of the card, which may be anywhere
 ) -> str: # Markdown
     "Return code that ranks two responses, in the form of the data: strings or messages."
     prompt = "How do I boil an egg?"
@@ -55,11 +56,12 @@ def usage_code(
     if is_chat:
         prompt = [{"role": "user", "content": prompt}]
         responses = [[{"role": "assistant", "content": response}] for response in responses]
+    comment = " # the folder of this page" if is_folder else ""
     lines = [
         "```python",
         "from rlhf_reward import Scorer",
         "",
-        f"scorer = Scorer.from_pretrained({json.dumps(one_line(name), ensure_ascii=False)})",
+        f"scorer = Scorer.from_pretrained({json.dumps(one_line(name), ensure_ascii=False)}){comment}",
         f"prompt = {json.dumps(prompt)}",
         "responses = [",
         *(f"    {json.dumps(response)}," for response in responses),

@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 # %% ../nbs/05_training.ipynb #1e077055
 class LayoutMixin:
     "Part of `RewardTrainer`: batches in the layout that the model takes."
+    model: RewardModel # as given, or opened
+    args: RewardConfig
     _layout_is_chosen = False
 
     def get_train_dataloader(self):

@@ -172,7 +172,8 @@ def test_the_code_ranks_two_responses(tmp_path, monkeypatch):
         exec(code_of(written(tmp_path)), {})
     rewards = [float(line.split()[0]) for line in printed.getvalue().splitlines()]
     assert len(rewards) == 2 and rewards[0] >= rewards[1]
-    assert 'from_pretrained("me/model")' in code_of(written(tmp_path, hub="me/model"))
+    assert 'from_pretrained("me/model")\n' in code_of(written(tmp_path, hub="me/model"))
+    assert 'from_pretrained("my-reward") # the folder of this page\n' in code_of(written(tmp_path))
     chat = code_of(written(tmp_path, held_out=(HeldOut("chats", FIGURES, {}, HELD_OUT.lines, is_chat=True),)))
     assert 'prompt = [{"role": "user", "content": "How do I boil an egg?"}]' in chat
     compile(code_of(written(tmp_path, name='a "quoted"\nname')), "card", "exec")
@@ -204,7 +205,21 @@ def test_a_model_that_is_evaluated_twice_has_one_line_in_the_curves(tmp_path):
     again = {**LOG[2], "eval_runtime": 2.0}
     assert written(tmp_path, [*LOG, again]) == written(tmp_path, LOG)
     other = {**LOG[2], "eval_accuracy": 0.5}
-    assert written(tmp_path, [*LOG, other]).count("\n| 2 | ") == 3
+    assert written(tmp_path, [*LOG, other]).count("\n| 2 | ") == 2
+
+
+def test_the_curves_of_a_long_run_have_its_evaluations_and_its_end(tmp_path):
+    "Every second log was left out, which were all evaluations where each step had one; and the last step, too."
+    log = []
+    for step in range(1, 101):
+        log.append({"step": step, "loss": 1 / step})
+        if step % (1 if step > 80 else 40) == 0:
+            log.append({"step": step, "eval_loss": 2 / step, "eval_accuracy": 0.5})
+    lines = written(tmp_path, log).split("| step | loss | eval_loss | eval_accuracy |\n")[1].splitlines()[1:]
+    steps = [int(line.split("|")[1]) for line in lines]
+    assert len(steps) <= 20 and (steps[0], steps[-1]) == (1, 100) and steps == sorted(set(steps)) and 40 in steps
+    assert lines[-1] == "| 100 | 0.01 | 0.02 | 0.5 |" and sum(line.endswith("| 0.5 |") for line in lines) >= 10
+    assert "Curves" not in written(tmp_path, [log[0], {"step": 1, "eval_loss": 1.0}])
 
 
 def test_a_local_base_model_is_named_without_its_path(tmp_path):

@@ -358,13 +358,15 @@ def test_the_token_and_the_metrics(scorer):
             assert counted in client.get("/metrics", headers=headers).text
 
 
-def test_the_command_compares_names(folder, monkeypatch):
+def test_the_command_compares_names(folder, monkeypatch, capsys):
     given = []
     monkeypatch.setattr("rlhf_reward.serving.serve", lambda *values, **options: given.append(options))
     monkeypatch.setattr("rlhf_reward.serving.check_address", lambda *values: None)
     for arguments in ([], ["--strict_model_name"]):
         main(["serve", "--model", folder, "--device", "cpu", *arguments])
     assert [options["strict_model_name"] for options in given] == [False, True]
+    following = f"Next: rlhf_reward verify --model {folder} --url http://127.0.0.1:8000\n"
+    assert capsys.readouterr().err.count(following) == 2
 
 
 @pytest.mark.parametrize(

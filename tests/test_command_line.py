@@ -172,6 +172,7 @@ def test_train_takes_the_names_of_the_others(tmp_path):
     ("train", ["none.yaml"], "one of the recipes attributes, full, head, kwise, lora, qlora"),
     ("train", ["heads"], "arguments that begin with --; did you mean 'head'?"),
     ("train", [str(RECIPES["full"].parent / "fsdp2.yaml")], "is for accelerate; expected arguments of the command"),
+    ("train", ["fsdp2"], "configs/fsdp2.yaml -m rlhf_reward train …"),
     ("score", ["--normalize=yes"], "--normalize is 'yes'; expected true or false."),
     ("trian", [], "unknown command 'trian'; did you mean 'train'?"),
     ("--modle", ["m"], "rlhf_reward: error"),

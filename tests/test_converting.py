@@ -346,7 +346,8 @@ def test_nothing_is_written_if_the_rewards_differ(tmp_path, monkeypatch):
 def test_the_command(tmp_path, capsys):
     _, bias = llama_factory_lora(tmp_path / "model")
     main(["convert", str(tmp_path / "model"), str(tmp_path / "out"), "--ends_with_eos"])
-    shown = capsys.readouterr().out
+    shown, following = capsys.readouterr()
+    assert f"Next: rlhf_reward evaluate --model {tmp_path / 'out'} --data HELD_OUT.jsonl --output report\n" in following
     assert "v_head.summary.weight in value_head.safetensors" in shown and f"{bias}, left out" in shown
     assert "with AutoModelForSequenceClassification" in shown and f"Checkpoint:  {tmp_path / 'out'}" in shown
     assert RewardModel.from_pretrained(tmp_path / "out", device="cpu").ends_with_eos

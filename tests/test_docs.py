@@ -250,6 +250,7 @@ def test_citation_file():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
     assert f"git_url = {citation['repository-code']}\n" in (ROOT / "settings.ini").read_text()
+    assert "(CITATION.cff) is how to cite" in (ROOT / "README.md").read_text()
 
 
 def test_notebooks_are_published_with_their_pages(site):

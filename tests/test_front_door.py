@@ -287,6 +287,7 @@ model = RewardModel.from_pretrained("out", device="cpu")
 trainer = RewardTrainer(model, args, train_dataset=load_rows("a.jsonl"), eval_dataset={"held": rows})
 print(trainer.evaluate()["eval_accuracy"], model.num_parameters(), model.device.type)
 model.save_pretrained("saved")
+trainer.model.backbone.get_input_embeddings().requires_grad_(False)
 scorer = Scorer("out", max_length=512)
 prompts, responses = ["2 + 2 = "], ["4"]
 print(scorer.rank("2 + 2 = ", responses, top_k=1)[0].response.upper() if False else "")
@@ -311,6 +312,8 @@ Scorer("out").score("p", "r")[0]
 RewardModel.from_pretraind("out")
 RewardModel("base").save_pretraned("out")
 RewardTrainer("base").trian()
+RewardTrainer("base").args.lerning_rate
+RewardTrainer("base").model.save_pretrained(foldr="out")
 load_rows("a.jsonl", stream=True)
 '''
 

@@ -121,7 +121,9 @@ def test_the_command_writes_a_copy_and_says_so(folder, tmp_path, capsys):
     output = tmp_path / "calibrated"
     options = ["--model", folder, "--data", str(data), "--output", str(output), "--device", "cpu"]
     calibrate(options)
-    assert "60 in 15 rows" in capsys.readouterr().out
+    printed, following = capsys.readouterr()
+    assert "60 in 15 rows" in printed
+    assert f"Next: rlhf_reward evaluate --model {output} --calibrated --data HELD_OUT.jsonl" in following
     saved = json.loads((output / FILE).read_text())
     assert saved["data"] == str(data) and len(saved["sha256"]) == 64 and saved["responses"] == 60
     assert (output / "model.safetensors").read_bytes() == open(f"{folder}/model.safetensors", "rb").read()

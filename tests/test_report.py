@@ -143,7 +143,7 @@ def test_what_the_plots_draw(monkeypatch):
     import matplotlib.axes
 
     result = evaluate(Rule(lambda prompt, response: float(len(response)) + response.startswith("answer")), ROWS)
-    drawn = {"hist": [], "plot": [], "scatter": [], "vlines": []}
+    drawn = {"hist": [], "plot": [], "scatter": [], "vlines": [], "set": []}
     for kind in drawn:
         original = getattr(matplotlib.axes.Axes, kind)
         monkeypatch.setattr(
@@ -167,6 +167,7 @@ def test_what_the_plots_draw(monkeypatch):
     bins = report["calibration"]["bins"]
     (reliability, _), (length, _) = drawn["scatter"]
     assert reliability == ([one["confidence"] for one in bins], [one["accuracy"] for one in bins])
+    assert drawn["set"][0][1]["xlim"] == (0.48, 1.02) and drawn["plot"][0][0] == ([0.5, 1], [0.5, 1])
     ((confidence, low, high), _), = drawn["vlines"] # the error bars
     assert confidence == reliability[0] and len(low) == len(high) == len(bins)
     for bin_, lower, upper in zip(bins, low, high):
@@ -279,6 +280,16 @@ def test_one_page_that_needs_nothing_else(evaluations, html_page, tmp_path):
     assert not re.search(r"(src|href)=\"(?!data:|#)|url\((?!#)|@import", page)
     assert len(set(re.findall(r'\bid="([^"]*)"', page))) == page.count(' id="') # drawings share no name
     assert page == html_page # the same each time
+    both, sources, *_ = re.findall(r"<h3>(.*?)</h3>(.*?)(?=<h3>)", page, flags=re.DOTALL) # charts of whiskers
+    labels = [re.findall(r'class="label">(.*?)<', chart) for _, chart in (both, sources)]
+    assert (both[0], sources[0]) == ("Accuracy over all pairs, %", "By source")
+    without = ["length without the prompt", "first without the prompt"]
+    assert labels[0] == ["length", "first", *without, "longer wins", "shorter wins", "random"]
+    assert labels[1] == 2 * ["length", "first", "longer wins"]
+    for name, report in evaluations["pairs.jsonl"].items():
+        share = report.report["accuracy_interval"]
+        style = f"--low: {100 * share['low']:.2f}%; --length: {100 * (share['high'] - share['low']):.2f}%"
+        assert style in both[1], name
     small = {"rated": {"length": evaluate(LENGTH, [Comparison("p", ("a", "b"), (1, 1), (2.0, 1.0))])}} # quick to draw
     record = {"date": "2026-01-31 14:05 UTC", "command": "rlhf_reward evaluate --data 'a b'"}
     dated = report_html(small, record)

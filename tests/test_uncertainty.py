@@ -503,7 +503,9 @@ def test_a_fitted_posterior_gives_the_spread_of_rewards_and_margins(plain, base,
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     laplace_command(["--model", str(tmp_path / "added"), "--device", "cpu", "--data", str(data)])
-    assert "Pairs:       12 in 12 comparisons" in capsys.readouterr().out
+    printed, following = capsys.readouterr()
+    assert "Pairs:       12 in 12 comparisons" in printed
+    assert f"Next: rlhf_reward score --model {tmp_path / 'added'} --data ROWS.jsonl" in following
     weights = (tmp_path / "added" / "model.safetensors").read_bytes()
     assert weights == Path(plain, "model.safetensors").read_bytes()
     # a copy has all that was in the folder

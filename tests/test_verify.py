@@ -679,6 +679,7 @@ def test_command(folder, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "Equal: " in printed.out
     assert "tokens with transformers; on a CPU, a large model takes minutes." in printed.err
+    assert f"Next: rlhf_reward evaluate --model {folder} --data HELD_OUT.jsonl --output report\n" in printed.err
     report = tmp_path / "report.json"
     template = tmp_path / "template.jinja"
     template.write_text(CHATML)

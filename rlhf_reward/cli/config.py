@@ -215,14 +215,17 @@ def _file_or_recipe(path, recipes):
     if not recipes or Path(path).exists():
         return path
     name = path.removesuffix(".yaml")
-    if name not in recipes:
-        close = difflib.get_close_matches(name, recipes, n=1)
-        suggestion = f"; did you mean {close[0]!r}?" if close else "."
-        raise ValueError(
-            f"{path!r} does not exist; expected a YAML file of arguments, one of the recipes {', '.join(recipes)}, or "
-            f"arguments that begin with --{suggestion}"
-        )
-    return str(recipes[name])
+    if name in recipes:
+        return str(recipes[name])
+    shipped = Path(str(next(iter(recipes.values())))).parent / f"{name}.yaml"
+    if name == shipped.stem and shipped.is_file():
+        return str(shipped)  # it is for accelerate, as the error of who reads it says
+    close = difflib.get_close_matches(name, recipes, n=1)
+    suggestion = f"; did you mean {close[0]!r}?" if close else "."
+    raise ValueError(
+        f"{path!r} does not exist; expected a YAML file of arguments, one of the recipes {', '.join(recipes)}, or "
+        f"arguments that begin with --{suggestion}"
+    )
 
 # %% ../../nbs/09j_cli_config.ipynb #2fadc899
 def config_text(

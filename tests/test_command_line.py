@@ -260,6 +260,15 @@ def test_help_is_short_and_whole(capsys, monkeypatch):
             assert f"--{name}" in whole, (command, name)
             assert (re.search(rf"--{name}\b", short) is None) == (name in parser.hidden), (command, name)
         assert len(short.splitlines()) < 80, command
+        if command == "train": # lines may be broken elsewhere by another Python
+            assert short.split() == output_on_page("09b_cli_train", "!rlhf_reward train --help").split()
+
+
+def output_on_page(page, source):
+    "Return what the cell with a command printed, when the page was made."
+    cells = nbformat.read(ROOT / f"nbs/{page}.ipynb", as_version=4).cells
+    (outputs,) = [cell.outputs for cell in cells if cell.source == source]
+    return "".join(output.text for output in outputs)
 
 
 def test_commands_that_read_rows_for_a_model_have_one_way_to_tell_what_they_mean(tmp_path):

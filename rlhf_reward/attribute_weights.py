@@ -7,7 +7,7 @@ __all__ = ['bradley_terry_weights', 'fit_attribute_weights']
 
 # %% ../nbs/06f_attribute_weights.ipynb #6f953d4e
 from functools import partial
-from typing import Any, Iterable, Literal, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 import numpy as np
 from accelerate import PartialState
@@ -18,7 +18,7 @@ from .columns import read_columns
 from .comparison import Comparison, ranked_pairs
 from .rows import to_comparison
 from .scoring import Scorer
-from .unread import plain_rows
+from .unread import RowsOrComparisons, plain_rows
 
 # %% ../nbs/06f_attribute_weights.ipynb #190c631d
 def bradley_terry_weights(
@@ -44,7 +44,7 @@ def bradley_terry_weights(
 def fit_attribute_weights(
     scorer: Scorer, # of a model with attributes; its weights are replaced
     # rows as `rows.to_comparison` reads them, or comparisons; those without an order are not used
-    rows: Iterable[Union[dict[str, Any], Comparison]],
+    rows: RowsOrComparisons,
     on_bad_row: Literal["error", "skip"] = "error", # 'skip' leaves out rows that cannot be used or are too long
     name: str = "the data", # what messages call the rows
     # the processes that share the work, each with the same rows, as in `Scorer.rewards`
@@ -83,7 +83,7 @@ def fit_attribute_weights(
 # %% ../nbs/06f_attribute_weights.ipynb #7ece19bb
 def read_preferences(
     scorer: Scorer, # whose tokenizer is used
-    rows: Iterable[Union[dict[str, Any], Comparison]], # as in `fit_attribute_weights`
+    rows: RowsOrComparisons, # as in `fit_attribute_weights`
     on_bad_row: Literal["error", "skip"], # as there
     name: str, # of the rows, in messages
 ) -> tuple[list[Comparison], list[list[list]]]: # comparisons, and the K sequences of each

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Iterable, Literal, Optional, TypedDict, Union
+from typing import Any, Literal, Optional, TypedDict, Union
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,7 @@ from .ranks import BaseScorer
 from .statistics import Statistics, best_of_n, calibration, length_bias, ranking, statistics
 from .tables import correctness, pair_table, response_table
 from .tokens import reason_dropped
-from .unread import plain_rows
+from .unread import RowsOrComparisons, plain_rows
 
 # %% auto #0
 __all__ = ['evaluate', 'LeftOut', 'EvaluationReport', 'MistakenResponse', 'Mistake', 'Evaluation', 'ScoreDifference', 'ModelPair',
@@ -44,7 +44,7 @@ __all__ = ['evaluate', 'LeftOut', 'EvaluationReport', 'MistakenResponse', 'Mista
 def evaluate(
     scorer: BaseScorer, # a `Scorer`, or a `Rule`
     # rows as `rows.to_comparison` reads them, or comparisons
-    data: Iterable[Union[dict[str, Any], Comparison]],
+    data: RowsOrComparisons,
     # 'skip' leaves out rows that cannot be used or are too long, and counts them
     on_bad_row: Literal["error", "skip"] = "error",
     name: str = "the data", # what messages call the rows

@@ -8,7 +8,7 @@ __all__ = ['fit_laplace', 'write_laplace', 'save_laplace', 'HeadPosterior', 'hea
 # %% ../nbs/06h_laplace.ipynb #772bbae9
 import json
 from pathlib import Path
-from typing import Any, Iterable, Literal, NamedTuple, Optional, Union
+from typing import Any, Literal, NamedTuple, Optional, Union
 
 import numpy as np
 import torch
@@ -18,19 +18,20 @@ from scipy.special import expit
 
 from .attribute_weights import read_preferences
 from .card_notes import add_to_card
-from .comparison import Comparison, ranked_pairs
+from .comparison import ranked_pairs
 from .file_list import replace_json
 from .markdown import code_span
 from .new_folder import changed_checkpoint, check_folder
 from .reward import RewardModel
 from .scoring import Scorer
 from .uncertainty import LAPLACE, LastLayerPosterior, save_posterior
+from .unread import RowsOrComparisons
 
 # %% ../nbs/06h_laplace.ipynb #e11a8fd0
 def fit_laplace(
     scorer: Scorer, # of a trained model with one head; it gets the posterior
     # rows as `rows.to_comparison` reads them, or comparisons: those of its training, or others like them
-    rows: Iterable[Union[dict[str, Any], Comparison]],
+    rows: RowsOrComparisons,
     on_bad_row: Literal["error", "skip"] = "error", # 'skip' leaves out rows that cannot be used or are too long
     name: str = "the data", # of the rows, in messages and in the checkpoint
     # the processes that share the work, each with the same rows, as in `Scorer.rewards`

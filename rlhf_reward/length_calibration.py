@@ -13,7 +13,7 @@ import logging
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Iterable, Literal, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from .markdown import code_span
 from .new_folder import changed_checkpoint
 from .response_tokens import num_marked
 from .rows import to_responses
-from .unread import plain_rows
+from .unread import RowsOrComparisons, plain_rows
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def read_calibration(
 def calibrate_length(
     scorer: Any, # a `Scorer` with a `RewardModel`, not calibrated
     # comparisons of any form, or prompts with responses; labels are not read
-    rows: Iterable[dict[str, Any]],
+    rows: RowsOrComparisons,
     name: str = "the data", # what messages and the calibration call the rows
     share: float = 0.5, # of the responses, as in `local_means`
     on_bad_row: Literal["error", "skip"] = "error", # 'skip' leaves out rows that cannot be scored, and counts them

@@ -12,7 +12,7 @@ import json
 import os
 import zlib
 from functools import partial
-from typing import Any, Literal, Optional, Sequence, Union
+from typing import Any, Literal, Optional, Sequence, Union, overload
 
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, Json, Value, load_dataset
@@ -30,6 +30,37 @@ from .rows import UNREADABLE, read_row, to_comparison
 from .unread import plain_rows
 
 # %% ../nbs/03b_loading.ipynb #df9cc8d4
+@overload
+def load_rows(
+    name: str, # this and the others as below
+    split: Optional[str] = None,
+    columns: Optional[dict[str, str]] = None,
+    on_bad_row: Literal["error", "skip"] = "error",
+    streaming: Literal[False] = False,
+    verdicts: Optional[dict[Any, str]] = None,
+    form: Optional[str] = None,
+    config: Optional[str] = None,
+    revision: Optional[str] = None,
+    data_dir: Optional[str] = None,
+) -> Dataset: ...
+
+
+@overload
+def load_rows(
+    name: str, # this and the others as below
+    split: Optional[str] = None,
+    columns: Optional[dict[str, str]] = None,
+    on_bad_row: Literal["error", "skip"] = "error",
+    *,
+    streaming: Literal[True],
+    verdicts: Optional[dict[Any, str]] = None,
+    form: Optional[str] = None,
+    config: Optional[str] = None,
+    revision: Optional[str] = None,
+    data_dir: Optional[str] = None,
+) -> IterableDataset: ...
+
+
 def load_rows(
     # A .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow file, also with .gz and text with .zst; a folder of them,
     # or one that save_to_disk has written; or the name of a data set on the hub.
@@ -87,35 +118,6 @@ def load_rows(
         report_form(name, form)
     return with_verdicts(rows, verdicts) if verdicts else rows
 
-
-def _load_dataset(name, source, streaming, config, revision, data_dir):
-    "Return the rows of Parquet or Arrow files, or of a data set on the hub, as they are."
-    options = {"name": config, "revision": revision}
-    if not source.files:
-        options["data_dir"] = data_dir
-    options = {option: value for option, value in options.items() if value is not None}
-    files = _with_rows(source.files) if source.kind == "parquet" else source.files
-    return load_dataset(
-        source.kind or name,
-        data_files=files or None,
-        split=source.split,
-        streaming=streaming,
-        **options,
-    )
-
-
-def _with_rows(files):
-    "Return the Parquet files that have rows; `datasets` fails at others. Raise `ValueError` if no file has any."
-    filled = []
-    for file in files:
-        opened = gzip.open(file, "rb") if file.endswith(".gz") else open(file, "rb")
-        with opened:
-            if parquet.read_metadata(opened).num_rows:
-                filled.append(file)
-    if not filled:
-        raise ValueError("it has no rows; expected rows of preference.")
-    return filled
-
 # %% ../nbs/03b_loading.ipynb #0cf9106a
 def as_table(
     rows: Sequence[dict[str, Any]], # of any form, each with its own columns
@@ -172,6 +174,35 @@ def _prompt_keys(rows):
         comparison = read_row(row, index + 1, read=read)
         keys[index] = text_key(comparison.prompt)
     return keys
+
+# %% ../nbs/03b_loading.ipynb #2a3e8ab4
+def _load_dataset(name, source, streaming, config, revision, data_dir):
+    "Return the rows of Parquet or Arrow files, or of a data set on the hub, as they are."
+    options = {"name": config, "revision": revision}
+    if not source.files:
+        options["data_dir"] = data_dir
+    options = {option: value for option, value in options.items() if value is not None}
+    files = _with_rows(source.files) if source.kind == "parquet" else source.files
+    return load_dataset(
+        source.kind or name,
+        data_files=files or None,
+        split=source.split,
+        streaming=streaming,
+        **options,
+    )
+
+
+def _with_rows(files):
+    "Return the Parquet files that have rows; `datasets` fails at others. Raise `ValueError` if no file has any."
+    filled = []
+    for file in files:
+        opened = gzip.open(file, "rb") if file.endswith(".gz") else open(file, "rb")
+        with opened:
+            if parquet.read_metadata(opened).num_rows:
+                filled.append(file)
+    if not filled:
+        raise ValueError("it has no rows; expected rows of preference.")
+    return filled
 
 # %% ../nbs/03b_loading.ipynb #0f4542ec
 def _with_columns(rows, names, columns):

@@ -278,6 +278,8 @@ def test_lines_before_the_first_step(base, tmp_path, capsys):
 
 RIGHT = '''
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, Scorer, load_rows
+from rlhf_reward.audit import audit
+from rlhf_reward.evaluation import evaluate
 
 rows = [{"prompt": "2 + 2 = ", "chosen": "4", "rejected": "5"}]
 trainer = RewardTrainer(model="base", train_dataset=rows)
@@ -295,6 +297,9 @@ number: float = scorer.score("2 + 2 = ", "4")
 numbers: list[float] = scorer.score(prompts, responses)
 conversation = [{"role": "user", "content": "2 + 2 = "}]
 numbers = Scorer.from_pretrained("out", device="cpu").score([conversation], ["4"])
+table = load_rows("a.jsonl")
+print(table[0], len(table), audit(table), evaluate(scorer, table).mistakes())
+RewardTrainer("base", train_dataset=load_rows("a.jsonl", streaming=True).shuffle(0, buffer_size=9))
 '''
 WRONG = '''
 import rlhf_reward

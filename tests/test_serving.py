@@ -601,6 +601,8 @@ TEXT_OR_MESSAGES = "expected a string or a list of messages with role and conten
     ("/score", {"prompts": [user("w3")], "responses": ["w4"]}, f"prompts.0: found an object; {TEXT_OR_MESSAGES}"),
     ("/rank", {"prompt": [{"content": "w3"}], "responses": ["w4"]},
      "prompt.0.role: This object has no 'role'; expected one."),
+    ("/rank", {"prompt": [{"role": "user", "content": None}], "responses": ["w4"]}, "prompt: the message "
+     "{'role': 'user'} has no content; expected role and content, both strings."),
     ("/classify", {"input": ["w3", None]}, "input.1: found null; expected a string."),
     ("/classify", {"input": [[3, -1]]}, "input.0.1: found -1; expected 0 or more."),
     ("/predict", {"inputs": ["w3", "w4", "w5"]}, "inputs: found 3 elements; expected at most 2. A complete text, a "

@@ -122,8 +122,10 @@ def _checked_message(message):
         raise ValueError(problem + _from_and_value(message))
     message = joined_parts(without_nulls(message))
     _check_string(message["role"])
-    if "content" in message or "tool_calls" not in message:
-        _check_string(message.get("content"))
+    if "content" in message:
+        _check_string(message["content"])
+    elif "tool_calls" not in message:
+        raise ValueError(f"the message {message!r:.80} has no content; expected role and content, both strings.")
     if isinstance(message.get("tool_calls"), list):
         message["tool_calls"] = [_without_empty_fields(call) for call in message["tool_calls"]]
     return message

@@ -221,7 +221,7 @@ ARENA = {"prompt": "p", "response_a": "a", "response_b": "b"}
         ({**PAIR, "chosen": {"text": "a"}}, "found {'text': 'a'}; expected a text"),
         ({**PAIR, "chosen": ["a"]}, r"found \['a'\]; expected a text"),
         ({**PAIR, "prompt": []}, r"found \[\]; expected a text"),
-        ({**PAIR, "prompt": [{"role": "user"}]}, "found None; expected a text"),
+        ({**PAIR, "prompt": [{"role": "user"}]}, "has no content; expected role and content"),
         ({**PAIR, "prompt": [{"content": "a"}]}, "the message {'content': 'a'} has no role"),
         (
             {**PAIR, "prompt": [{"role": "user", "content": ["a"]}]},
@@ -655,7 +655,7 @@ def test_cells_of_a_csv_that_are_no_json_are_bad_rows(cell, message, tmp_path, c
     "cell, message",
     [
         ('[{"from": "human", "value": "q"}]', "It has from and value"),
-        ('[{"role": "admin"}]', "found None; expected a text"),
+        ('[{"role": "admin"}]', "has no content; expected role and content"),
         ('{"role": "user", "content": "q"}', "found {'role': 'user', 'content': 'q'}; expected a text"),
         ('[{"role": "user", "content": "q"}, {"text": "a"}]', "has no role"),
     ],

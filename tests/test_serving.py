@@ -393,10 +393,17 @@ def test_pages_work_without_the_internet(client):
         assert not re.search(r"(src|href)=[\"'](https?:)?//", answer.text)
     scripts = re.findall(r"(?:src|href)=\"(/static[^\"]*)\"", client.get("/docs").text)
     assert scripts and all(client.get(path).status_code == 200 for path in scripts)
+    api = client.get("/openapi.json").json()
+    groups = [group["name"] for group in api["tags"]]
+    assert groups[0] == "Reward" and next(iter(api["paths"])) == "/score"
+    tags = []
+    for operations in api["paths"].values():
+        tags += operations.popitem()[1]["tags"]
+    assert set(tags) == set(groups) and len(tags) == len(api["paths"])  # none is under the heading "default"
     paths = {"/score", "/rank", "/classify", "/get_reward", "/metrics", "/health"}
     paths |= {"/rerank", "/v1/rerank", "/v2/rerank", "/v1/score", "/v1/classify", "/pooling", "/v1/embeddings"}
     paths |= {"/tokenize", "/predict", "/v1/models", "/info"}
-    assert set(client.get("/openapi.json").json()["paths"]) == paths
+    assert set(api["paths"]) == paths
 
 
 # ----- what it refuses
@@ -594,6 +601,8 @@ TEXT_OR_MESSAGES = "expected a string or a list of messages with role and conten
     ("/score", {"prompts": [user("w3")], "responses": ["w4"]}, f"prompts.0: found an object; {TEXT_OR_MESSAGES}"),
     ("/rank", {"prompt": [{"content": "w3"}], "responses": ["w4"]},
      "prompt.0.role: This object has no 'role'; expected one."),
+    ("/rank", {"prompt": [{"role": "user", "content": None}], "responses": ["w4"]}, "prompt: the message "
+     "{'role': 'user'} has no content; expected role and content, both strings."),
     ("/classify", {"input": ["w3", None]}, "input.1: found null; expected a string."),
     ("/classify", {"input": [[3, -1]]}, "input.0.1: found -1; expected 0 or more."),
     ("/predict", {"inputs": ["w3", "w4", "w5"]}, "inputs: found 3 elements; expected at most 2. A complete text, a "
@@ -1659,6 +1668,12 @@ def test_the_page_in_a_browser(server, scorer, tmp_path, chromium):
     page.route("**/rank", lambda route: route.abort())
     areas[2].press("Control+Enter")
     page.get_by_text("The server does not answer.").wait_for()
+    for scheme, color in (("dark", "rgb(28, 32, 34)"), ("light", "rgba(0, 0, 0, 0)")):
+        page.emulate_media(color_scheme=scheme)
+        page.goto(f"{server.url}/docs")
+        page.get_by_text("Cohere, Jina, Voyage", exact=True).wait_for()
+        assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == color
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert not errors
     assert all(url.startswith((server.url, "data:")) for url in urls)  # nothing from elsewhere
     page.close()

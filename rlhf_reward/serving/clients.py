@@ -189,7 +189,7 @@ def add_client_routes(
     _add_vllm_routes(api, service)
     _add_information_routes(api, service)
 
-    @api.post("/predict")
+    @api.post("/predict", tags=["text-embeddings-inference"])
     async def predict(request: PredictRequest) -> Union[list[Prediction], list[list[Prediction]]]:
         "Answer as text-embeddings-inference does."
         service.check_model(request.model)
@@ -201,9 +201,9 @@ def add_client_routes(
 
 
 def _add_rerank_routes(api, service):
-    @api.post("/rerank", response_model_exclude_none=True)
-    @api.post("/v1/rerank", response_model_exclude_none=True)
-    @api.post("/v2/rerank", response_model_exclude_none=True)
+    @api.post("/rerank", tags=["Cohere, Jina, Voyage"], response_model_exclude_none=True)
+    @api.post("/v1/rerank", tags=["Cohere, Jina, Voyage"], response_model_exclude_none=True)
+    @api.post("/v2/rerank", tags=["Cohere, Jina, Voyage"], response_model_exclude_none=True)
     async def rerank(request: AnyRerankRequest) -> Union[RerankAnswer, VoyageRerankAnswer, list[TEIRank]]:
         """
         Return documents in the order of their rewards, as Cohere.
@@ -218,24 +218,24 @@ def _add_rerank_routes(api, service):
 
 
 def _add_vllm_routes(api, service):
-    @api.post("/v1/score")
+    @api.post("/v1/score", tags=["vLLM, SGLang"])
     async def v1_score(request: VLLMScoreRequest) -> VLLMScoreAnswer:
         "Answer as vLLM does."
         return await vllm_score(service, request)
 
-    @api.post("/v1/classify")
+    @api.post("/v1/classify", tags=["vLLM, SGLang"])
     async def v1_classify(request: ClassifyRequest) -> ClassifyAnswer:
         "Answer as /classify."
         return await classify_answer(service, request)
 
-    @api.post("/pooling")
+    @api.post("/pooling", tags=["vLLM, SGLang"])
     async def pooling(request: PoolingRequest) -> PoolingAnswer:
         "Answer as vLLM does for a reward model."
         scored = await _score_inputs(service, request)
         data = [Pooling(index=index, data=rewards) for index, rewards in enumerate(scored.rewards)]
         return PoolingAnswer(**answer_head("pool", service.name, scored.tokens), data=data)
 
-    @api.post("/v1/embeddings")
+    @api.post("/v1/embeddings", tags=["OpenAI"])
     async def embeddings(request: EmbeddingsRequest) -> EmbeddingsAnswer:
         "Answer as SGLang does for a reward model, whose embedding is the reward."
         scored = await _score_inputs(service, request)
@@ -244,7 +244,7 @@ def _add_vllm_routes(api, service):
             data.append(Embedding(index=index, embedding=embedding_of(reward, request.encoding_format)))
         return EmbeddingsAnswer(**answer_head("embd", service.name, scored.tokens), data=data)
 
-    @api.post("/tokenize")
+    @api.post("/tokenize", tags=["Reward"])
     async def tokenize(request: TokenizeRequest) -> TokenizeAnswer:
         "Return the tokens of a text as they are scored."
         service.check_model(request.model)
@@ -262,7 +262,7 @@ def _add_vllm_routes(api, service):
 def _add_information_routes(api, service):
     created = int(time.time())
 
-    @api.get("/v1/models")
+    @api.get("/v1/models", tags=["OpenAI"])
     async def models() -> dict[str, Any]:
         "Return the one model, as OpenAI and vLLM do."
         model = {
@@ -274,7 +274,7 @@ def _add_information_routes(api, service):
         }
         return {"object": "list", "data": [model]}
 
-    @api.get("/info")
+    @api.get("/info", tags=["text-embeddings-inference"])
     async def info() -> dict[str, Any]:
         "Return what text-embeddings-inference reports of a classifier."
         scorer = service.scorer

@@ -138,7 +138,7 @@ def path_problem(
 # %% ../../nbs/08n_problems.ipynb #a886ddc4
 async def answer_refusal(
     methods: dict[str, str], # of the paths that exist
-    request: Request,
+    request: Request, # that is refused
     error: HTTPException, # of a route, or of the application where it has none
 ) -> JSONResponse:
     "Answer a request that a route refuses, or whose path does not exist."

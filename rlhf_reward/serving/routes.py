@@ -19,7 +19,6 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
-from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -28,6 +27,7 @@ from ..attributes import reward_alone
 from ..encoding import TooLong
 from ..markdown import code_span
 from ..scoring import Scorer
+from .api_page import documented_app
 from .batching import Batcher, QueueFull, count_tokens
 from rlhf_reward.serving.client_schemas import (
     AnyClassifyRequest,
@@ -100,13 +100,11 @@ def make_app(
         task.cancel() # the server has waited for all answers before
         service.tokenizer.close()
 
-    app = FastAPIOffline(
+    app = documented_app(
         title="rlhf_reward",
         version=__version__,
         description=f"Rewards of {code_span(name)}, whose texts have at most {scorer.max_length} tokens.",
         lifespan=lifespan,
-        redoc_url=None,
-        redirect_slashes=False, # many clients do not follow the redirect of a POST
     )
     app.state.batcher = service.batcher
     max_values = max_waiting + 100_000 # a token id each, and what is around them
@@ -118,7 +116,7 @@ def make_app(
     if scorer.length_calibration:
         app.add_middleware(AddHeader, name="x-reward-calibration", value="length")
     app.add_exception_handler(RequestValidationError, answer_invalid_request)
-    routers = [_status_routes(service), _reward_routes(service)]
+    routers = [_reward_routes(service), _status_routes(service)]
     methods = path_methods(app.routes, *(router.routes for router in routers))
     app.add_exception_handler(StarletteHTTPException, partial(answer_refusal, methods))
     for router in routers:
@@ -136,9 +134,7 @@ def _reward_routes(
         responses=ERROR_RESPONSES,
         route_class=UniqueKeysRoute,
     )
-    add_client_routes(api, service)
-
-    @api.post("/score")
+    @api.post("/score", tags=["Reward"])
     async def score(request: AnyScoreRequest) -> Union[AttributesAnswer, SpreadAnswer, ScoreAnswer, VLLMScoreAnswer]:
         "Return a reward for each response, or answer as vLLM does if the request is in its form."
         if isinstance(request, VLLMScoreRequest):
@@ -152,7 +148,7 @@ def _reward_routes(
             return ScoreAnswer(rewards=rewards)
         return AttributesAnswer(rewards=rewards, attributes=[own[0] for own in scored.attributes])
 
-    @api.post("/rank", response_model_exclude_unset=True)
+    @api.post("/rank", tags=["Reward"], response_model_exclude_unset=True)
     async def rank(request: RankRequest) -> RankAnswer:
         "Return the responses in the order of their rewards."
         if request.normalize:
@@ -165,14 +161,14 @@ def _reward_routes(
         spreads = service.shown_spreads(scored.spreads[0], request.normalize) if scored.spreads else None
         return rank_answer(request.responses, rewards, shown, attributes, spreads, request.pessimism)
 
-    @api.post("/classify")
+    @api.post("/classify", tags=["vLLM, SGLang"])
     async def classify(request: AnyClassifyRequest) -> Union[ClassifyAnswer, SGLangResult, list[SGLangResult]]:
         "Answer as vLLM does for a model with one label and `problem_type` regression, or as SGLang."
         if isinstance(request, SGLangRequest):
             return await sglang_classify(service, request)
         return await classify_answer(service, request)
 
-    @api.post("/get_reward")
+    @api.post("/get_reward", tags=["OpenRLHF"])
     async def get_reward(request: RewardRequest) -> ScoreAnswer:
         "Answer as OpenRLHF expects of a remote reward model."
         if request.prompts is not None:
@@ -180,11 +176,12 @@ def _reward_routes(
         scored = await service.score(partial(read_get_reward, request, service.scorer.tokenizer))
         return ScoreAnswer(rewards=[rewards[0] for rewards in scored.rewards])
 
-    @api.get("/metrics", response_class=Response)
+    @api.get("/metrics", tags=["Status"], response_class=Response)
     async def metrics():
         "Return the metrics for Prometheus."
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
+    add_client_routes(api, service)
     return api
 
 # %% ../../nbs/08f_routes.ipynb #92c28213
@@ -194,7 +191,7 @@ def _status_routes(
     "Return the routes that are open."
     api = APIRouter()
 
-    @api.get("/health")
+    @api.get("/health", tags=["Status"])
     async def health() -> dict[str, Any]:
         "Report whether the server answers, and which model it serves."
         task = service.batcher.task

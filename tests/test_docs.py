@@ -453,6 +453,9 @@ def test_what_is_marked_for_the_style_of_the_site(docs):
     code = f"a {marked('-m')} b {marked('--output_dir')} <b>{marked('--x-y')}</b> c--d"
     assert shown == f"<p>x --no</p><code>{code}</code>"
     assert hooks.on_page_content("<td>see --x-y</td>") == f"<td>see {marked('--x-y')}</td>"
+    printed = '<div class="language-text highlight{}"><pre><span></span><code>{}</code></pre></div>'.format
+    for text, is_prose in (("one\ntwo words", True), ("a  b", False), ("a\n b", False)):
+        assert hooks.on_page_content(printed("", text)) == printed(" prose" if is_prose else "", text)
     numbers = "<p>5 % of {}, <b>2</b> %</p><pre>5 % of 1e-5</pre><i>{}, a1e-5</i>".format
     assert hooks.on_page_content(numbers("1e-5", "2.5e-07")) == numbers(marked("1e-5"), marked("2.5e-07")).replace(
         "<p>5 %", "<p>5\u00a0%"
@@ -1091,6 +1094,13 @@ SEEN_AT_A_WIDTH = """() => ({
         .filter(block => block.scrollWidth > block.clientWidth).map(block => block.innerText),
     broken: [...document.querySelectorAll("article .option")]
         .filter(option => option.getClientRects().length > 1).map(option => option.innerText),
+    scrolledFormulas: [...document.querySelectorAll("article .arithmatex")]
+        .filter(formula => formula.scrollWidth > formula.clientWidth).map(formula => formula.innerText),
+    covered: [...document.querySelectorAll("article pre > .md-code__nav")].filter(nav => {
+        const code = nav.parentElement.querySelector("code");
+        const top = code.getBoundingClientRect().top + parseFloat(getComputedStyle(code).paddingTop);
+        return nav.offsetHeight && getComputedStyle(nav).opacity > 0 && nav.getBoundingClientRect().bottom > top + 1;
+    }).map(nav => nav.parentElement.innerText),
     scrolledParameters: [...document.querySelectorAll("article [data-parameters]")]
         .filter(table => table.scrollWidth > table.clientWidth).map(table => table.innerText),
 })"""
@@ -1100,7 +1110,7 @@ def test_every_page_at_desktop_and_phone_width(browser, site):
     """
     No error, no request that leaves the machine, formulas typeset, pictures there.
 
-    Nothing scrolls sideways, and no line ends inside the name of an option.
+    Nothing scrolls sideways, no line ends inside the name of an option, and the button that copies covers no code.
     """
     paths = sorted(path for path in site.rglob("*.html") if path.name != "404.html")  # of the published site
     context = browser.new_context(reduced_motion="reduce")  # otherwise it is drawn many times
@@ -1135,6 +1145,7 @@ def test_every_page_at_desktop_and_phone_width(browser, site):
             seen = page.evaluate(SEEN_AT_A_WIDTH)
             assert seen["hasPictures"] and seen["width"] <= width, name
             assert width != 1280 or seen["scrolled"] == [], name
+            assert seen["scrolledFormulas"] == [] and seen["covered"] == [], name
             assert seen["broken"] == [] and seen["scrolledParameters"] == [] and seen["scrolledCommands"] == [], name
         assert page.wrong == [], name
         load_next(page)

@@ -1,6 +1,6 @@
 """
 Hooks of mkdocs: the search leaves out formulas, options and numbers stay in one line, a phone can stack the cells of
-the reference, and the link to the repository does not ask GitHub for its stars.
+the reference and wrap printed sentences, and the link to the repository does not ask GitHub for its stars.
 """
 import re
 
@@ -13,6 +13,7 @@ PIECE = re.compile(
     flags=re.DOTALL,
 )
 POWER = re.compile(r"(?<![\w.])(\d[\d.]*e-\d+)")  # 1e-5
+PRINTED = re.compile(r'<div class="language-text highlight">(<pre>.*?</pre>)', flags=re.DOTALL)
 PARAMETERS = re.compile(r"<table>(\s*<thead>\s*<tr>\s*<th></th>\s*<th>Type</th>\s*<th>Default</th>)")
 OPTIONS = re.compile(r"<table>(\s*<thead>\s*<tr[^>]*>\s*<th>option</th>\s*<th>what it means</th>\s*<th>commands</th>)")
 
@@ -33,10 +34,17 @@ def with_numbers_whole(match):
     return POWER.sub(r'<span class="option">\1</span>', re.sub(r"(?<=\d) %", "\u00a0%", match[0]))
 
 
+def with_sentences_marked(match):
+    "Return printed text, marked unless it has indented lines or columns, which a wrapped line would spoil."
+    has_columns = re.search(r"^ |  ", TAG.sub("", match[1]), flags=re.MULTILINE)
+    return match[0] if has_columns else f'<div class="language-text highlight prose">{match[1]}'
+
+
 def on_page_content(html, **_):
     "Leave formulas out of the search, which would show them as raw TeX, and mark what docs/assets/site.css shows."
     html = PIECE.sub(with_numbers_whole, html)
     html = html.replace('class="arithmatex"', 'class="arithmatex" data-search-exclude')
+    html = PRINTED.sub(with_sentences_marked, html)
     html = PARAMETERS.sub(r"<table data-parameters>\1", html)
     html = OPTIONS.sub(r"<table data-parameters data-options>\1", html)
     return CODE.sub(with_options_whole, html)

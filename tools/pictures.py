@@ -243,10 +243,10 @@ def run_all(arguments):
     path = next(filter(None, map(shutil.which, names)), None)
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        take_pictures(browser, (WORK / "report/report.html").as_uri(), "report", 720, height=740)
+        take_pictures(browser, (WORK / "report/report.html").as_uri(), "report", 520, height=940)
         port = free_port()
         with served(words_of(f"{SERVE} {port}"), port, "health") as address:
-            take_pictures(browser, address, "ranking", 640, rank_example)
+            take_pictures(browser, address, "ranking", 520, rank_example)
         if with_trackio:
             take_trackio(browser)
         browser.close()

@@ -142,6 +142,10 @@ def test_a_wrong_yaml_file_is_refused(text, problem, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["score", "a.yaml", "--config", "b.yaml"])
     assert "there is more than one YAML file, a.yaml and --config" in capsys.readouterr().err
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}')
+    with pytest.raises(SystemExit):
+        main(["train", str(tmp_path / "rows.jsonl")])
+    assert "rows.jsonl' has rows; expected a YAML file of arguments." in capsys.readouterr().err
 
 
 def test_train_takes_the_names_of_the_others(tmp_path):
@@ -162,19 +166,22 @@ def test_train_takes_the_names_of_the_others(tmp_path):
     ("serve", ["--model", "m", "--max-bodi", "1"], "did you mean 'max_body'?"),
     ("evaluate", ["--benchmrk", "suite"], "did you mean 'benchmark'?"),
     ("audit", ["a", "--find-flip"], "did you mean 'find_flips'?"),
-    ("audit", [], "there is no data; expected --data FILE, or it without --data."),
+    ("audit", [], "FILE is missing; expected rlhf_reward audit FILE …."),
+    ("train", ["--lr", "1e-5"], "did you mean 'learning_rate'?"),
+    ("train", ["--batch-size", "4"], "did you mean 'per_device_train_batch_size'?"),
     ("verify", ["--modle", "m"], "did you mean 'model'?"),
     ("convert", ["a", "b", "c"], "unknown argument 'c'"),
     ("convert", ["a", "--model", "b"], "model is given twice, as a and as --model b"),
     ("completion", ["fish"], "shell is 'fish'; expected one of bash, zsh, tcsh."),
-    ("completion", [], "there is no shell; expected --shell SHELL, or it without --shell."),
+    ("convert", ["a"], "OUT is missing; expected rlhf_reward convert FOLDER OUT."),
+    ("completion", [], "SHELL is missing; expected rlhf_reward completion SHELL with one of bash, zsh, tcsh."),
     ("train", ["--out_dir", "x"], "did you mean 'output_dir'?"),
     ("train", ["none.yaml"], "one of the recipes attributes, full, head, kwise, lora, qlora"),
     ("train", ["heads"], "arguments that begin with --; did you mean 'head'?"),
     ("train", [str(RECIPES["full"].parent / "fsdp2.yaml")], "is for accelerate; expected arguments of the command"),
     ("score", ["--normalize=yes"], "--normalize is 'yes'; expected true or false."),
     ("trian", [], "unknown command 'trian'; did you mean 'train'?"),
-    ("--modle", ["m"], "rlhf_reward: error"),
+    ("--model", ["m", "train"], "'--model' comes before the command; expected one of audit, train,"),
 ])
 def test_errors_name_what_was_meant(command, argv, message, capsys):
     with pytest.raises(SystemExit) as exit:

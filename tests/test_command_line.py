@@ -441,6 +441,9 @@ def test_layers_are_kept_of_a_new_model_only(tiny, tmp_path):
         return prepare_trainer(*parse_train([*words, "--output_dir", str(tmp_path), "--max_length", "64", *QUICK]))
 
     assert len(prepared("base", "1").model.backbone.layers) == 1
+    for number in ("0", "9"):
+        with pytest.raises(ValueError, match=f"--num_hidden_layers is {number}; expected 1 to 2, the layers of"):
+            prepared("base", number)
     with pytest.raises(ValueError, match="is a reward model, whose head reads its last layer; expected no --num"):
         prepared("model", "1")
     with pytest.raises(ValueError, match="layers"): # weights of which are missing

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 import rlhf_reward
 from rlhf_reward import RewardModel
 from rlhf_reward.cli import COMMANDS, main, parse_train
-from rlhf_reward.cli.arguments import read_data
+from rlhf_reward.cli.arguments import exit_on_error, read_data
 from rlhf_reward.cli.config import GENERAL, options_by_name
 from rlhf_reward.cli.train_command import next_words, prepare_trainer
 from rlhf_reward.cli.train_help import GROUPS, RECIPES, TABLE, options_of_train, train_parser
@@ -187,6 +187,14 @@ def test_errors_name_what_was_meant(command, argv, message, capsys):
     with pytest.raises(SystemExit) as exit:
         main([command, *argv])
     assert exit.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_tracker_without_a_login_ends_in_its_message():
+    no_login = type("UsageError", (Exception,), {"__module__": "wandb.errors.errors"})
+    with pytest.raises(SystemExit, match="^rlhf_reward train: No API key.* --report_to none"), exit_on_error("train"):
+        raise no_login("No API key configured.")
+    with pytest.raises(KeyError), exit_on_error("train"):
+        raise KeyError("a fault of the library")
 
 
 def printed_config(command, argv, path, capsys):

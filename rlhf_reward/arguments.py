@@ -117,6 +117,10 @@ class RewardConfig(TrainingArguments):
             self.logging_first_step = False # which transformers would log
         super().__post_init__()
         check_trackers(self.report_to)
+        for name, least in (("learning_rate", 0), ("max_length", 1)): # before texts are tokenized
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; expected {least} or more.")
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False # torch warns about it there
         if self.dataloader_pin_memory: # then the copy of a batch need not be waited for

@@ -44,7 +44,10 @@ def checked_weights(
         )
     listed = ", ".join(names)
     if not isinstance(weights, dict) or not weights.keys() <= set(names):
-        raise ValueError(f"attribute_weights is {weights!r:.200}; expected weights by name, of {listed}.")
+        raise ValueError(
+            f"attribute_weights is {weights!r:.200}; expected weights by name, of {listed}. Other attributes than "
+            "those of a recipe need attribute_weights of their own."
+        )
     for name, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
             raise ValueError(f"The weight of {name} is {weight!r:.60}; expected a finite number.")

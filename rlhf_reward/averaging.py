@@ -146,7 +146,7 @@ def _checked(models):
     "Return the parts. Raise `ValueError` for fewer than two, one that is given twice, and others than the first."
     names = [local_name(model) for model in models]
     if len(names) < 2:
-        raise ValueError(f"There are {len(names)} models to average; expected two or more.")
+        raise ValueError(f"The models to average are {names}; expected two or more, each by itself, no commas.")
     resolved = [str(Path(name).resolve()) for name in names]
     for index, path in enumerate(resolved):
         if path in resolved[:index]:

@@ -214,9 +214,16 @@ def check_recorded(
         over = part.facts.get("reward_over")
         if over != first:
             raise ValueError(
-                f"The standard deviation of the rewards of {part.name!r} is over {over}, and that of "
-                f"{parts[0].name!r} over {first}; expected the same data. {remedy}"
+                f"The standard deviation of the rewards of {part.name!r} is over {_over_words(over)}, and that of "
+                f"{parts[0].name!r} over {_over_words(first)}; expected the same data. {remedy}"
             )
+
+
+def _over_words(over):
+    "Return the data of a recorded scale as text."
+    if not isinstance(over, dict):
+        return "unknown data"
+    return f"{over.get('responses')} responses of {over.get('data')!r}"
 
 # %% ../nbs/01o_averaging_parts.ipynb #79a3752f
 def tokenizer_differences(

@@ -159,6 +159,12 @@ def _read_head(model_name, kwargs):
             "reward. Scorer.from_pretrained opens a sequence classifier as it is."
         )
     head = find_head(model_name, kwargs, config)
+    facts = getattr(config, "rlhf_reward", {})
+    if head is None and facts:
+        raise ValueError(
+            f"{str(model_name)!r} is a checkpoint of this library; expected one of another library, or an adapter to "
+            f"merge. {facts.get('note', '')}"
+        )
     if head is None:
         raise ValueError(
             f"{str(model_name)!r} has no reward head that is known here; expected a linear layer of one row in "

@@ -18,10 +18,11 @@ from .model_tools import count_parameters
 
 # %% ../nbs/05k_log_line.ipynb #8e0c3dd2
 FIELDS = ("loss", "accuracy", "margin", "grad_norm", "learning_rate") # of a log of training, after the step
-OF_EVALUATION = ( # the second field tells which of them: of pairs, of ratings, of labels
+OF_EVALUATION = ( # the second field tells which of them: of pairs, of ratings, of labels, of ratings by attribute
     ("loss", "accuracy", "margin", "pairs"),
     ("loss", "spearman", "pearson", "mse"),
     ("loss", "auroc", "labels_right", "offset"),
+    ("loss", "reward_mean", "reward_std", "responses"), # which the others have too
 )
 
 

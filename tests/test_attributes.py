@@ -256,7 +256,7 @@ def test_weights_are_equal_until_they_are_set(base):
     with torch.no_grad():
         torch.testing.assert_close(model(IDS), outputs_of(model).mean(dim=1, keepdim=True))
     for weights, problem in (
-        ({"three": 1.0}, "expected weights by name, of one, two"),
+        ({"three": 1.0}, "expected weights by name, of one, two. Other attributes than those of a recipe need"),
         ({"one": math.inf}, "The weight of one is inf; expected a finite number"),
         ({"one": "1"}, "The weight of one is '1'"),
         ({"one": 0.0}, "All of attribute_weights are 0"),

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 import rlhf_reward
 from rlhf_reward import RewardModel
 from rlhf_reward.cli import COMMANDS, main, parse_train
-from rlhf_reward.cli.arguments import read_data
+from rlhf_reward.cli.arguments import exit_on_error, read_data
 from rlhf_reward.cli.config import GENERAL, options_by_name
 from rlhf_reward.cli.train_command import next_words, prepare_trainer
 from rlhf_reward.cli.train_help import GROUPS, RECIPES, TABLE, options_of_train, train_parser
@@ -142,6 +142,10 @@ def test_a_wrong_yaml_file_is_refused(text, problem, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["score", "a.yaml", "--config", "b.yaml"])
     assert "there is more than one YAML file, a.yaml and --config" in capsys.readouterr().err
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}')
+    with pytest.raises(SystemExit):
+        main(["train", str(tmp_path / "rows.jsonl")])
+    assert "rows.jsonl' has rows; expected a YAML file of arguments." in capsys.readouterr().err
 
 
 def test_train_takes_the_names_of_the_others(tmp_path):
@@ -162,12 +166,15 @@ def test_train_takes_the_names_of_the_others(tmp_path):
     ("serve", ["--model", "m", "--max-bodi", "1"], "did you mean 'max_body'?"),
     ("evaluate", ["--benchmrk", "suite"], "did you mean 'benchmark'?"),
     ("audit", ["a", "--find-flip"], "did you mean 'find_flips'?"),
-    ("audit", [], "there is no data; expected --data FILE, or it without --data."),
+    ("audit", [], "FILE is missing; expected rlhf_reward audit FILE …."),
+    ("train", ["--lr", "1e-5"], "did you mean 'learning_rate'?"),
+    ("train", ["--batch-size", "4"], "did you mean 'per_device_train_batch_size'?"),
     ("verify", ["--modle", "m"], "did you mean 'model'?"),
     ("convert", ["a", "b", "c"], "unknown argument 'c'"),
     ("convert", ["a", "--model", "b"], "model is given twice, as a and as --model b"),
     ("completion", ["fish"], "shell is 'fish'; expected one of bash, zsh, tcsh."),
-    ("completion", [], "there is no shell; expected --shell SHELL, or it without --shell."),
+    ("convert", ["a"], "OUT is missing; expected rlhf_reward convert FOLDER OUT."),
+    ("completion", [], "SHELL is missing; expected rlhf_reward completion SHELL with one of bash, zsh, tcsh."),
     ("train", ["--out_dir", "x"], "did you mean 'output_dir'?"),
     ("train", ["none.yaml"], "one of the recipes attributes, full, head, kwise, lora, qlora"),
     ("train", ["heads"], "arguments that begin with --; did you mean 'head'?"),
@@ -175,12 +182,20 @@ def test_train_takes_the_names_of_the_others(tmp_path):
     ("train", ["fsdp2"], "configs/fsdp2.yaml -m rlhf_reward train …"),
     ("score", ["--normalize=yes"], "--normalize is 'yes'; expected true or false."),
     ("trian", [], "unknown command 'trian'; did you mean 'train'?"),
-    ("--modle", ["m"], "rlhf_reward: error"),
+    ("--model", ["m", "train"], "'--model' comes before the command; expected one of audit, train,"),
 ])
 def test_errors_name_what_was_meant(command, argv, message, capsys):
     with pytest.raises(SystemExit) as exit:
         main([command, *argv])
     assert exit.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_tracker_without_a_login_ends_in_its_message():
+    no_login = type("UsageError", (Exception,), {"__module__": "wandb.errors.errors"})
+    with pytest.raises(SystemExit, match="^rlhf_reward train: No API key.* --report_to none"), exit_on_error("train"):
+        raise no_login("No API key configured.")
+    with pytest.raises(KeyError), exit_on_error("train"):
+        raise KeyError("a fault of the library")
 
 
 def printed_config(command, argv, path, capsys):
@@ -444,6 +459,9 @@ def test_layers_are_kept_of_a_new_model_only(tiny, tmp_path):
         return prepare_trainer(*parse_train([*words, "--output_dir", str(tmp_path), "--max_length", "64", *QUICK]))
 
     assert len(prepared("base", "1").model.backbone.layers) == 1
+    for number in ("0", "9"):
+        with pytest.raises(ValueError, match=f"--num_hidden_layers is {number}; expected 1 to 2, the layers of"):
+            prepared("base", number)
     with pytest.raises(ValueError, match="is a reward model, whose head reads its last layer; expected no --num"):
         prepared("model", "1")
     with pytest.raises(ValueError, match="layers"): # weights of which are missing

@@ -270,6 +270,11 @@ def encoder(folder):
     word_tokenizer().save_pretrained(folder)
 
 
+def mean_over_the_response(folder):
+    base = save_language_model("llama", folder / "base")
+    RewardModel(str(base), device="cpu", pooling="mean").save_pretrained(folder, word_tokenizer())
+
+
 REFUSED = {
     two_layers: "weights that are neither of its LlamaModel nor of the head v_head.weight: v_head.before.weight",
     two_heads: "has 2 heads of one row",
@@ -277,6 +282,7 @@ REFUSED = {
     not_finite: "infinite or not a number",
     encoder: r"is an encoder \(bert\); expected a decoder",
     language_model: "has no reward head that is known here",
+    mean_over_the_response: "is a checkpoint of this library; expected one of another library, or an adapter to merge",
 }
 
 

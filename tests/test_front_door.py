@@ -38,6 +38,13 @@ def model(base):
 # ----- training
 
 
+@pytest.mark.parametrize("name, remedy", [("tensorboard", "pip install tensorboard"), ("tensorbord", "among azure_ml")])
+def test_a_tracker_that_is_not_installed_is_refused_with_the_arguments(name, remedy, tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf_reward.arguments.integration_utils.is_tensorboard_available", bool)
+    with pytest.raises(ValueError, match=f"report_to has '{name}'.*{remedy}"):
+        RewardConfig(str(tmp_path), use_cpu=True, report_to=name)
+
+
 def test_the_order_of_trl(base, tmp_path, monkeypatch, caplog, capsys):
     "A name and a list train, the output folder opens, and its name continues the training."
     monkeypatch.chdir(tmp_path)

@@ -66,6 +66,12 @@ def test_a_run_prints_lines_and_trackers_get_all(with_bar, tmp_path, capsys, mon
     assert all({"tokens_saved", "pairs", "tokens_per_second"} <= logs.keys() for logs in tracker.logs if "loss" in logs)
 
 
+def test_an_evaluation_of_ratings_by_attribute_has_one_short_line():
+    logs = {"eval_loss": 49.29, "eval_pairs": 0, "eval_reward_mean": 0.5, "eval_reward_std": 0.9}
+    logs |= {"eval_responses": 24, "eval_runtime": 0.05, "eval_samples_per_second": 111.8}
+    assert log_line(logs, 1, 2) == "step 1/2  eval  loss 49.29  reward_mean 0.5  reward_std 0.9  responses 24"
+
+
 def test_callbacks_of_others_stay(tmp_path):
     class Mine(PrinterCallback):
         pass

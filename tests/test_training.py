@@ -446,6 +446,12 @@ def test_a_batch_of_nothing_is_rejected(base, tmp_path, option):
         make_trainer(base, tmp_path, **{option: 0})
 
 
+@pytest.mark.parametrize("option, value", [("learning_rate", -1.0), ("max_length", 0)])
+def test_what_no_run_can_have_is_refused_before_texts_are_tokenized(option, value, tmp_path):
+    with pytest.raises(ValueError, match=f"^{option} is {value}; expected . or more"):
+        RewardConfig(str(tmp_path), use_cpu=True, **{option: value})
+
+
 @pytest.mark.parametrize("option", ["dispatch_batches", "split_batches"])
 def test_slicing_batches_between_processes_is_rejected(base, tmp_path, option):
     with pytest.raises(ValueError, match="a batch of comparisons cannot be sliced"):

@@ -119,5 +119,6 @@ def _chosen(argv):
         close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(COMMANDS)}."
         parser.error(f"unknown command {argv[0]!r}{hint}")
-    chosen, rest = parser.parse_known_args(argv)
-    return chosen.command, rest
+    if argv[0] not in ("-h", "--help", "--version"):
+        parser.error(f"{argv[0]!r} comes before the command; expected one of {', '.join(COMMANDS)} first.")
+    parser.parse_args(argv[:1])  # which exits

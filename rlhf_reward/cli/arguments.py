@@ -370,6 +370,9 @@ def write_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 # %% ../../nbs/09a_cli_arguments.ipynb #15e4ab22
+_TRACKERS = ("wandb.", "trackio.", "comet_ml.", "mlflow.")  # whose errors tell what to do, such as to log in
+
+
 @contextmanager
 def exit_on_error(
     command: str,  # such as "score"
@@ -381,3 +384,7 @@ def exit_on_error(
         yield
     except (ValueError, OSError, ImportError, DatasetsError) as error:
         sys.exit(f"rlhf_reward {command}: {error}")
+    except Exception as error:
+        if not type(error).__module__.startswith(_TRACKERS):
+            raise
+        sys.exit(f"rlhf_reward {command}: {error} To train without this tracker: --report_to none.")

@@ -25,6 +25,15 @@ SYNONYMS = {  # by name; where a command has only the other one
     "output": "output_dir",
     "output_dir": "output",
 }
+_OTHER_NAMES = {  # that people type, for suggestions
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "lora_rank": "lora_r",
+    "file": "data",
+    "input": "data",
+}
 GENERAL = ("help", "help_all", "config", "print_config")  # options of every command, which no YAML file has
 ON_COMMAND_LINE = "on the command line (a YAML file comes first)"
 
@@ -53,7 +62,7 @@ def option_name(
     if name in options:
         return name
     names = [*options, *(other for other, ours in SYNONYMS.items() if ours in options)]
-    close = difflib.get_close_matches(name, names, n=1)
+    close = [_OTHER_NAMES[name]] if _OTHER_NAMES.get(name) in names else difflib.get_close_matches(name, names, n=1)
     suggestion = f"; did you mean {close[0]!r}?" if close else "."
     raise ValueError(f"unknown argument {given!r} {where}{suggestion}")
 
@@ -67,6 +76,8 @@ def read_config(
     if not Path(path).is_file():
         problem = "is a folder" if Path(path).is_dir() else "does not exist"
         raise ValueError(f"{path!r} {problem}; expected a YAML file of arguments, or arguments that begin with --.")
+    if Path(path).suffix in (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow"):
+        raise ValueError(f"{path!r} has rows; expected a YAML file of arguments. Rows are given as --data {path}.")
     try:
         text = Path(path).read_text(encoding="utf-8")
         config = yaml.safe_load(text) or {}

@@ -165,7 +165,10 @@ class CommandParser(argparse.ArgumentParser):
                     self.error(f"{name} is given twice, as {rest[0]} and as --{name} {given}; expected it once.")
                 given = rest.pop(0)
             if not given and not is_printed:
-                self.error(f"there is no {name}; expected --{name} {options[name].metavar}, or it without --{name}.")
+                missing = options[name].metavar
+                command = self.usage.replace("[CONFIG.yaml] ", "").replace(" [--OPTION VALUE …]", "")
+                kinds = f" with one of {', '.join(options[name].choices)}" if options[name].choices else ""
+                self.error(f"{missing} is missing; expected {command}{kinds}.")
             choices = options[name].choices
             if given and choices and given not in choices:
                 self.error(f"{name} is {given!r}; expected one of {', '.join(choices)}.")

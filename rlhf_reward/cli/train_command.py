@@ -241,6 +241,18 @@ def _merge_base(adapter, job, args):
     return folder
 
 
+def _check_layers(name, number):
+    "Raise `ValueError` for fewer layers than one, or more than the model has."
+    from rlhf_reward.checkpoint_files import load_config
+    from rlhf_reward.composite import text_config
+    from rlhf_reward.sft_adapters import base_of
+
+    _, base_name, options = base_of(name, {})
+    layers = getattr(text_config(load_config(base_name, options)[1]), "num_hidden_layers", None)
+    if number < 1 or layers is not None and number > layers:
+        raise ValueError(f"--num_hidden_layers is {number}; expected 1 to {layers}, the layers of {name!r}.")
+
+
 def _open_model(name, job, args):
     "Open a language model with a new head, or a reward model with its own."
     from rlhf_reward.checkpoint_files import is_adapter
@@ -270,6 +282,7 @@ def _open_model(name, job, args):
         options["attributes"] = job.attributes
         options["heads"] = 1 if job.heads is None else job.heads
         if job.num_hidden_layers is not None:
+            _check_layers(name, job.num_hidden_layers)
             options["num_hidden_layers"] = job.num_hidden_layers
         head = "has no reward head to continue from; training starts from a new head on its backbone"
     logging.getLogger("rlhf_reward").info("%s %s.", name, head)

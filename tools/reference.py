@@ -6,6 +6,7 @@ A parameter or field is described by the comment at its end, or else by the line
 """
 import ast
 import io
+import re
 import tokenize
 from configparser import ConfigParser
 from pathlib import Path
@@ -150,17 +151,23 @@ def constructor(node):
     return node
 
 
+def in_cell(text):
+    "Return text for the cell of a table, whose end is a vertical line, except in code."
+    return re.sub(r"(`[^`]*`)|\|", lambda match: match[1] or r"\|", text)
+
+
 def table(rows, node, found):
     "Return the Markdown table of parameters, types, defaults and comments; empty for a function without them."
     lines = []
     for row in rows:
-        cells = [f"`{row.name}`", row.type and f"`{row.type}`", row.default and f"`{row.default}`", row.comment]
+        type_and_default = [text and f"`{text}`" for text in (row.type, row.default)]
+        cells = [f"`{row.name}`", *type_and_default, in_cell(row.comment)]
         lines.append("| " + " | ".join(cells) + " |")
     returns = getattr(node, "returns", None)
     if annotation(returns) not in ("", "None"):
         comment = comment_of(returns.lineno, returns.end_lineno, found, returns.lineno > node.lineno)
         if comment or rows:
-            lines.append(f"| **Returns** | `{annotation(returns)}` |  | {comment} |")
+            lines.append(f"| **Returns** | `{annotation(returns)}` |  | {in_cell(comment)} |")
     header = ["|  | Type | Default | Details |", "| --- | --- | --- | --- |"]
     return "\n".join(header + lines) if lines else ""
 

@@ -41,10 +41,13 @@ ROWS_AT_ONCE = 500
 
 def check_output(
     output: str, # as in `score_file`
+    data: Optional[str] = None, # the rows, which it must not be
 ) -> None:
-    "Raise `ValueError` unless it is the name of a .jsonl file, `FileExistsError` if it exists."
+    "Raise `ValueError` unless it is the name of another .jsonl file, `FileExistsError` if it exists."
     if Path(output).suffix != ".jsonl":
         raise ValueError(f"output is {output!r}; expected the name of a .jsonl file.")
+    if data is not None and Path(output).resolve() == Path(data).resolve():
+        raise ValueError(f"output is {output!r}, the file of the rows; expected another name.")
     if Path(output).exists():
         state = " already, and complete" if Path(output).is_file() else " already"
         raise FileExistsError(f"{output!r} exists{state}; remove it, or choose another name.")
@@ -86,7 +89,7 @@ def score_file(
     if processes is not None and not processes.is_main_process:
         done, = broadcast_object_list([None])
         return _write(rows, score, os.devnull, done, processes)
-    check_output(output)
+    check_output(output, data)
     part = Path(f"{output}.part")
     lock = Path(f"{part}.lock")
     part.parent.mkdir(parents=True, exist_ok=True)

@@ -168,6 +168,7 @@ def test_train_takes_the_names_of_the_others(tmp_path):
     ("audit", ["a", "--find-flip"], "did you mean 'find_flips'?"),
     ("audit", [], "FILE is missing; expected rlhf_reward audit FILE …."),
     ("train", ["--lr", "1e-5"], "did you mean 'learning_rate'?"),
+    ("train", ["--device", "cpu"], "did you mean 'use_cpu'?"),
     ("train", ["--batch-size", "4"], "did you mean 'per_device_train_batch_size'?"),
     ("verify", ["--modle", "m"], "did you mean 'model'?"),
     ("convert", ["a", "b", "c"], "unknown argument 'c'"),

@@ -295,6 +295,8 @@ def test_no_two_runs_are_mixed(scorer, model, tmp_path, output, small_chunks):
     score_file(scorer, data, str(whole))
     with pytest.raises(FileExistsError, match="exists already, and complete"):
         score_file(scorer, data, str(whole))
+    with pytest.raises(ValueError, match="the file of the rows; expected another name"):  # not: remove it
+        score_file(scorer, data, data)
     part = Path(f"{output}.part")
     begun = b"".join(whole.read_bytes().splitlines(keepends=True)[:45])
     with_another_head = Scorer(RewardModel(model, 0.0, "cpu"), scorer.tokenizer)

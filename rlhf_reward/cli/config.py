@@ -31,6 +31,7 @@ _OTHER_NAMES = {  # that people type, for suggestions
     "num_epochs": "num_train_epochs",
     "batch_size": "per_device_train_batch_size",
     "lora_rank": "lora_r",
+    "device": "use_cpu",
     "file": "data",
     "input": "data",
 }

@@ -66,7 +66,7 @@ def score(
     try:
         with exit_on_error("score"):
             if processes.is_main_process:
-                check_output(options.output)  # before the model is opened
+                check_output(options.output, options.data)  # before the model is opened
             scorer = open_scorer(options, device)
             counts = score_file(
                 scorer,

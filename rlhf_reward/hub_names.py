@@ -51,9 +51,10 @@ def hub_problem(
     for switch in SWITCHES:
         if _is_set(switch):
             remedy = f"The hub is switched off by {switch}={os.environ[switch]}: unset it to download"
+    reason = " ".join(str(error).split()).removesuffix(".")
     return (
         f"{_no_path(name, kind)} and could not be opened on the hub; expected {expected}. {remedy}, or give the path "
-        f"of a copy. The hub reports: {error}"
+        f"of a copy. The hub reports: {reason}."
     )
 
 

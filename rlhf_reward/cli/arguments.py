@@ -311,11 +311,11 @@ def read_chat_template(
     name: str,  # a file, or a model whose tokenizer has a chat template
 ) -> str:
     "Return a chat template. Raise `ValueError` if there is none, or one that is no template."
-    from transformers import AutoTokenizer
+    from rlhf_reward.checkpoint_files import open_tokenizer
 
     file = Path(name)
     try:
-        template = file.read_text("utf-8") if file.is_file() else AutoTokenizer.from_pretrained(name).chat_template
+        template = file.read_text("utf-8") if file.is_file() else open_tokenizer(name).chat_template
     except UnicodeDecodeError as error:
         raise ValueError(f"The chat template {name!r} is not text ({error}); expected UTF-8.") from None
     if not template:

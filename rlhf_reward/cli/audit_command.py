@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .arguments import DATA_HELP, FILES_HELP, FORM_HELP, VERDICTS_HELP, add_data_arguments, data_source
 from .arguments import exit_on_error, parse_columns, parse_verdicts
-from .parser import CommandParser, given_words, print_next
+from .parser import CommandParser, at_least_one, given_words, print_next
 
 # %% ../../nbs/09f_cli_audit.ipynb #b86e714f
 def audit_parser() -> CommandParser:
@@ -56,7 +56,7 @@ def audit_parser() -> CommandParser:
     )
     length.add_argument(
         "--max_length",
-        type=int,
+        type=at_least_one,
         default=2048,
         help="maximum tokens of a comparison (default: 2048)",
     )

@@ -10,7 +10,7 @@ import logging
 import os
 
 from .arguments import MODEL_OPTIONS, exit_on_error, open_scorer, scoring_parser
-from .parser import CommandParser, given_words, print_next
+from .parser import CommandParser, at_least_one, given_words, print_next
 
 # %% ../../nbs/09e_cli_serve.ipynb #8913931b
 def serve_parser() -> CommandParser:
@@ -43,13 +43,13 @@ def serve_parser() -> CommandParser:
     )
     server.add_argument(
         "--max_body",
-        type=int,
+        type=at_least_one,
         default=8_000_000,
         help="maximum bytes of a request (default: 8000000)",
     )
     server.add_argument(
         "--max_waiting",
-        type=int,
+        type=at_least_one,
         default=500_000,
         help="maximum tokens in the queue; requests beyond it are refused with 503 (default: 500000)",
     )

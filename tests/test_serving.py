@@ -722,6 +722,8 @@ def test_small_bodies_with_much_in_them(scorer):
 )
 def test_the_command_refuses(options, expected, folder, monkeypatch):
     monkeypatch.delenv("RLHF_REWARD_TOKEN", raising=False)
+    if options[0] in ("--host", "--token"): # refused before anything slow is imported
+        monkeypatch.setitem(sys.modules, "rlhf_reward.serving", None)
     with pytest.raises(SystemExit) as exit:
         main(["serve", "--model", folder, "--device", "cpu", *options])
     assert expected in exit.value.code

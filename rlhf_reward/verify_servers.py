@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from transformers import PreTrainedTokenizerBase
 
+from .quotes import short
 from .verify_probes import OtherRewards, Probe, rewards_together
 
 # %% ../nbs/10i_verify_servers.ipynb #5131e146
@@ -215,7 +216,7 @@ def one_number(
     if value is None: # as many servers write a reward that is not a number
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise CannotVerify(f"The server answers {value!r:.60} for a text; expected a number.")
+        raise CannotVerify(f"The server answers {short(value)} for a text; expected a number.")
     return float(value)
 
 # %% ../nbs/10i_verify_servers.ipynb #6a6db7e9
@@ -246,7 +247,7 @@ def request_rewards(
     try:
         numbers = form.read(json.loads(text))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        problem = f"{form.path} answers {text!r:.100}; expected an answer in the form of {form.kind}."
+        problem = f"{form.path} answers {short(text)}; expected an answer in the form of {form.kind}."
         raise CannotVerify(problem) from None
     if not isinstance(numbers, list) or len(numbers) != len(items):
         count = len(numbers) if isinstance(numbers, list) else "no"

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
+from paths import existing
 from sides import MEMORY, ours, print_nothing, theirs, tokenizer_and_model
 
 from rlhf_reward import RewardModel, load_rows, tokenize_rows
@@ -99,8 +100,8 @@ def parse_arguments():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("train")
-    parser.add_argument("eval")
+    parser.add_argument("train", type=existing)
+    parser.add_argument("eval", type=existing)
     parser.add_argument("--model", help="a folder with a one-label classifier or a backbone and its tokenizer")
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--batch", type=int, default=16)

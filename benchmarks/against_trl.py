@@ -34,6 +34,7 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import Dataset
+from paths import kind_and_file
 from sides import MEMORY, VOCAB, ours, print_nothing, theirs, tokenizer_and_model
 
 from rlhf_reward import RewardModel, load_rows, tokenize_rows
@@ -325,6 +326,7 @@ def parse_arguments():
         "--data",
         action="append",
         default=[],
+        type=kind_and_file,
         metavar="KIND=FILE",
         help="hh=, pairs= or ranked=; may be repeated",
     )
@@ -358,8 +360,7 @@ def main():
     options = parse_arguments()
     data = {}
     texts = []
-    for item in options.data:
-        kind, path = item.split("=", 1)
+    for kind, path in options.data:
         if kind == "hh":
             data[kind] = read_lengths(path)
         else:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from paths import existing
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_reward import RewardModel
@@ -198,7 +199,7 @@ def main():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("lengths", help="the JSON file of hh_lengths.py")
+    parser.add_argument("lengths", type=existing, help="the JSON file of hh_lengths.py")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8, help="comparisons of a step")

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
+from paths import existing_or_synthetic
 from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -161,7 +162,7 @@ def interval(values):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0].strip())
-    parser.add_argument("file", help="pairs, or synthetic")
+    parser.add_argument("file", type=existing_or_synthetic, help="pairs, or synthetic")
     parser.add_argument("--judges", nargs="+", default=["text"], help="text, or models")
     parser.add_argument("--most", type=int, default=4000, help="pairs, chosen at random")
     parser.add_argument("--share", type=float, default=0.2, help="of the labels that is flipped")

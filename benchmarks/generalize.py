@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from paths import existing_path
 
 MEAN = {"pooling": "mean", "num_hidden_layers": 20} # of SmolLM2's 30 layers
 TRAINED = {"head_start": "fitted", "model": MEAN}
@@ -318,8 +319,8 @@ def read_data(arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of a pretrained decoder with a chat template")
-    parser.add_argument("--train", type=Path, help="JSON Lines of comparisons to train on")
-    parser.add_argument("--eval", type=Path, nargs="+", default=[], help="held-out JSON Lines, only reported")
+    parser.add_argument("--train", type=existing_path, help="JSON Lines of comparisons to train on")
+    parser.add_argument("--eval", type=existing_path, nargs="+", default=[], help="held-out JSON Lines, only reported")
     parser.add_argument("--output", type=Path, required=True, help="folder of what is done")
     parser.add_argument("--methods", nargs="+", default=["trl", "fitted head"], choices=METHODS, metavar="METHOD",
                         help=f"of {', '.join(METHODS)}")

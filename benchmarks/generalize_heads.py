@@ -23,6 +23,7 @@ import torch.nn.functional as F
 import transformers
 from generalize_data import read_rows
 from generalize_table import correct
+from paths import existing_path
 
 from rlhf_reward.comparison import ranked_pairs, shared_length
 
@@ -34,7 +35,7 @@ def state_parser(description, output_help):
     "Return a parser with the arguments of a program that fits heads to the states of training comparisons."
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a pretrained decoder with a chat template")
-    parser.add_argument("--train", type=Path, required=True, help="JSON Lines of comparisons")
+    parser.add_argument("--train", type=existing_path, required=True, help="JSON Lines of comparisons")
     parser.add_argument("--output", type=Path, required=True, help=output_help)
     parser.add_argument("--max_characters", type=int, default=1000, help="of a prompt with its longest response")
     return parser

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from datasets import load_dataset
+from paths import existing
 from tokenizers import ByteLevelBPETokenizer
 
 from rlhf_reward.data import load_rows, to_comparison
@@ -37,7 +38,8 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("output", help="the JSON file to write")
-    parser.add_argument("file", nargs="?", help="a local test.jsonl.gz of harmless-base (default: from the hub)")
+    file_help = "a local test.jsonl.gz of harmless-base (default: from the hub)"
+    parser.add_argument("file", nargs="?", type=existing, help=file_help)
     options = parser.parse_args()
     if options.file:
         rows = load_rows(options.file)

@@ -18,6 +18,7 @@ import tempfile
 import time
 
 import torch
+from paths import existing
 from serve_load import OWN_FORM, Connection, make_model, read, running_server, wait_until_ready
 
 from rlhf_reward.scoring import Scorer
@@ -100,7 +101,7 @@ def parse_arguments():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", action="append", required=True)
+    parser.add_argument("--data", action="append", required=True, type=existing)
     parser.add_argument("--small", type=int, default=32, help="clients that send single responses")
     parser.add_argument("--large", type=int, default=1, help="clients that send many")
     parser.add_argument("--responses", type=int, default=1000, help="of a large request")

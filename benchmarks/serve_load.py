@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 import httpx
 import torch
 import transformers
+from paths import existing
 
 from rlhf_reward import RewardModel, load_rows
 from rlhf_reward.data import to_responses
@@ -303,7 +304,7 @@ def parse_arguments():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", action="append", required=True)
+    parser.add_argument("--data", action="append", required=True, type=existing)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--apart", action="store_true", help="no two requests share a beginning")

@@ -17,7 +17,12 @@ from rlhf_reward.synthetic import tiny_decoder
 
 
 def main():
+    if len(sys.argv) < 4:
+        sys.exit(f"train_pairs.py has {len(sys.argv) - 1} arguments; expected TRAIN.jsonl, EVAL.jsonl and OUTPUT_DIR.")
     train_file, eval_file, output_dir, *arguments = sys.argv[1:]
+    for file in (train_file, eval_file):
+        if not Path(file).exists():
+            sys.exit(f"train_pairs.py: {file!r} does not exist; expected a file of rows.")
     texts = []
     for row in load_rows(train_file):
         texts += [row["prompt"], row["chosen"], row["rejected"]]

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .quotes import short
+
 # %% ../nbs/01p_adapter_averaging.ipynb #a446359b
 # options of PEFT's LoRA with which the mean is what the formula says, and those without a function of their own
 KNOWN_OPTIONS = frozenset((
@@ -32,11 +34,11 @@ def check_linear(
         raise ValueError(f"The adapter {name!r} is of the type {config.get('peft_type')}; {expected}")
     for option, value in sorted(config.items()):
         if option not in KNOWN_OPTIONS and value:
-            raise ValueError(f"The adapter {name!r} has {option}={value!r:.80}; {expected}")
+            raise ValueError(f"The adapter {name!r} has {option}={short(value)}; {expected}")
     start = config.get("init_lora_weights", True)
     if start not in PLAIN_STARTS:
         raise ValueError(
-            f"The adapter {name!r} has init_lora_weights={start!r:.80}, which changes the base model by its rank; "
+            f"The adapter {name!r} has init_lora_weights={short(start)}, which changes the base model by its rank; "
             f"{expected}"
         )
 

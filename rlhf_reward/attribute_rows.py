@@ -12,6 +12,7 @@ from typing import Any, Optional, Sequence
 from .comparison import Comparison
 from .fields import finite_number, from_json
 from .mixed_rows import row_name
+from .quotes import short
 from .tokenized import TokenizedComparison
 
 # %% ../nbs/03o_attribute_rows.ipynb #88ce8525
@@ -30,14 +31,14 @@ def read_ratings(
     ratings = {}
     for name, of_name in value.items():
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"the ratings have the attribute {name!r:.60}; expected a name.")
+            raise ValueError(f"the ratings have the attribute {short(name)}; expected a name.")
         if of_name is None: # in a table, an attribute of other rows
             continue
         if num_responses == 1 and not isinstance(of_name, (list, tuple)):
             of_name = [of_name]
         if not isinstance(of_name, (list, tuple)) or len(of_name) != num_responses:
             raise ValueError(
-                f"the ratings of {name} are {of_name!r:.60} for {num_responses} responses; expected a list with a "
+                f"the ratings of {name} are {short(of_name)} for {num_responses} responses; expected a list with a "
                 "number, or null for a missing one, for each response in their order."
             )
         numbers = tuple(finite_number(f"rating of {name}", number) for number in of_name)

@@ -17,6 +17,8 @@ from torch import nn
 from torchtyping import TensorType
 from transformers import PretrainedConfig
 
+from .quotes import short
+
 # %% ../nbs/01m_attributes.ipynb #421f43e7
 def checked_attributes(
     names: Optional[Sequence[str]], # in the order of the outputs; None for a model with one output, the reward
@@ -26,9 +28,9 @@ def checked_attributes(
         return ()
     is_list = isinstance(names, (list, tuple)) and len(names) > 0
     if not is_list or not all(isinstance(name, str) and name.strip() for name in names):
-        raise ValueError(f"attributes is {names!r:.80}; expected a list of names, such as ['helpfulness'], or None.")
+        raise ValueError(f"attributes is {short(names)}; expected a list of names, such as ['helpfulness'], or None.")
     if len(set(names)) < len(names):
-        raise ValueError(f"attributes is {list(names)!r:.200}; expected each name once.")
+        raise ValueError(f"attributes is {short(list(names), 200)}; expected each name once.")
     return tuple(names)
 
 
@@ -39,18 +41,18 @@ def checked_weights(
     "Return the weights of all attributes. Raise `ValueError` for other names, and unless one is not 0."
     if not names:
         raise ValueError(
-            f"attribute_weights is {weights!r:.80}, but the model has one output, the reward; expected none, or a "
+            f"attribute_weights is {short(weights)}, but the model has one output, the reward; expected none, or a "
             "model with attributes."
         )
     listed = ", ".join(names)
     if not isinstance(weights, dict) or not weights.keys() <= set(names):
         raise ValueError(
-            f"attribute_weights is {weights!r:.200}; expected weights by name, of {listed}. Other attributes than "
+            f"attribute_weights is {short(weights, 200)}; expected weights by name, of {listed}. Other attributes than "
             "those of a recipe need attribute_weights of their own."
         )
     for name, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
-            raise ValueError(f"The weight of {name} is {weight!r:.60}; expected a finite number.")
+            raise ValueError(f"The weight of {name} is {short(weight)}; expected a finite number.")
     if not any(weights.values()):
         raise ValueError(f"All of attribute_weights are 0; expected one of {listed} that counts.")
     return {name: float(weights.get(name, 0.0)) for name in names}

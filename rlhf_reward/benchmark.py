@@ -13,6 +13,7 @@ import pandas as pd
 
 from .benchmark_files import read_set
 from .comparison import Comparison, normalized
+from .quotes import short
 
 # %% auto #0
 __all__ = ['KINDS_OF_VALUES', 'RuleSource', 'LoadedComparison', 'prompt_unit', 'key_unit', 'ties_unit', 'accept_all', 'Benchmark',
@@ -166,4 +167,4 @@ def check_row(
         )
     for column, kind in columns.items():
         if not KINDS_OF_VALUES[kind](row[column]):
-            raise ValueError(f"{where} for {name} has {row[column]!r:.60} as {column}; expected {kind}.")
+            raise ValueError(f"{where} for {name} has {short(row[column])} as {column}; expected {kind}.")

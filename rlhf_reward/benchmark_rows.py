@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Optional
 
 from .comparison import Comparison, Text
+from .quotes import short
 from .rows import to_comparison
 
 Keyed = tuple[Comparison, str] # a comparison, and the key that its rule needs
@@ -132,7 +133,7 @@ def read_helpsteer2(
     if second is None or first["prompt"] != second["prompt"]:
         next_prompt = second and second["prompt"]
         raise ValueError(
-            f"{first['prompt']!r:.60} is followed by {next_prompt!r:.60}; "
+            f"{short(first['prompt'])} is followed by {short(next_prompt)}; "
             "expected two rows of one prompt, one after the other."
         )
     if first["helpfulness"] >= second["helpfulness"]:

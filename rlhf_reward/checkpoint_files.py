@@ -13,7 +13,7 @@ from typing import Any, Union
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
@@ -22,6 +22,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING,
 )
 from transformers.utils import cached_file
+
+from .hub_names import hub_problem, is_cached, is_hub_name, report_search, similar_hint
 
 
 # %% ../nbs/01e_checkpoint_files.ipynb #ee2361ec
@@ -83,10 +85,17 @@ def local_name(model_name):
     return str(folder if folder.is_dir() else model_name)
 
 
-def find_file(model_name, file, kwargs):
-    "Return the path of a file of a checkpoint, `None` if it has no such file. Raises `OSError` without the checkpoint."
+def find_file(model_name, file, kwargs, is_required=False):
+    """
+    Return the path of a file of a checkpoint, `None` if it has no such file.
+
+    Raises `OSError` without the checkpoint; without a file that is required, or a connection to the hub for it, too.
+    """
     options = hub_options(kwargs)
-    return cached_file(local_name(model_name), file, _raise_exceptions_for_missing_entries=False, **options)
+    name = local_name(model_name)
+    if not Path(name).exists():
+        report_search(name)
+    return cached_file(name, file, _raise_exceptions_for_missing_entries=is_required, **options)
 
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -112,10 +121,20 @@ def is_encoder_head(name):
 
 
 def is_adapter(model_name, kwargs):
-    "Return whether it is an adapter of PEFT; False if it cannot be opened, for which `load_config` reports the reason."
+    """
+    Return whether it is an adapter of PEFT; False if it cannot be opened, for which `load_config` reports the reason.
+
+    Raises `OSError` without a connection to the hub for a name of which nothing is in the cache.
+    """
+    name = local_name(model_name)
+    if not Path(name).is_dir() and not is_hub_name(model_name):
+        return False
     try:
-        return find_file(model_name, "adapter_config.json", kwargs) is not None
-    except OSError:
+        return find_file(name, "adapter_config.json", kwargs, is_required=True) is not None
+    except OSError as error:
+        is_unreachable = isinstance(error.__cause__, LocalEntryNotFoundError)
+        if is_unreachable and not is_cached(name, cache_dir=kwargs.get("cache_dir")):
+            raise OSError(hub_problem(name, EXPECTED_MODEL, error)) from error
         return False
 
 
@@ -139,12 +158,13 @@ def adapter_weights(folder, kwargs):
     return path
 
 # %% ../nbs/01e_checkpoint_files.ipynb #fa98f2c2
+EXPECTED_MODEL = "the name of a transformers model or a folder that `save_pretrained` wrote"
 CONFIG_FIELDS = {"architectures": list, "auto_map": dict, "rlhf_reward": dict, "transformers_weights": str}
 
 
 def load_config(model_name, kwargs):
     "Return the folder or hub name to load from, and its config. Raises `OSError` if it cannot be opened."
-    expected = "expected the name of a transformers model or a folder that `save_pretrained` wrote"
+    expected = f"expected {EXPECTED_MODEL}"
     path = Path(model_name).expanduser()
     if path.is_dir():
         name = str(path)
@@ -153,11 +173,10 @@ def load_config(model_name, kwargs):
             raise FileNotFoundError(f"The folder {name!r} has no config.json; {expected}. It holds {files[:8]}.")
     else:
         name = str(model_name)
-        is_path = isinstance(model_name, Path) or name.startswith((".", "~", "/")) or name.count("/") > 1
         if path.is_file():
             raise FileNotFoundError(f"{name!r} is a file; {expected}.")
-        if is_path:
-            raise FileNotFoundError(f"{name!r} does not exist; {expected}.")
+        if not is_hub_name(model_name):
+            raise FileNotFoundError(f"{name!r} does not exist{similar_hint(name)}; {expected}.")
     options = hub_options(kwargs)
     for option in ("trust_remote_code", "code_revision"):
         if option in kwargs:
@@ -172,10 +191,7 @@ def load_config(model_name, kwargs):
     except OSError as error:
         if path.is_dir():
             raise ValueError(f"config.json of {name!r} cannot be read; expected JSON. {error}") from error
-        raise OSError(
-            f"{name!r} is no folder in {str(Path.cwd())!r} and could not be opened on the hub; {expected}. The hub "
-            f"reports: {error}"
-        ) from error
+        raise OSError(hub_problem(name, EXPECTED_MODEL, error)) from error
     for field, kind in CONFIG_FIELDS.items():
         value = getattr(config, field, None)
         if value is not None and not isinstance(value, kind):

@@ -17,6 +17,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Json, Value
 
 from .fields import TEXT_COLUMNS, from_json, parsed_cell
 from .labels import LABEL_COLUMNS, labels_note, optional_labels, read_labels
+from .quotes import short
 from .rows import FORMS, row_form
 from .single import VALUE_COLUMNS, single_forms
 from .soft_labels import soft_columns_note
@@ -241,7 +242,7 @@ def messages_as_strings(
             )
         elif all(map(_is_like_messages, values)):
             messages.append(
-                f"The column {column} has strings with roles in them, such as {values[0]!r:.60}, which are used as "
+                f"The column {column} has strings with roles in them, such as {short(values[0])}, which are used as "
                 "they are. If they are conversations, expected lists of messages with role and content, in a CSV as "
                 "JSON."
             )

@@ -1,4 +1,4 @@
-"The earlier home of `comparison`, `rows` and `loading`: every public name of theirs."
+"Every public name of `comparison`, `rows` and `loading`, from one module."
 from .comparison import (
     BadResponse,
     Comparison,

@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Any, Optional, Union
 
 from .comparison import Text
+from .quotes import short
 
 # %% ../nbs/03f_fields.ipynb #c6228294
 def from_json(
@@ -33,7 +34,7 @@ def from_json(
         return None
     kinds = (list, tuple) if kind is list else kind
     if not isinstance(value, kinds):
-        raise ValueError(f"the {name} are {value!r:.60}; expected a {kind.__name__}.")
+        raise ValueError(f"the {name} are {short(value)}; expected a {kind.__name__}.")
     return value
 
 # %% ../nbs/03f_fields.ipynb #683c2189
@@ -67,7 +68,7 @@ def unique_keys(
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"an object has the key {repeated!r:.60} twice; expected each key once")
+        raise ValueError(f"an object has the key {short(repeated)} twice; expected each key once")
     return value
 
 # %% ../nbs/03f_fields.ipynb #77a44b47
@@ -108,7 +109,7 @@ def joined_parts(
         text = part.get("text")
         if not isinstance(text, str) or part.get("type", "text") != "text":
             raise ValueError(
-                f"a message has a part of the type {part.get('type')!r:.60}; expected parts of type "
+                f"a message has a part of the type {short(part.get('type'))}; expected parts of type "
                 "text, since this library scores text alone: leave the others out, or describe them in words."
             )
         texts.append(text)
@@ -118,7 +119,7 @@ def joined_parts(
 def _checked_message(message):
     "Return a message without empty fields. Raise `ValueError` for one without a role, or content and tool calls."
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        problem = f"the message {message!r:.80} has no role; expected role and content, both strings."
+        problem = f"the message {short(message)} has no role; expected role and content, both strings."
         raise ValueError(problem + _from_and_value(message))
     message = joined_parts(without_nulls(message))
     _check_string(message["role"])
@@ -147,12 +148,12 @@ def _without_empty_fields(call):
 def _check_string(text):
     "Raise `ValueError` for anything but a string of valid Unicode."
     if not isinstance(text, str):
-        raise ValueError(f"found {text!r:.80}; expected a text: {TEXT_FORMS}.{_from_and_value(text)}")
+        raise ValueError(f"found {short(text)}; expected a text: {TEXT_FORMS}.{_from_and_value(text)}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the text {text!r:.40} has a lone surrogate at character {error.start}, half of a character; "
+            f"the text {short(text, 40)} has a lone surrogate at character {error.start}, half of a character; "
             "expected valid Unicode: write the text again from its source."
         ) from None
 
@@ -191,7 +192,8 @@ def parsed_cell(
     except (ValueError, RecursionError) as error:
         if text.startswith("[") and _MESSAGE_KEY.search(text):
             raise ValueError(
-                f"{text!r:.60} begins like messages, but is not JSON ({error}); expected JSON, as json.dumps writes it."
+                f"{short(text)} begins like messages, but is not JSON ({error}); expected JSON, as json.dumps writes "
+                "it."
             ) from None
         return cell
     items = value if isinstance(value, list) else [value]
@@ -221,10 +223,10 @@ def finite_number(
     except (ValueError, OverflowError): # an integer may be larger than any float
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"found {value!r:.60} as {name}; expected a finite number.")
+        raise ValueError(f"found {short(value)} as {name}; expected a finite number.")
     if abs(number) > LARGEST_NUMBER:
         raise ValueError(
-            f"found {value!r:.60} as {name}; expected a finite number of at most {LARGEST_NUMBER:g}: losses are "
+            f"found {short(value)} as {name}; expected a finite number of at most {LARGEST_NUMBER:g}: losses are "
             "computed in float32, where larger ones become infinite. Divide them all by the same number."
         )
     return number
@@ -237,10 +239,10 @@ def finite_numbers(
 ) -> tuple[float, ...]: # (count,)
     "Return one float for each response. Raise `ValueError` if there are not as many finite numbers."
     if not isinstance(values, (list, tuple)) or len(values) != count:
-        raise ValueError(f"the {name} are {values!r:.60} for {count} responses; expected one number for each.")
+        raise ValueError(f"the {name} are {short(values)} for {count} responses; expected one number for each.")
     floats = tuple(finite_number(name, value) for value in values)
     if None in floats:
-        raise ValueError(f"the {name} are {list(floats)!r:.60}; expected a number for each response.")
+        raise ValueError(f"the {name} are {short(list(floats))}; expected a number for each response.")
     return floats
 
 # %% ../nbs/03f_fields.ipynb #f71bb931

@@ -29,6 +29,7 @@ from .attributes import AttributeRewards, reward_alone
 from .engine import NotFinite
 from .forms import AS_IS, checked_form, responses_of_form
 from .loading import load_rows
+from .quotes import short
 from .scoring import Scorer
 from .single import RESPONSE_COLUMNS
 from .uncertainty import UncertainReward, check_uncertainty
@@ -315,8 +316,8 @@ def _check_options(part, options, done):
     for name, value in options.items() if done else ():
         if begun.get(name) != value:
             raise ValueError(
-                f"{str(part)!r}, left by an interrupted run, was begun with {name} {begun.get(name)!r:.80}, "
-                f"now {value!r:.80}; {_expected_run(part)}"
+                f"{str(part)!r}, left by an interrupted run, was begun with {name} {short(begun.get(name))}, "
+                f"now {short(value)}; {_expected_run(part)}"
             )
 
 

@@ -10,6 +10,7 @@ __all__ = ['LABEL_COLUMNS', 'GOOD_WORDS', 'BAD_WORDS', 'MEANING_OF_LABEL', 'read
 from typing import Any, Iterable, Optional
 
 from .fields import from_json
+from .quotes import short
 from .verdicts import UnclearVerdict, checked_verdicts, spelled
 
 # %% ../nbs/03o_labels.ipynb #71cf3d4c
@@ -80,7 +81,7 @@ def row_labels(
     if labels is None:
         return None
     if len(labels) != count:
-        raise ValueError(f"the labels are {labels!r:.60} for {count} responses; expected one label for each.")
+        raise ValueError(f"the labels are {short(labels)} for {count} responses; expected one label for each.")
     checked = checked_verdicts(meanings)
     return tuple(_is_good(value, checked) for value in labels)
 
@@ -101,7 +102,7 @@ def _is_good(value, meanings):
         raise UnclearVerdict(unclear_labels("label", [*numbers, word]))
     words = ", ".join(MEANING_OF_LABEL)
     raise ValueError(
-        f"the label is {value!r:.60}; expected one of {words}, or what it means: --verdicts='{word:.60}=good'."
+        f"the label is {short(value)}; expected one of {words}, or what it means: --verdicts='{word:.60}=good'."
     )
 
 # %% ../nbs/03o_labels.ipynb #b7051a5c

@@ -24,6 +24,7 @@ from .comparison import CACHE_VERSION, text_key
 from .data_files import KINDS, find_data_files # KINDS: importable from here too
 from .fields import TEXT_COLUMNS
 from .forms import AS_IS, assembled, checked_form, read_known_form, recognize_form, report_form, with_form
+from .hub_names import hub_problem, report_search
 from .known_forms import KNOWN_FORMS
 from .records import NUMBERS, readable_records, with_messages_of_table
 from .rows import UNREADABLE, read_row, to_comparison
@@ -176,20 +177,30 @@ def _prompt_keys(rows):
     return keys
 
 # %% ../nbs/03b_loading.ipynb #2a3e8ab4
+_EXPECTED_DATA = "a file or folder of rows, or the name of a data set on the hub"
+
+
 def _load_dataset(name, source, streaming, config, revision, data_dir):
     "Return the rows of Parquet or Arrow files, or of a data set on the hub, as they are."
     options = {"name": config, "revision": revision}
     if not source.files:
         options["data_dir"] = data_dir
     options = {option: value for option, value in options.items() if value is not None}
+    options.update(split=source.split, streaming=streaming)
+    if not source.files:
+        return _load_from_hub(name, options)
     files = _with_rows(source.files) if source.kind == "parquet" else source.files
-    return load_dataset(
-        source.kind or name,
-        data_files=files or None,
-        split=source.split,
-        streaming=streaming,
-        **options,
-    )
+    return load_dataset(source.kind, data_files=files, **options)
+
+
+def _load_from_hub(name, options):
+    "Return the rows of a data set on the hub. Raise `OSError` with the remedy if it cannot be opened."
+    report_search(name, "dataset")
+    try:
+        return load_dataset(name, **options)
+    except OSError as error: # also of a data set that does not exist
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ConnectionError
+        raise kind(hub_problem(name, _EXPECTED_DATA, error, "file or folder")) from error
 
 
 def _with_rows(files):

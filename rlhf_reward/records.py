@@ -20,6 +20,7 @@ import pyarrow as pa
 from datasets import Features, IterableDataset, Json, Value
 
 from .fields import TEXT_COLUMNS, parsed_cell, read_json
+from .quotes import short
 from .rows import FORMS, UNREADABLE
 
 # %% ../nbs/03k_records.ipynb #44994050
@@ -263,7 +264,7 @@ def _rows_of_object(value):
             lists[name] = part
     if len(lists) > 1:
         raise ValueError(
-            f"it is one JSON object with the lists {sorted(lists)!r:.200}; expected one list of rows: write each into "
-            "a file of its own."
+            f"it is one JSON object with the lists {short(sorted(lists), 200)}; expected one list of rows: write each "
+            "into a file of its own."
         )
     return next(iter(lists.values()), [value])

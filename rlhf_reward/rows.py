@@ -13,6 +13,7 @@ from .comparison import BadResponse, Comparison, is_ids, ranks_of, shared_length
 from .fields import TEXT_FORMS, checked_text, finite_number, finite_numbers, from_json, template_variables
 from .labels import row_labels
 from .mixed_rows import dataset_of, own_row, row_name
+from .quotes import short
 from .single import as_list_row, single_forms
 from .soft_labels import read_label
 from .unread import check_media
@@ -177,7 +178,7 @@ def _read_ranked(row, verdicts):
     prompt, responses = _prompt_and_responses(row, from_json("responses", row["responses"], list), fewest)
     labels = row_labels(row, len(responses), verdicts)
     if scores is None and ranks is None and (labels is None or None in labels):
-        of_labels = "" if labels is None else f" and the labels {row['labels']!r:.60}"
+        of_labels = "" if labels is None else f" and the labels {short(row['labels'])}"
         raise ValueError(
             f"the scores are {row.get('scores')!r} and the ranks {row.get('ranks')!r}{of_labels} for {len(responses)} "
             "responses; expected one number for each in one of the two, or a label for each."
@@ -195,8 +196,8 @@ def _read_rated(row):
     prompt, responses = _prompt_and_responses(row, from_json("responses", row["responses"], list), fewest=1)
     if read_ratings(row["ratings"], len(responses)) is None:
         raise ValueError(
-            f"the ratings are {row['ratings']!r:.80}, and nothing orders the responses; expected ratings by attribute, "
-            "such as {'helpfulness': [4, 2]}, or ranks, or scores for a single number each."
+            f"the ratings are {short(row['ratings'])}, and nothing orders the responses; expected ratings by "
+            "attribute, such as {'helpfulness': [4, 2]}, or ranks, or scores for a single number each."
         )
     return prompt, responses, (1,) * len(responses), None
 
@@ -230,7 +231,7 @@ def _columns_to_score(row):
 def _prompt_and_responses(row, responses, fewest=2):
     "Return the prompt and the responses without it, both strings or both messages."
     if not isinstance(responses, (list, tuple)) or len(responses) < fewest:
-        found = f"the responses are {responses!r:.80}" if responses else "there are no responses"
+        found = f"the responses are {short(responses)}" if responses else "there are no responses"
         raise ValueError(f"{found}; expected a list of at least {fewest}.")
     responses = _checked_responses(responses)
     are_messages = [not isinstance(response, str) for response in responses]
@@ -275,8 +276,8 @@ def _prompt_and_messages(prompt, responses):
         if role in ("system", "user"):
             raise BadResponse(
                 f"response {index + 1} begins with a message of the {role}, but is not a conversation that holds the "
-                f"prompt {prompt[-1].get('content')!r:.40}; expected whole conversations with that prompt, or only "
-                "what follows it.",
+                f"prompt {short(prompt[-1].get('content'), 40)}; expected whole conversations with that prompt, or "
+                "only what follows it.",
                 index,
             )
     return prompt, responses
@@ -365,5 +366,5 @@ def _token_ids(row):
         ids = row[name]
         is_list = isinstance(ids, (list, tuple)) and len(ids) > 0
         if not is_list or not all(type(number) is int and number >= 0 for number in ids):
-            raise ValueError(f"the {name} are {ids!r:.60}; expected a list of token ids, at least one.")
+            raise ValueError(f"the {name} are {short(ids)}; expected a list of token ids, at least one.")
     return [list(row["chosen_ids"]), list(row["rejected_ids"])]

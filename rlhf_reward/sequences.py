@@ -19,6 +19,7 @@ from .omissions import render_checked
 from .packing import choose_layout, model_inputs
 from .placing import input_device, to_device
 from .pooling import RESPONSE_POOLINGS
+from .quotes import short
 from .response_tokens import marked, rendered_prompts, response_starts, unmarked
 from .reward import RewardModel
 from .templates import Conversation, as_conversation, chat_marks
@@ -236,10 +237,10 @@ def _subject(comparison, response):
     noun = "text" if comparison.whole else "response"
     count = len(texts)
     if count == 1:
-        return f"The {noun} {texts[0]!r:.60}"
+        return f"The {noun} {short(texts[0])}"
     if response is None:
-        return f"Each of {count} {noun}s, of which the first is {texts[0]!r:.60},"
-    return f"The {noun} {texts[response]!r:.60}, number {response + 1} of {count},"
+        return f"Each of {count} {noun}s, of which the first is {short(texts[0])},"
+    return f"The {noun} {short(texts[response])}, number {response + 1} of {count},"
 
 
 def _dummy_comparisons(num_ids):

@@ -16,6 +16,7 @@ from torch import nn
 from torchtyping import TensorType
 
 from .checkpoint_files import find_file, open_weights
+from .quotes import short
 
 # %% ../nbs/01p_several_heads.ipynb #4a46b53e
 def checked_heads(
@@ -24,11 +25,11 @@ def checked_heads(
 ) -> int:
     "Return the number of heads. Raise `ValueError` unless it is 1 or more, and for several of a model with attributes."
     if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1:
-        raise ValueError(f"heads is {heads!r:.60}; expected a whole number, 1 or more.")
+        raise ValueError(f"heads is {short(heads)}; expected a whole number, 1 or more.")
     if heads > 1 and attributes:
         raise ValueError(
-            f"heads is {heads} and attributes are {list(attributes)!r:.200}; expected several heads of one reward, or "
-            "attributes with one head."
+            f"heads is {heads} and attributes are {short(list(attributes), 200)}; expected several heads of one "
+            "reward, or attributes with one head."
         )
     return heads
 

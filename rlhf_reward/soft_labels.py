@@ -10,6 +10,7 @@ from typing import Any, Iterable, NamedTuple, Optional
 
 from .comparison import Comparison
 from .fields import finite_number
+from .quotes import short
 from .verdicts import PROBABILITY_OF_A, UnclearVerdict, as_number, checked_verdicts, spelled, verdict_ranks
 
 # %% ../nbs/03o_soft_labels.ipynb #db01ff1a
@@ -65,7 +66,7 @@ def probability(
     number = finite_number(name, value)
     if number is None or not 0 <= number <= 1:
         raise ValueError(
-            f"found {value!r:.60} as {name}; expected a probability, 0 to 1. A column of another meaning can be "
+            f"found {short(value)} as {name}; expected a probability, 0 to 1. A column of another meaning can be "
             f"renamed: --columns other={name}."
         )
     return number
@@ -81,7 +82,7 @@ def column_probability(
     number = as_number(spelled(value))
     if number is not None and not 0 <= number <= 1:
         raise UnclearVerdict(
-            f"found {value!r:.60} as preference, a column of probabilities by its other values; expected 0 to 1. Give "
+            f"found {short(value)} as preference, a column of probabilities by its other values; expected 0 to 1. Give "
             "what the values mean: --verdicts=…, or verdicts={…} in load_rows and with_verdicts."
         )
     return probability("preference", value)
@@ -120,7 +121,7 @@ def _share_of_votes(row):
     votes = [finite_number(name, row.get(name)) for name in ("votes_a", "votes_b")]
     if None in votes or min(votes) < 0 or not sum(votes):
         raise ValueError(
-            f"the votes_a are {row.get('votes_a')!r:.60} and the votes_b {row.get('votes_b')!r:.60}; expected two "
+            f"the votes_a are {short(row.get('votes_a'))} and the votes_b {short(row.get('votes_b'))}; expected two "
             "numbers that are not negative, at least one above 0."
         )
     return votes[0] / sum(votes)

@@ -20,6 +20,7 @@ from transformers import PretrainedConfig
 
 from .attributes import AttributeRewards, forget_reward_scale
 from .checkpoint_files import find_file, open_weights
+from .quotes import short
 from .several_heads import FOLDER, HEADS, check_same_head, load_heads, remove_uncertainty
 from .several_heads import save_heads, save_tensors
 
@@ -183,7 +184,7 @@ def checked_pessimism(
     is_number = isinstance(pessimism, (int, float)) and not isinstance(pessimism, bool)
     if not is_number or not 0 <= pessimism < math.inf:
         raise ValueError(
-            f"pessimism is {pessimism!r:.60}; expected a finite number of standard deviations, 0 or more."
+            f"pessimism is {short(pessimism)}; expected a finite number of standard deviations, 0 or more."
         )
     return float(pessimism)
 

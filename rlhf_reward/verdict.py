@@ -150,6 +150,8 @@ def _named(word, baseline):
 def _against(difference, baseline):
     "Return how far a model is above or below a baseline, with the interval in the same words."
     value, low, high = _points(difference)
+    if value == 0:
+        return f"as good as {baseline} ({abs(low):.1f} below to {high:.1f} above)"
     is_below = value < 0 or (low < 0 and high <= 0)
     if low < 0 < high:
         ends = f"{-low:.1f} below to {high:.1f} above"

@@ -11,6 +11,8 @@ __all__ = ['RANKS', 'MEANING_OF_WORD', 'MEANINGS', 'RANKS_BY_WINNER', 'PROBABILI
 import math
 from typing import Any, Iterable, Optional
 
+from .quotes import short
+
 # %% ../nbs/03g_verdicts.ipynb #2f0a88ff
 RANKS = {"a": (1, 2), "b": (2, 1), "tie": (1, 1)} # of response_a and response_b, by what a verdict means
 
@@ -172,7 +174,7 @@ def verdict_ranks(
     if as_number(word) is None and word not in ("true", "false"):
         words = ", ".join(MEANING_OF_WORD)
         raise ValueError(
-            f"the {column} is {value!r:.60}; expected one of {words}, or what it means: --verdicts='{word:.60}=a'."
+            f"the {column} is {short(value)}; expected one of {words}, or what it means: --verdicts='{word:.60}=a'."
         )
     numbers = [verdict for verdict in verdicts if as_number(verdict) is not None]
     extended = read_verdicts([*numbers, word], column)

@@ -120,7 +120,7 @@ class ProbeResult:
     here: float # reward
     there: Optional[float] # None if the other program gives none
     problem: str # why not, or empty
-    together: Optional[float] = None # in one request with all probes
+    together: Optional[float] = None # in one request with other probes
 
     @property
     def difference(self) -> Optional[float]:

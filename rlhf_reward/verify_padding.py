@@ -16,10 +16,10 @@ from .verify_tokens import Cause
 def padding_cause(
     search: CauseSearch, # with the rewards of the probes alone
     explanation: Optional[Explanation], # of these, if there is one
-    together: list[float], # rewards in one request with all probes
+    together: list[Optional[float]], # rewards in one request; None for a probe that is not in it
 ) -> Optional[Cause]: # None if they are those of the probes alone
     "Return how the texts of a request are padded in the other program."
-    pairs = list(zip(search.there, together))
+    pairs = [(alone, reward) for alone, reward in zip(search.there, together) if reward is not None]
     if all(is_close(alone, reward, search.tolerance) for alone, reward in pairs):
         return None
     name = None
@@ -49,8 +49,9 @@ def _padding_name(search, explanation, together):
 
 def _gives(here, explanation, together, name, pad, tolerance):
     "Return whether a way of padding, of `PADDING`, gives these rewards."
-    longest = max(len(ids) for ids in explanation.sequences)
-    for ids, expected in zip(explanation.sequences, together):
+    rows = [(ids, reward) for ids, reward in zip(explanation.sequences, together) if reward is not None]
+    longest = max(len(ids) for ids, _ in rows)
+    for ids, expected in rows:
         padding = [pad] * (longest - len(ids))
         if name == "left as text":
             reward = here.padded(padding + ids)

@@ -14,12 +14,14 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Optional, Union
 from urllib.parse import urlsplit
 
 from transformers import PreTrainedTokenizerBase
 
-from .verify_probes import OtherRewards, Probe
+from .quotes import short
+from .verify_probes import OtherRewards, Probe, rewards_together
 
 # %% ../nbs/10i_verify_servers.ipynb #5131e146
 class CannotVerify(ValueError):
@@ -214,7 +216,7 @@ def one_number(
     if value is None: # as many servers write a reward that is not a number
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise CannotVerify(f"The server answers {value!r:.60} for a text; expected a number.")
+        raise CannotVerify(f"The server answers {short(value)} for a text; expected a number.")
     return float(value)
 
 # %% ../nbs/10i_verify_servers.ipynb #6a6db7e9
@@ -245,7 +247,7 @@ def request_rewards(
     try:
         numbers = form.read(json.loads(text))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        problem = f"{form.path} answers {text!r:.100}; expected an answer in the form of {form.kind}."
+        problem = f"{form.path} answers {short(text)}; expected an answer in the form of {form.kind}."
         raise CannotVerify(problem) from None
     if not isinstance(numbers, list) or len(numbers) != len(items):
         count = len(numbers) if isinstance(numbers, list) else "no"
@@ -344,7 +346,7 @@ class RewardServer:
         tokenizer: PreTrainedTokenizerBase, # which renders conversations that are sent as text
         how: Optional[str] = None, # "messages" or "text"; by default messages where server and model take them
     ) -> OtherRewards:
-        "Return the rewards of the probes, each alone and all in one request."
+        "Return the rewards of the probes, each alone and the batched ones in one request."
         form, how = self._choose_form(probes[0], tokenizer, how)
         inputs = [input_of(form, probe, tokenizer, how) for probe in probes]
         rewards = []
@@ -358,7 +360,10 @@ class RewardServer:
         accepted = [item for item, reward in zip(inputs, rewards) if reward is not None]
         again, = request_rewards(self.send, form, accepted[:1], self.model)
         takes_list = form.takes_lists or how == "text"
-        together = self._together(form, accepted) if takes_list and len(accepted) > 1 else None
+        together = None
+        if takes_list:
+            shown = [probe for probe, reward in zip(probes, rewards) if reward is not None]
+            together = rewards_together(partial(self._together, form), accepted, shown)
         return OtherRewards(f"{self.name}{form.path}", self.kind, rewards, problems, together, again)
 
     def _choose_form(self, probe, tokenizer, how):

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from .scoring import Scorer
-from .verify_probes import OtherRewards, Probe
+from .verify_probes import OtherRewards, Probe, rewards_together
 from .verify_servers import CannotVerify
 
 # %% ../nbs/10j_verify_tools.ipynb #a61ab7d6
@@ -25,10 +25,13 @@ def ask_function(
     score: Callable[[Rows], list[float]], # called with all rows or some
     rows: Rows, # one for each probe
     pads: bool = True, # whether several rows can be scored together
+    probes: Optional[list[Probe]] = None, # of the rows, which decide which are scored together; by default all
 ) -> OtherRewards:
-    "Return the rewards of a function, of each row alone and of all together."
+    "Return the rewards of a function, of each row alone and of several together."
     alone = [score([row])[0] for row in rows]
-    together = score(rows) if pads else None
+    together = None
+    if pads:
+        together = rewards_together(score, rows, probes) if probes else score(rows)
     return OtherRewards(name, name, alone, [""] * len(rows), together, score(rows[:1])[0])
 
 
@@ -103,7 +106,7 @@ def ask_transformers(
         return logits[:, 0].float().tolist()
 
     has_pad = tokenizer.pad_token is not None and model.config.pad_token_id is not None
-    answer = ask_function("transformers", score, encoded, pads=has_pad)
+    answer = ask_function("transformers", score, encoded, has_pad, probes)
     answer.ids = [_with_types(row) for row in encoded]
     return answer
 
@@ -143,7 +146,7 @@ def ask_rewardbench(
         with torch.no_grad():
             return model(**inputs.to(device)).logits[:, 0].float().tolist()
 
-    answer = ask_function("rewardbench", score, texts)
+    answer = ask_function("rewardbench", score, texts, probes=probes)
     answer.ids = [_visible_ids(tokenizer, text) for text in texts]
     return answer
 
@@ -197,7 +200,7 @@ def ask_crossencoder(
             return [float(reward) for reward in encoder.predict(rows, batch_size=len(rows), show_progress_bar=False)]
         return [float(encoder.predict(row, show_progress_bar=False)) for row in rows] # a list would be a pair
 
-    return ask_function("crossencoder", score, rows, pads=has_pairs)
+    return ask_function("crossencoder", score, rows, has_pairs, probes)
 
 
 TOOLS = { # name of `--with` → function

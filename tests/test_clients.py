@@ -361,7 +361,7 @@ def test_the_token_and_the_metrics(scorer):
 def test_the_command_compares_names(folder, monkeypatch, capsys):
     given = []
     monkeypatch.setattr("rlhf_reward.serving.serve", lambda *values, **options: given.append(options))
-    monkeypatch.setattr("rlhf_reward.serving.check_address", lambda *values: None)
+    monkeypatch.setattr("rlhf_reward.cli.serve_command.check_address", lambda *values: None)
     for arguments in ([], ["--strict_model_name"]):
         main(["serve", "--model", folder, "--device", "cpu", *arguments])
     assert [options["strict_model_name"] for options in given] == [False, True]

@@ -182,6 +182,9 @@ def test_train_takes_the_names_of_the_others(tmp_path):
     ("train", [str(RECIPES["full"].parent / "fsdp2.yaml")], "is for accelerate; expected arguments of the command"),
     ("train", ["fsdp2"], "configs/fsdp2.yaml -m rlhf_reward train …"),
     ("score", ["--normalize=yes"], "--normalize is 'yes'; expected true or false."),
+    ("score", ["--max_length", "0"], "argument --max_length: it is 0; expected 1 or more."),
+    ("serve", ["--model", "m", "--tokens_per_batch", "a"], "--tokens_per_batch: 'a' is no whole number; expected 1"),
+    ("train", ["--per_device_eval_batch_size", "0"], "per_device_eval_batch_size is 0; expected 1 or more."),
     ("trian", [], "unknown command 'trian'; did you mean 'train'?"),
     ("--model", ["m", "train"], "'--model' comes before the command; expected one of audit, train,"),
 ])

@@ -738,7 +738,7 @@ def test_a_csv_of_a_hub_has_no_types_either(streaming, tmp_path, monkeypatch):
         rows = [[written, json.dumps(ASKED + FIVE), index] for index, written in enumerate(CONVERSATIONS)]
         csv.writer(file).writerows([["good", "rejected", "margin"], *rows, ["w6", "w7", 1], [str(FOUR), "w7", 1]])
 
-    def load_dataset(name, data_files, split, streaming):
+    def load_dataset(name, split, streaming):
         return datasets.load_dataset("csv", data_files=str(path), split=split, streaming=streaming)
 
     monkeypatch.setattr(loading, "load_dataset", load_dataset)

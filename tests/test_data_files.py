@@ -183,3 +183,11 @@ def test_parts_of_a_data_set_on_the_hub_are_passed_on(streaming, monkeypatch):
     asked.clear()
     load_rows("a/b", streaming=streaming)
     assert asked == {"path": "a/b", "split": "train", "streaming": streaming}
+
+    def no_connection(path, **options):
+        raise ConnectionError("Couldn't reach it.\nOffline.")
+
+    monkeypatch.setattr(loading, "load_dataset", no_connection)
+    problem = "'a/b' is no file or folder in .*; expected .*by HF_HUB_OFFLINE=1: unset .* Couldn't reach it. Offline.$"
+    with pytest.raises(ConnectionError, match=problem):
+        load_rows("a/b", streaming=streaming)

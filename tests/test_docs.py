@@ -514,6 +514,14 @@ def test_headings_of_a_lesson_differ():
         assert [heading for heading, count in headings.items() if count > 1] == [], path.name
 
 
+def test_examples_import_names_of_the_data_from_one_module():
+    parts = re.compile(r"from rlhf_reward\.(rows|loading|comparison) import")
+    for path in notebooks():
+        for cell in cells(path, "code"):
+            is_example = "#| export" not in cell.source and "#| hide" not in cell.source
+            assert not (is_example and parts.search(cell.source)), f"{path.name}: expected rlhf_reward.data"
+
+
 def test_names_and_files_become_links(docs):
     def linked(text, path="nbs/tutorials/01_train.ipynb"):
         return docs.with_links(text, Path(path), lambda target: f"<{target}>", names)

@@ -452,7 +452,6 @@ def test_processes_share_the_work_also_where_one_has_less_memory(model, tmp_path
     ({"--model": "nowhere/at/all"}, "rlhf_reward score: .*nowhere/at/all.* does not exist"),
     ({"--data": "no.jsonl"}, "rlhf_reward score: 'no.jsonl' does not exist"),
     ({"--columns": "prompt"}, "--columns prompt is not a map"),
-    ({"--max_length": "0"}, "max_length 0; expected 1 or more"),
 ])
 def test_the_command_reports_what_is_wrong(change, expected, model, tmp_path, output):
     data = write(tmp_path / "rows.jsonl", pairs(2))

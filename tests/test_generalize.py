@@ -1,4 +1,5 @@
 "The bench of methods: its split, its budget, what it skips, and the figures of its tables by hand."
+import argparse
 import json
 import random
 import sys
@@ -139,3 +140,16 @@ def test_every_method_has_options_that_exist(tmp_path):
         assert set(args) <= names, method
         check_arguments(RewardConfig(str(tmp_path), use_cpu=True, report_to="none", **args))
         assert options.get("of", "trl") in generalize.METHODS
+
+
+def test_a_file_that_does_not_exist_is_an_error_of_the_arguments(tmp_path):
+    paths = import_module("paths")
+    file = str(tmp_path / "rows.jsonl")
+    kinds = [(paths.existing, file), (paths.existing_or_synthetic, file), (paths.kind_and_file, f"hh={file}")]
+    for kind, text in kinds:
+        with pytest.raises(argparse.ArgumentTypeError, match="rows.jsonl' does not exist; expected a file of rows"):
+            kind(text)
+    Path(file).touch()
+    assert paths.kind_and_file(f"hh={file}") == ("hh", file) and paths.existing_path(file) == Path(file)
+    with pytest.raises(argparse.ArgumentTypeError, match="has no kind; expected hh=FILE"):
+        paths.kind_and_file(file)

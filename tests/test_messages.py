@@ -1,4 +1,6 @@
 "Messages name the right response, the right limit and the right reason."
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,11 +9,13 @@ from datasets import Dataset, IterableDataset
 from fastapi.testclient import TestClient
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+import rlhf_reward
 from rlhf_reward import RewardConfig, RewardModel, RewardTrainer, tokenize_rows
 from rlhf_reward.audit import audit
 from rlhf_reward.cli.train_command import parse_train
 from rlhf_reward.comparison import BadResponse
 from rlhf_reward.encoding import TooLong
+from rlhf_reward.quotes import short
 from rlhf_reward.rows import to_comparison
 from rlhf_reward.scoring import Scorer
 from rlhf_reward.serving import make_app
@@ -232,3 +236,9 @@ def test_a_yaml_file_has_no_empty_values_that_mean_something_else(tmp_path, caps
     assert expected in capsys.readouterr().err
     config.write_text("lora_r: null\nmax_length: 64\n", encoding="utf-8")
     assert parse_train([str(config), "--output_dir", str(tmp_path)])[1].max_length == 64
+
+
+def test_values_that_are_cut_end_in_an_ellipsis():
+    assert short("a" * 78) == repr("a" * 78) and short("a" * 79) == "'" + "a" * 78 + "…"
+    for path in sorted(Path(rlhf_reward.__file__).parent.rglob("*.py")):
+        assert not re.search(r"!r:\.\d", path.read_text(encoding="utf-8")), f"{path.name}: expected quotes.short"

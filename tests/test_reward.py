@@ -2,11 +2,13 @@ import copy
 import functools
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as T
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -22,7 +24,7 @@ from architectures import (
     save_language_model,
     word_tokenizer,
 )
-from rlhf_reward import RewardModel
+from rlhf_reward import RewardModel, checkpoint_files, hub_names
 from rlhf_reward.reward import default_pooling, right_padded
 
 CLOSE = dict(atol=1e-5, rtol=1e-5)
@@ -416,10 +418,38 @@ def test_path_without_config_is_named(tmp_path, monkeypatch):
         raise OSError("no such repository")
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(checkpoint_files, "cached_file", from_pretrained)
     with pytest.raises(
         OSError, match=r"'runs/x' is no folder in .* could not be opened on the hub; expected .*no such repository"
     ):
         RewardModel("runs/x", device="cpu")
+
+
+def test_a_name_on_the_hub_is_reported_before_the_search(tmp_path, monkeypatch, caplog):
+    "A similar folder is named, and without a connection the hub is tried for one file only."
+    (tmp_path / "my-model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub_names.constants, "HF_HUB_CACHE", str(tmp_path))
+    for switch in hub_names.SWITCHES:
+        monkeypatch.delenv(switch, raising=False)
+    tried = []
+
+    def look_up(name, file="config.json", **options):
+        tried.append(file)
+        raise OSError("no connection") from LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(checkpoint_files, "cached_file", look_up)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", look_up)
+    expected = r"'my-modle' is no folder in .* \(did you mean 'my-model'\?\)"
+    with pytest.raises(OSError, match=expected + " and could .*connection to the internet, or give the path of a copy"):
+        RewardModel("my-modle", device="cpu")
+    assert tried == ["adapter_config.json"]
+    assert re.fullmatch(expected + "; looking for it on the hub.", caplog.messages[-1])
+    (tmp_path / "models--my-modle").mkdir() # something of it is in the cache
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OSError, match="switched off by HF_HUB_OFFLINE=1: unset it"):
+        RewardModel("my-modle", device="cpu")
+    assert len(caplog.messages) == 1
 
 
 def test_home_is_expanded(base, monkeypatch):

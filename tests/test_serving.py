@@ -812,7 +812,7 @@ def test_small_bodies_with_much_in_them(scorer):
 @pytest.mark.parametrize(
     "options, expected",
     [
-        (["--host", "0.0.0.0"], "which others can reach"),
+        (["--host", "0.0.0.0"], "the host 127.0.0.1, or --allow_public for a network"),
         (["--host", "::"], "which others can reach"),
         (["--host", "no such host"], "not an address of this machine"),
         (["--token", ""], "The token is empty"),
@@ -821,11 +821,13 @@ def test_small_bodies_with_much_in_them(scorer):
         (["--token", "a b"], "without spaces"),
         (["--port", "99999"], "expected a port from 1 to 65535"),
         (["--timeout", "inf"], "expected a port"),
-        (["--device", "cuda"], "no CUDA device"),
+        (["--device", "cuda"], "no CUDA device. Pass --device cpu."),
     ],
 )
 def test_the_command_refuses(options, expected, folder, monkeypatch):
     monkeypatch.delenv("RLHF_REWARD_TOKEN", raising=False)
+    if options[0] in ("--host", "--token"): # refused before anything slow is imported
+        monkeypatch.setitem(sys.modules, "rlhf_reward.serving", None)
     with pytest.raises(SystemExit) as exit:
         main(["serve", "--model", folder, "--device", "cpu", *options])
     assert expected in exit.value.code

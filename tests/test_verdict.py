@@ -100,9 +100,9 @@ def test_each_case_has_its_sentence():
     ((-0.05, -0.11, -0.012), "5.0 points below {} (1.2 to 11.0)"),
     ((0.05, 0.0, 0.11), "5.0 points above {} (0.0 to 11.0)"),
     ((-0.05, -0.11, 0.0), "5.0 points below {} (0.0 to 11.0)"),
-    ((0.0, -0.0004, 0.0004), "0.0 points above {} (0.0 to 0.0)"),
-    ((0.0, -0.02, 0.0), "0.0 points below {} (0.0 to 2.0)"),
-    ((0.0, -0.02, 0.03), "0.0 points above {} (2.0 below to 3.0 above)"),
+    ((0.0, -0.0004, 0.0004), "as good as {} (0.0 below to 0.0 above)"),
+    ((0.0, -0.02, 0.0), "as good as {} (2.0 below to 0.0 above)"),
+    ((0.0, -0.02, 0.03), "as good as {} (2.0 below to 3.0 above)"),
 ])
 def test_each_end_says_on_which_side_it_is(difference, words):
     assert words.format(LONGER) in verdict(made(difference))

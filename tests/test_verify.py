@@ -6,6 +6,7 @@ renders, tokenizes and pads by itself, and calls the model.
 """
 import contextlib
 import copy
+import dataclasses
 import functools
 import itertools
 import json
@@ -26,9 +27,9 @@ from rlhf_reward import RewardModel, Scorer, verify_servers, verify_values
 from rlhf_reward.cli import main
 from rlhf_reward.synthetic import synthetic_texts, tiny_decoder
 from rlhf_reward.verify import Verifier
-from rlhf_reward.verify_probes import OtherRewards
+from rlhf_reward.verify_probes import OtherRewards, make_probes
 from rlhf_reward.verify_servers import CannotVerify, RewardServer
-from rlhf_reward.verify_tools import ask_crossencoder, ask_folder, ask_rewardbench, ask_transformers
+from rlhf_reward.verify_tools import ask_crossencoder, ask_folder, ask_function, ask_rewardbench, ask_transformers
 
 TEMPLATE = (
     "{{ bos_token }}{% if messages[0].role != 'system' %}system: Be kind.<|end|>\n{% endif %}"
@@ -594,6 +595,19 @@ def test_transformers_and_rewardbench(chat, plain, folder):
         assert chat.compare(ask_tool(folder, chat.probes, "cpu")).equal
     report = plain.compare(ask_transformers(folder, plain.probes, "cpu"))
     assert report.diagnoses[0].causes == ["tokenized as text"]
+
+
+def test_the_very_long_probe_is_scored_alone_only(chat, folder):
+    "The others are not padded to it, and the padding of the others is still found."
+    room_for_both = types.SimpleNamespace(tokenizer=chat.scorer.tokenizer, max_length=4000, tokenize_each=list)
+    assert [probe.is_batched for probe in make_probes(room_for_both)][-3:] == [True, True, False]
+    probes = [*chat.probes[:-1], dataclasses.replace(chat.probes[-1], is_batched=False)]
+    equal = ask_transformers(folder, probes, "cpu")
+    assert [reward is None for reward in equal.together] == [not probe.is_batched for probe in probes]
+    assert chat.compare(equal).equal
+    program = OtherProgram(chat.scorer, "left padding")
+    padded = ask_function("other", program.rewards, [program.ids(probe) for probe in probes], probes=probes)
+    assert chat.compare(padded).diagnoses[0].causes == ["padding: left as text"]
 
 
 def test_padding_that_is_the_end_token(chat, folder, tmp_path):

@@ -10,6 +10,7 @@ from rlhf_reward.cli.audit_command import audit, audit_parser
 from rlhf_reward.cli.average_command import average, average_parser
 from rlhf_reward.cli.calibrate_command import calibrate, calibrate_parser
 from rlhf_reward.cli.completion_command import completion, completion_parser
+from rlhf_reward.cli.config import as_options, options_by_name
 from rlhf_reward.cli.convert_command import convert, convert_parser
 from rlhf_reward.cli.env_command import env, env_parser
 from rlhf_reward.cli.evaluate_command import evaluate, evaluate_parser
@@ -91,6 +92,10 @@ def main(
     except KeyboardInterrupt as stop:  # such as while it imports torch; some commands end in a line of their own
         print(f"\nrlhf_reward {name}: stopped by SIGINT.", file=sys.stderr)
         sys.exit(getattr(stop, "status", 130))
+    except SystemExit as stop:
+        if isinstance(stop.code, str):  # a message of the library
+            stop.code = as_options(stop.code, options_by_name(COMMANDS[name].parser()))
+        raise
     finally:
         leave_process_group()
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator, Optional
 
-from .parser import CommandParser
+from .parser import CommandParser, at_least_one
 
 # %% ../../nbs/09a_cli_arguments.ipynb #27e2f74e
 def parse_columns(
@@ -203,7 +203,7 @@ def scoring_parser(
     group.add_argument("--attn_implementation", help="attention of transformers: sdpa, eager, flex_attention, …")
     group.add_argument(
         "--max_length",
-        type=int,
+        type=at_least_one,
         help="maximum tokens of prompt and response together (default: the model's limit)",
     )
     group.add_argument(
@@ -214,7 +214,7 @@ def scoring_parser(
     )
     group.add_argument(
         "--tokens_per_batch",
-        type=int,
+        type=at_least_one,
         help="tokens computed at once; fewer if memory runs out (default: 2048 on a CPU, else 16384)",
     )
     group.add_argument(
@@ -311,11 +311,11 @@ def read_chat_template(
     name: str,  # a file, or a model whose tokenizer has a chat template
 ) -> str:
     "Return a chat template. Raise `ValueError` if there is none, or one that is no template."
-    from transformers import AutoTokenizer
+    from rlhf_reward.checkpoint_files import open_tokenizer
 
     file = Path(name)
     try:
-        template = file.read_text("utf-8") if file.is_file() else AutoTokenizer.from_pretrained(name).chat_template
+        template = file.read_text("utf-8") if file.is_file() else open_tokenizer(name).chat_template
     except UnicodeDecodeError as error:
         raise ValueError(f"The chat template {name!r} is not text ({error}); expected UTF-8.") from None
     if not template:

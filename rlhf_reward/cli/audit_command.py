@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .arguments import DATA_HELP, FILES_HELP, FORM_HELP, VERDICTS_HELP, add_data_arguments, data_source
 from .arguments import exit_on_error, parse_columns, parse_verdicts
-from .parser import CommandParser, given_words, print_next
+from .parser import CommandParser, at_least_one, given_words, print_next
 
 # %% ../../nbs/09f_cli_audit.ipynb #b86e714f
 def audit_parser() -> CommandParser:
@@ -56,7 +56,7 @@ def audit_parser() -> CommandParser:
     )
     length.add_argument(
         "--max_length",
-        type=int,
+        type=at_least_one,
         default=2048,
         help="maximum tokens of a comparison (default: 2048)",
     )
@@ -120,9 +120,9 @@ def audit(
     parser = audit_parser()
     options = parser.parse_args(argv)
     from datasets import disable_progress_bars
-    from transformers import AutoTokenizer
 
     from rlhf_reward import audit as audits
+    from rlhf_reward.checkpoint_files import open_tokenizer
     from rlhf_reward.data import load_rows
 
     disable_progress_bars()  # only the table is printed
@@ -136,7 +136,7 @@ def audit(
         load = partial(load, columns=parse_columns(options.columns))
         rows = _load_all(options.data, lambda name: load(name, **data_source(options, name)))
         against = _load_all(options.against, load_against)
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else None
+        tokenizer = open_tokenizer(options.tokenizer) if options.tokenizer else None
         report = audits.audit(rows, against, tokenizer, options.max_length, " and ".join(options.data))
         if options.find_flips:
             flips = _find_flips(rows, options)

@@ -9,7 +9,7 @@ __all__ = ['average_parser', 'average']
 import logging
 
 from .arguments import DATA_HELP, FILES_HELP, add_row_options, exit_on_error, opening, read_data
-from .parser import CommandParser, given_words, print_next, print_table
+from .parser import CommandParser, at_least_one, given_words, print_next, print_table
 
 # %% ../../nbs/09j_cli_average.ipynb #5825b871
 def average_parser() -> CommandParser:
@@ -39,9 +39,9 @@ def average_parser() -> CommandParser:
     )
     parser.hidden |= add_row_options(data, " in --data", "test")
     data.add_argument("--device", help="to evaluate on: cpu, cuda, cuda:1, … (default: a GPU if there is one)")
-    data.add_argument("--max_length", type=int, help="maximum tokens of prompt and response together")
+    data.add_argument("--max_length", type=at_least_one, help="maximum tokens of prompt and response together")
     data.add_argument(
-        "--tokens_per_batch", type=int, help="tokens computed at once (default: 2048 on a CPU, else 16384)"
+        "--tokens_per_batch", type=at_least_one, help="tokens computed at once (default: 2048 on a CPU, else 16384)"
     )
     parser.hidden.add("tokens_per_batch")
     return parser

@@ -161,6 +161,8 @@ def _load_benchmarks(benchmarks, missing):
                 path = local_copy(folder, name)
             loaded[name] = load_benchmark(name, path)
         except (ValueError, OSError, RuntimeError) as error:
+            if not is_of_suite and path is None and isinstance(error, OSError):
+                raise OSError(f"{error} With a copy on this machine: --benchmark {name}=PATH.") from error
             if not is_of_suite:
                 raise
             missing[name] = " ".join(str(error).split()) or type(error).__name__

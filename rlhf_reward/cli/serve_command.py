@@ -8,9 +8,11 @@ __all__ = ['serve_parser', 'serve']
 # %% ../../nbs/09e_cli_serve.ipynb #6cfd2a20
 import logging
 import os
+import sys
 
+from ..addresses import check_address
 from .arguments import MODEL_OPTIONS, exit_on_error, open_scorer, scoring_parser
-from .parser import CommandParser, given_words, print_next
+from .parser import CommandParser, at_least_one, given_words, print_next
 
 # %% ../../nbs/09e_cli_serve.ipynb #8913931b
 def serve_parser() -> CommandParser:
@@ -43,13 +45,13 @@ def serve_parser() -> CommandParser:
     )
     server.add_argument(
         "--max_body",
-        type=int,
+        type=at_least_one,
         default=8_000_000,
         help="maximum bytes of a request (default: 8000000)",
     )
     server.add_argument(
         "--max_waiting",
-        type=int,
+        type=at_least_one,
         default=500_000,
         help="maximum tokens in the queue; requests beyond it are refused with 503 (default: 500000)",
     )
@@ -69,13 +71,15 @@ def serve(
     "Serve a model over HTTP until the process is stopped."
     parser = serve_parser()
     options = parser.parse_args(argv)
+    try:
+        check_address(options.host, options.token, options.allow_public, options.port)
+    except ValueError as error:
+        sys.exit(f"rlhf_reward serve: {error}")
     logging.basicConfig(format="%(message)s")
     try:
         with exit_on_error("serve"):
             from rlhf_reward import serving
 
-            # before the model is opened
-            serving.check_address(options.host, options.token, options.allow_public, options.port)
             scorer = open_scorer(options)
             address = f"http://{options.host}:{options.port}"
             words = given_words(parser, options, MODEL_OPTIONS)

@@ -215,6 +215,7 @@ def parse_train(
 ) -> tuple:  # `TrainArguments` with `columns` and `verdicts` as dicts, `RewardConfig`
     "Return the arguments of `rlhf_reward train`. Exit with a message for unknown or contradictory arguments."
     show_train_help(argv)
+    from rlhf_reward.arguments import check_arguments
     from rlhf_reward.synthetic import RECIPE
 
     parser = full_parser()
@@ -234,6 +235,7 @@ def parse_train(
         if job.print_config:
             _print_config(parser, parser.parse_args(argv), defaults)
         job, args, _ = parser.parse_args_into_dataclasses(argv)
+        check_arguments(args)
         job.dataset = _one_or_several(job.dataset)
         job.eval_dataset = _one_or_several(job.eval_dataset)
         _choose_data(job)

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any, Callable, Optional, Union
 
 from .arguments import data_source, parse_columns, parse_verdicts
+from ..quotes import short
 
 # %% ../../nbs/09i_cli_train_data.ipynb #765e73b9
 SYNTHETIC = "synthetic"
@@ -56,7 +57,7 @@ def parse_set(
     try:
         given = json.loads(value)
     except ValueError as error:
-        raise ValueError(f"{option} has {value!r:.80}, which is not JSON ({error}).") from None
+        raise ValueError(f"{option} has {short(value)}, which is not JSON ({error}).") from None
     names = [key.name for key in fields(NamedSet)]
     for key, setting in given.items():
         if key not in names:
@@ -72,7 +73,7 @@ def parse_set(
         else:
             is_right = isinstance(setting, str) or setting is None and key != "name"
         if not is_right:
-            raise ValueError(f"{option} has a set with {setting!r:.60} as {key}; expected another type of value.")
+            raise ValueError(f"{option} has a set with {short(setting)} as {key}; expected another type of value.")
     if not given.get("name"):
         raise ValueError(f"{option} has the set {value:.80}; expected a name in it: a file, a folder or a data set.")
     return {key: setting for key, setting in given.items() if setting is not None}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import MODEL_OPTIONS, open_scorer, scoring_parser
+from .config import as_options, options_by_name
 from .parser import CommandParser, given_words, print_next
 
 # %% ../../nbs/09i_cli_verify.ipynb #33b7b083
@@ -77,7 +78,8 @@ def verify(
         if options.output:
             Path(options.output).write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError, ImportError) as error:
-        print(f"rlhf_reward verify: {error}", file=sys.stderr)
+        message = as_options(str(error), options_by_name(parser))
+        print(f"rlhf_reward verify: {message}", file=sys.stderr)
         sys.exit(2)
     print(report.as_text())
     if report.equal:

@@ -126,7 +126,7 @@ def _checked_message(message):
     if "content" in message:
         _check_string(message["content"])
     elif "tool_calls" not in message:
-        raise ValueError(f"the message {message!r:.80} has no content; expected role and content, both strings.")
+        raise ValueError(f"the message {short(message)} has no content; expected role and content, both strings.")
     if isinstance(message.get("tool_calls"), list):
         message["tool_calls"] = [_without_empty_fields(call) for call in message["tool_calls"]]
     return message

@@ -245,9 +245,10 @@ def tokenize_for_model(
         for key, part in dataset.items():
             tokenized[key] = tokenize_for_model(model, tokenizer, args, part, f"{name} {key}")
         return tokenized
-    is_rows = isinstance(dataset, (Dataset, IterableDataset))
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        return dataset # such as the name of one of several evaluation sets
     dataset = plain_rows(dataset)
-    if not is_rows or set(FEATURES) <= set(dataset.column_names or ()):
+    if set(FEATURES) <= set(dataset.column_names or ()):
         return dataset
     limits = [limit for limit in (model.max_positions, tokenizer.model_max_length) if limit]
     reads_responses = model.pooling in RESPONSE_POOLINGS or args.length_loss != "none" or args.mismatched_share > 0

@@ -32,9 +32,16 @@ def methods(node):
                 yield method
 
 
+def is_overload(node):
+    "True for one of several signatures of a function, which follows them."
+    return any(ast.unparse(decorator) == "overload" for decorator in getattr(node, "decorator_list", []))
+
+
 def definitions(cell):
     "Yield (name, node) of each public constant, function, class and method of an exported cell."
     for node in ast.parse(cell.source).body:
+        if is_overload(node):
+            continue
         if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and not is_private(node.name):
             yield node.name, node
             if isinstance(node, ast.ClassDef):

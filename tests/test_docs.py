@@ -286,7 +286,7 @@ class Thing(Base):
     "What it is. See `Scorer`."
     def __init__(
         self,
-        name: str, # of the |thing|, `a|b`
+        name: str, # of the |thing|, `a|b`, {1: 2}
         *parts: int, # any number
         size: Optional[int] = None, # in tokens
     ):
@@ -343,7 +343,7 @@ _own = 4
         "### <code>Thing</code> { #Thing }",
         "class Thing(\n    name: str,\n    *parts: int,\n    size: Optional[int] = None,\n)",
         "What it is. See `Scorer`.\n\nRaises `ValueError` for none.",
-        "| `name` | `str` |  | of the \\|thing\\|, `a|b` |",
+        "| `name` | `str` |  | of the \\|thing\\|, `a|b`, &#123;1: 2} |",
         "| `*parts` | `int` |  | any number |",
         "| `size` | `Optional[int]` | `None` | in tokens |",
         "Bases: `Base`.",

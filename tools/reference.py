@@ -159,8 +159,9 @@ def constructor(node):
 
 
 def in_cell(text):
-    "Return text for the cell of a table, whose end is a vertical line, except in code."
-    return re.sub(r"(`[^`]*`)|\|", lambda match: match[1] or r"\|", text)
+    "Return text for the cell of a table, which a vertical line would end, and braces would be attributes of."
+    special = {"|": r"\|", "{": "&#123;"}
+    return re.sub(r"(`[^`]*`)|[|{]", lambda match: match[1] or special[match[0]], text)
 
 
 def table(rows, node, found):

@@ -197,6 +197,8 @@ def check_arguments(
         value = getattr(args, name)
         if value is not None and value < 0:
             raise ValueError(f"{name} is {value}; expected 0 or more.")
+    if args.max_steps == 0:
+        raise ValueError("max_steps is 0; expected 1 or more, or -1 for num_train_epochs.")
     if args.head_start not in ("random", "small", "zero", "fitted"):
         raise ValueError(f"head_start is {args.head_start!r}; expected 'random', 'small', 'zero' or 'fitted'.")
     if not 0 <= args.mismatched_share <= 1:

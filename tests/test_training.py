@@ -439,9 +439,9 @@ def test_unsupported_arguments_are_rejected(base, tmp_path, option):
 
 @pytest.mark.parametrize(
     "option",
-    ["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"],
+    ["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_steps"],
 )
-def test_a_batch_of_nothing_is_rejected(base, tmp_path, option):
+def test_a_batch_or_a_run_of_nothing_is_rejected(base, tmp_path, option):
     with pytest.raises(ValueError, match=f"^{option} is 0; expected 1 or more"):
         make_trainer(base, tmp_path, **{option: 0})
 

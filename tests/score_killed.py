@@ -7,10 +7,12 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 from rlhf_reward import files
 from rlhf_reward.scoring import Scorer
@@ -22,6 +24,7 @@ def run(scorer, data, output, kill_after=None):
     "Score in a process of its own, and return whether it was killed."
     child = os.fork()
     if child == 0:
+        tqdm.set_lock(threading.RLock())  # its own lock is shared with forks, and one that was killed may have it
         try:
             files.score_file(scorer, data, output)
             os._exit(0)
